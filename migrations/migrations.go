@@ -1,0 +1,58 @@
+// Package migrations brings a memory database to the schema that this build
+// expects. Files are embedded, numbered and forward-only; processes that start
+// together take turns under an advisory lock.
+package migrations
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib" // the database/sql driver that goose needs
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+)
+
+//go:embed *.sql
+var files embed.FS
+
+// Up applies every migration that the database lacks.
+func Up(ctx context.Context, dsn string) error {
+	return with(dsn, func(p *goose.Provider) error {
+		if _, err := p.Up(ctx); err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
+		return nil
+	})
+}
+
+// Pending tells whether the database lacks a migration.
+func Pending(ctx context.Context, dsn string) (pending bool, err error) {
+	err = with(dsn, func(p *goose.Provider) error {
+		pending, err = p.HasPending(ctx)
+		return err
+	})
+	return pending, err
+}
+
+func with(dsn string, fn func(*goose.Provider) error) error {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	db := stdlib.OpenDB(*cfg)
+	defer func(db *sql.DB) { _ = db.Close() }(db)
+	locker, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectPostgres, db, fs.FS(files),
+		goose.WithSessionLocker(locker), goose.WithTableName("whence_migrations"))
+	if err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
+	return fn(p)
+}

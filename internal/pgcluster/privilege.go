@@ -1,6 +1,7 @@
 package pgcluster
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -31,6 +32,29 @@ func unprivileged() (*syscall.Credential, error) {
 		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 	}
 	return nil, fmt.Errorf("postgres refuses to run as root, and there is no user postgres or nobody to run it as")
+}
+
+// TempDir makes a folder that the server's user can reach: below the usual
+// temporary folder if that is open to it, else below a system-wide one.
+func TempDir(prefix string) (string, error) {
+	cred, err := unprivileged()
+	if err != nil {
+		return "", err
+	}
+	var failed []error
+	for _, base := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
+		dir, err := os.MkdirTemp(base, prefix)
+		if err == nil && cred != nil {
+			if err = openPath(dir, cred); err != nil {
+				err = errors.Join(err, os.Remove(dir))
+			}
+		}
+		if err == nil {
+			return dir, nil
+		}
+		failed = append(failed, err)
+	}
+	return "", errors.Join(failed...)
 }
 
 // openPath makes sure that cred can reach dir. It opens dir itself to

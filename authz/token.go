@@ -1,0 +1,209 @@
+package authz
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+const (
+	// MaxTokenSize is the longest token that is read, in bytes.
+	MaxTokenSize = 16 << 10
+	// MaxLifetime is the longest a token may be valid.
+	MaxLifetime = 24 * time.Hour
+	// MaxActors is the longest chain of agents that a token may name.
+	MaxActors = 16
+
+	// tokenType marks access tokens (RFC 9068), so that no other signed JWT,
+	// such as an ID token, can be used as one.
+	tokenType = "at+jwt"
+)
+
+// header is a token's JOSE header: these members and no others.
+type header struct {
+	Type      string `json:"typ"`
+	Algorithm string `json:"alg"`
+	KeyID     string `json:"kid"`
+}
+
+// claims are a token's claims. Names: RFC 7519, RFC 8693 (act, client_id), RFC 9396
+// (authorization_details); tenant, task and role are Whence's own.
+type claims struct {
+	Issuer   string     `json:"iss"`
+	Subject  string     `json:"sub"`
+	Client   string     `json:"client_id"`
+	Actor    *actor     `json:"act,omitempty"`
+	Audience audience   `json:"aud"`
+	Expires  *seconds   `json:"exp"`
+	IssuedAt *seconds   `json:"iat"`
+	NotYet   *seconds   `json:"nbf,omitempty"`
+	ID       string     `json:"jti"`
+	Tenant   string     `json:"tenant"`
+	Task     *taskClaim `json:"task,omitempty"`
+	Details  details    `json:"authorization_details,omitempty"`
+	Role     Role       `json:"role,omitempty"`
+}
+
+// actor nests the chain of RFC 8693: the outermost acts now.
+type actor struct {
+	Subject string `json:"sub"`
+	Actor   *actor `json:"act,omitempty"`
+}
+
+func newActor(chain []string) *actor {
+	if len(chain) == 0 {
+		return nil
+	}
+	return &actor{Subject: chain[0], Actor: newActor(chain[1:])}
+}
+
+func (a *actor) chain() (out []string) {
+	for ; a != nil; a = a.Actor {
+		out = append(out, a.Subject)
+	}
+	return out
+}
+
+type taskClaim struct {
+	ID     uuid.UUID  `json:"id"`
+	Root   uuid.UUID  `json:"root"`
+	Parent *uuid.UUID `json:"parent,omitempty"`
+	Depth  int        `json:"depth"`
+}
+
+// audience is one string or a list of them.
+type audience []string
+
+func (a audience) MarshalJSON() ([]byte, error) {
+	if len(a) == 1 {
+		return json.Marshal(a[0])
+	}
+	return json.Marshal([]string(a))
+}
+
+func (a *audience) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*a = audience{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]string)(a))
+}
+
+// seconds is a NumericDate: seconds since 1970, perhaps with a fraction.
+type seconds float64
+
+// lastSecond is in the year 9999, the last that time.Time writes in RFC 3339.
+const lastSecond = 253402300799
+
+func (s *seconds) UnmarshalJSON(b []byte) error {
+	var f float64
+	if err := json.Unmarshal(b, &f); err != nil {
+		return err
+	}
+	if !(f >= 0 && f <= lastSecond) {
+		return errors.New("a time is out of range")
+	}
+	*s = seconds(f)
+	return nil
+}
+
+func (s seconds) time() time.Time {
+	whole, fraction := math.Modf(float64(s))
+	return time.Unix(int64(whole), int64(fraction*1e9)).UTC()
+}
+
+func secondsOf(t time.Time) *seconds {
+	s := seconds(t.Unix())
+	return &s
+}
+
+// details is authorization_details with its one element of type "whence".
+type details []ScopeSpec
+
+// decodeClaims reads the claims that Whence knows by their exact names and
+// ignores others; those it knows must be unambiguous and of the right type.
+func decodeClaims(b []byte) (c claims, err error) {
+	if err := unambiguous(b); err != nil {
+		return claims{}, err
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(b, &members); err != nil {
+		return claims{}, err
+	}
+	for name, target := range map[string]any{
+		"iss": &c.Issuer, "sub": &c.Subject, "client_id": &c.Client, "act": &c.Actor, "aud": &c.Audience,
+		"exp": &c.Expires, "iat": &c.IssuedAt, "nbf": &c.NotYet, "jti": &c.ID, "tenant": &c.Tenant,
+		"task": &c.Task, "authorization_details": &c.Details, "role": &c.Role,
+	} {
+		raw, ok := members[name]
+		if !ok {
+			continue
+		}
+		if err := DecodeStrict(raw, target); err != nil {
+			return claims{}, fmt.Errorf("claim %s is not what it should be", name) // without what it is
+		}
+	}
+	return c, nil
+}
+
+// principal turns claims whose signature, issuer, audience and times are good
+// into the caller. Whatever does not fit together is an error.
+func (c claims) principal() (*Principal, error) {
+	p := &Principal{Tenant: c.Tenant, User: c.Subject, TokenID: c.ID, Role: c.Role,
+		IssuedAt: c.IssuedAt.time(), Expires: c.Expires.time()}
+	for name, value := range map[string]string{"sub": c.Subject, "client_id": c.Client, "jti": c.ID, "tenant": c.Tenant} {
+		if !plain(value) {
+			return nil, fmt.Errorf("claim %s is missing or not a name", name)
+		}
+	}
+	if c.Role != "" {
+		if !c.Role.Valid() || c.Task != nil || c.Actor != nil || c.Details != nil {
+			return nil, errors.New("an operator's token has one of the roles and no task, actor or scope")
+		}
+		return p, nil
+	}
+	if c.Task == nil || c.Actor == nil || len(c.Details) != 1 || c.Details[0].Type != DetailType {
+		return nil, errors.New("a task's token has a task, an actor and one scope")
+	}
+	p.Agent, p.Actors = c.Client, c.Actor.chain()
+	if err := checkChain(p.Agent, p.Actors); err != nil {
+		return nil, err
+	}
+	p.Task, p.Root, p.Depth = c.Task.ID, c.Task.Root, c.Task.Depth
+	if c.Task.Parent != nil {
+		p.Parent = *c.Task.Parent
+	}
+	if err := checkTask(p.Task, p.Root, p.Parent, p.Depth); err != nil {
+		return nil, err
+	}
+	var err error
+	p.Scope, err = newScope(c.Details[0])
+	return p, err
+}
+
+func checkChain(agent string, actors []string) error {
+	switch {
+	case len(actors) == 0 || actors[0] != agent:
+		return errors.New("the chain of actors must begin with the agent")
+	case len(actors) > MaxActors:
+		return fmt.Errorf("the chain of actors is longer than %d", MaxActors)
+	case slices.ContainsFunc(actors, func(a string) bool { return !plain(a) }):
+		return errors.New("an actor is not a name")
+	}
+	return nil
+}
+
+func checkTask(task, root, parent uuid.UUID, depth int) error {
+	isRoot := depth == 0
+	if task == uuid.Nil || root == uuid.Nil || depth < 0 ||
+		isRoot != (parent == uuid.Nil) || isRoot != (root == task) || parent == task {
+		return errors.New("task, root, parent and depth do not make a place in a tree")
+	}
+	return nil
+}

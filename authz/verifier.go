@@ -1,0 +1,258 @@
+package authz
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/whence-db/whence"
+)
+
+// clockSkew is how far the clocks of issuer and verifier may differ.
+const clockSkew = 5 * time.Second
+
+const defaultCacheSize = 4096
+
+// VerifierConfig configures a [Verifier].
+type VerifierConfig struct {
+	Issuer   string // the only issuer that is believed
+	Audience string // what tokens must be for; empty is Issuer
+	Keys     *Keys
+	Clock    func() time.Time // nil is time.Now
+	// CacheSize bounds the verified tokens that are remembered; 0 is 4096.
+	CacheSize int
+}
+
+// Verifier turns a bearer token into a [Principal]. It may be used by many
+// goroutines at once.
+type Verifier struct {
+	c VerifierConfig
+
+	mu    sync.Mutex
+	cache map[[sha256.Size]byte]verified // guarded by mu; by the token's digest
+}
+
+type verified struct {
+	principal         *Principal
+	kid               string
+	notBefore, expiry time.Time // skew allowed for
+}
+
+// NewVerifier checks the configuration.
+func NewVerifier(c VerifierConfig) (*Verifier, error) {
+	if c.Audience == "" {
+		c.Audience = c.Issuer
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.CacheSize == 0 {
+		c.CacheSize = defaultCacheSize
+	}
+	switch {
+	case c.Issuer == "":
+		return nil, errors.New("verifier: an issuer is required")
+	case c.Keys == nil:
+		return nil, errors.New("verifier: keys are required")
+	case c.CacheSize < 0:
+		return nil, errors.New("verifier: the cache size is negative")
+	}
+	return &Verifier{c: c, cache: make(map[[sha256.Size]byte]verified)}, nil
+}
+
+// Verify returns the caller that a token speaks for. The token comes without the
+// "Bearer " in front; see [BearerToken]. A refusal is a *whence.Error of kind
+// ErrUnauthenticated whose message says what to do and never repeats the token;
+// ErrUnavailable means that the keys could not be read.
+func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
+	switch {
+	case token == "":
+		return nil, refuse("TOKEN_MISSING", "no access token was sent; send one as Authorization: Bearer TOKEN", nil)
+	case len(token) > MaxTokenSize:
+		return nil, malformed(fmt.Errorf("longer than %d bytes", MaxTokenSize))
+	}
+	id := sha256.Sum256([]byte(token))
+	entry, known := v.recall(id)
+	if known {
+		// A key may have been retired since.
+		k, err := v.c.Keys.find(ctx, entry.kid)
+		if err != nil {
+			return nil, fmt.Errorf("verify token: %w", err)
+		}
+		known = k != nil
+	}
+	if !known {
+		var err error
+		if entry, err = v.verify(ctx, token); err != nil {
+			return nil, err
+		}
+		v.remember(id, entry)
+	}
+	if err := entry.checkTime(v.c.Clock()); err != nil {
+		return nil, err
+	}
+	p := *entry.principal
+	p.Actors = slices.Clone(p.Actors)
+	return &p, nil
+}
+
+// verify does everything that does not depend on the time of the call.
+func (v *Verifier) verify(ctx context.Context, token string) (verified, error) {
+	h, body, signed, signature, err := split(token)
+	if err != nil {
+		return verified{}, malformed(err)
+	}
+	if t := strings.ToLower(h.Type); t != tokenType && t != "application/"+tokenType {
+		return verified{}, refuse("TOKEN_TYPE_WRONG", "this is not an access token (its type is not at+jwt); get one at /oauth/token", nil)
+	}
+	c, err := decodeClaims(body)
+	if err != nil {
+		return verified{}, malformed(err)
+	}
+	// The issuer says whose keys to try, so it comes first; nothing else of the
+	// claims is used before the signature is good.
+	if c.Issuer != v.c.Issuer {
+		return verified{}, refuse("TOKEN_ISSUER_UNKNOWN", "the token was issued by a server that is not trusted here; get one from this server's /oauth/token", nil)
+	}
+	k, err := v.c.Keys.find(ctx, h.KeyID)
+	if err != nil {
+		return verified{}, fmt.Errorf("verify token: %w", err)
+	}
+	if k == nil {
+		return verified{}, badSignature(errors.New("no key in use has this id"))
+	}
+	if h.Algorithm != string(k.algorithm) {
+		return verified{}, badSignature(errors.New("the algorithm is not the key's"))
+	}
+	if err := k.algorithm.method().Verify(signed, signature, k.private.Public()); err != nil {
+		return verified{}, badSignature(err)
+	}
+	if !slices.Contains(c.Audience, v.c.Audience) {
+		return verified{}, refuse("TOKEN_AUDIENCE_WRONG", "the token is for another resource; ask its issuer for one for this server", nil)
+	}
+	if err := c.checkLifetime(); err != nil {
+		return verified{}, malformed(err)
+	}
+	p, err := c.principal()
+	if err != nil {
+		return verified{}, malformed(err)
+	}
+	start := p.IssuedAt
+	if c.NotYet != nil && c.NotYet.time().After(start) {
+		start = c.NotYet.time()
+	}
+	return verified{principal: p, kid: k.kid, notBefore: start.Add(-clockSkew), expiry: p.Expires.Add(clockSkew)}, nil
+}
+
+func (c claims) checkLifetime() error {
+	if c.Expires == nil || c.IssuedAt == nil {
+		return errors.New("exp and iat are required")
+	}
+	if life := c.Expires.time().Sub(c.IssuedAt.time()); life <= 0 || life > MaxLifetime {
+		return fmt.Errorf("it is valid for %s, which is not between 0 and %s", life, MaxLifetime)
+	}
+	return nil
+}
+
+func (e verified) checkTime(now time.Time) error {
+	switch {
+	case now.Before(e.notBefore):
+		return refuse("TOKEN_NOT_YET_VALID", "the token is not valid yet; compare this machine's clock with the issuer's", nil)
+	case !now.Before(e.expiry):
+		return refuse("TOKEN_EXPIRED", "the token has expired; get a new one at /oauth/token", nil)
+	}
+	return nil
+}
+
+// split takes a token apart. There is exactly one spelling for each token: strict
+// base64url, no padding, no line breaks, no header member but three.
+func split(token string) (h header, claims []byte, signed string, signature []byte, err error) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return h, nil, "", nil, errors.New("a token has three parts")
+	}
+	var raw [3][]byte
+	for i, part := range parts {
+		// encoding/base64 skips line breaks even when strict.
+		if strings.ContainsAny(part, "\r\n") {
+			return h, nil, "", nil, errors.New("line break")
+		}
+		if raw[i], err = base64.RawURLEncoding.Strict().DecodeString(part); err != nil {
+			return h, nil, "", nil, errors.New("not base64url")
+		}
+	}
+	if err := DecodeStrict(raw[0], &h); err != nil {
+		return h, nil, "", nil, errors.New("header: want typ, alg and kid, each once, and nothing else")
+	}
+	if !keyID(h.KeyID) {
+		return h, nil, "", nil, errors.New("header: kid is not a key id")
+	}
+	return h, raw[1], parts[0] + "." + parts[1], raw[2], nil
+}
+
+// keyID tells whether s has the form of a thumbprint's base64url.
+func keyID(s string) bool {
+	return s != "" && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
+	})
+}
+
+func (v *Verifier) recall(id [sha256.Size]byte) (verified, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e, ok := v.cache[id]
+	return e, ok
+}
+
+// remember keeps a verified token until it expires. When the cache is full the
+// expired ones make room, or else some other does.
+func (v *Verifier) remember(id [sha256.Size]byte, e verified) {
+	now := v.c.Clock()
+	if !now.Before(e.expiry) {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.cache) >= v.c.CacheSize {
+		for other, o := range v.cache {
+			if !now.Before(o.expiry) {
+				delete(v.cache, other)
+			}
+		}
+		for other := range v.cache {
+			if len(v.cache) < v.c.CacheSize {
+				break
+			}
+			delete(v.cache, other)
+		}
+	}
+	v.cache[id] = e
+}
+
+// BearerToken takes the token out of an Authorization header's value. It returns
+// "" when there is none or the scheme is another one.
+func BearerToken(authorization string) string {
+	scheme, token, ok := strings.Cut(authorization, " ")
+	if !ok || !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimLeft(token, " ")
+}
+
+func refuse(reason, message string, cause error) error {
+	return &whence.Error{Kind: whence.ErrUnauthenticated, Reason: reason, Message: message, Err: cause}
+}
+
+func malformed(cause error) error {
+	return refuse("TOKEN_MALFORMED", "the access token is not one that this server issues; get one at /oauth/token", cause)
+}
+
+func badSignature(cause error) error {
+	return refuse("TOKEN_SIGNATURE_INVALID", "the access token is not signed by a key of this server; get a new one at /oauth/token", cause)
+}

@@ -16,6 +16,9 @@ func plain(s string) bool {
 	return s != "" && len(s) <= maxNameLength && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
+// text tells whether Postgres can hold s.
+func text(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
 var (
 	errAmbiguous = errors.New("a JSON member appears twice")
 	errTooDeep   = errors.New("JSON is nested too deeply")

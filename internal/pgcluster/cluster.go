@@ -221,7 +221,7 @@ func (c *Cluster) Restart(ctx context.Context) error {
 	if c.stopped {
 		return errors.New("restart a Postgres cluster: it was stopped for good")
 	}
-	if err := c.server.stop(ctx, "fast"); err != nil {
+	if err := c.server.stop(ctx, "stop"); err != nil {
 		return fmt.Errorf("restart a Postgres cluster: %w", err)
 	}
 	if err := c.startLocked(ctx); err != nil {
@@ -240,7 +240,7 @@ func (c *Cluster) Stop(ctx context.Context) error {
 		return nil
 	}
 	c.stopped = true
-	order := "fast"
+	order := "stop"
 	if c.cfg.Ephemeral {
 		order = "immediate"
 	}

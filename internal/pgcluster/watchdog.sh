@@ -3,7 +3,7 @@
 #
 # usage: sh -c SCRIPT watchdog BIN PWFILE INITDB-ARGS -- POSTGRES-ARGS
 # The working directory is the cluster folder, holding data/.
-# fd 0  orders, a line each: "fast", "immediate"; end of file means that the
+# fd 0  orders, a line each: "stop" (fast), "immediate"; end of file means that the
 #       parent is gone, and an immediate stop
 # fd 3  the folder's lock, held for as long as this process or the server lives
 # fd 4  with a temporary folder: keeps its sweeper waiting, likewise

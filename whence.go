@@ -122,8 +122,11 @@ type TableName string
 
 // NewTableName joins the parts.
 func NewTableName(source, schema, name string) TableName {
-	return TableName(source + "." + quotePart(schema) + "." + quotePart(name))
+	return TableName(source + "." + RelationName(schema, name))
 }
+
+// RelationName writes "schema.name" as [ParseRelation] reads it.
+func RelationName(schema, name string) string { return quotePart(schema) + "." + quotePart(name) }
 
 // Parts splits the name; ok is false when it is not of three parts.
 func (n TableName) Parts() (source, schema, name string, ok bool) {

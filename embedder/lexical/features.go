@@ -11,7 +11,7 @@ const (
 	scale      = 1024
 	stemWeight = scale
 	gramWeight = scale         // all n-grams of a word together
-	loneWeight = scale * 7 / 5  // the stem of a word that has no n-grams
+	loneWeight = scale * 7 / 5 // the stem of a word that has no n-grams
 	pairWeight = scale / 2
 
 	functionWord = scale / 8

@@ -476,7 +476,7 @@ func (x *Answer) GetHits() []*AnswerHit {
 // AnswerHit is a hit as it was shown beside its record now.
 type AnswerHit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The hit, byte for byte as it was shown.
+	// The hit as it was shown.
 	Shown *Hit `protobuf:"bytes,1,opt,name=shown,proto3" json:"shown,omitempty"`
 	// The record now.
 	Now *RecordNow `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`

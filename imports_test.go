@@ -1,6 +1,7 @@
 package whence_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -89,7 +90,7 @@ type (
 
 func TestImportsPointDown(t *testing.T) {
 	t.Parallel()
-	g, err := readGraph(t)
+	g, err := readGraph(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,8 +104,8 @@ func TestImportsPointDown(t *testing.T) {
 
 // readGraph reads the imports of every package but for its tests, which may
 // import what they like.
-func readGraph(t *testing.T) (graph, error) {
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-e", "-json=ImportPath,Imports", "./...")
+func readGraph(ctx context.Context) (graph, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-e", "-json=ImportPath,Imports", "./...")
 	var complaint strings.Builder
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()

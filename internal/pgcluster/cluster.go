@@ -111,7 +111,7 @@ func prepare(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	if c.cred, err = unprivileged(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil { //nolint:gosec // the server's user passes through
 		return nil, err
 	}
 	if c.cred != nil {

@@ -67,7 +67,7 @@ func connect(t *testing.T, dsn string) *pgx.Conn {
 func query(t *testing.T, dsn, sql string) string {
 	t.Helper()
 	conn := connect(t, dsn)
-	defer conn.Close(t.Context()) //nolint:errcheck // nothing was written
+	defer conn.Close(t.Context())
 	var value string
 	if err := conn.QueryRow(t.Context(), sql).Scan(&value); err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func query(t *testing.T, dsn, sql string) string {
 func execute(t *testing.T, dsn, sql string) {
 	t.Helper()
 	conn := connect(t, dsn)
-	defer conn.Close(t.Context()) //nolint:errcheck // the statement has committed
+	defer conn.Close(t.Context())
 	if _, err := conn.Exec(t.Context(), sql); err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,8 @@ func hasVector(bin string) bool {
 		filepath.Join(bin, "../share/postgresql"),
 		filepath.Join(bin, "../share"),
 	}
-	if out, err := exec.Command(filepath.Join(bin, "pg_config"), "--sharedir").Output(); err == nil {
+	pgConfig := exec.Command(filepath.Join(bin, "pg_config"), "--sharedir") //nolint:noctx // it prints a line and ends
+	if out, err := pgConfig.Output(); err == nil {
 		shares = append(shares, string(trimNewline(out)))
 	}
 	return slices.ContainsFunc(shares, func(share string) bool {

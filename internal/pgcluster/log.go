@@ -19,7 +19,7 @@ type log struct {
 // copy reads until the last process that writes is gone. A writer that fails
 // must not stop the server's output, which would block the server.
 func (l *log) copy(from io.ReadCloser) {
-	defer from.Close() //nolint:errcheck // read to its end
+	defer from.Close()
 	_, _ = io.Copy(l, from)
 }
 

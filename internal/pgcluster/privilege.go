@@ -60,11 +60,11 @@ func TempDir(prefix string) (string, error) {
 // openPath makes sure that cred can reach dir. It opens dir itself to
 // traversal, and never the folders above it: those may be closed on purpose.
 func openPath(dir string, cred *syscall.Credential) error {
-	real, err := filepath.EvalSymlinks(dir)
+	target, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return err
 	}
-	for parent := filepath.Dir(real); ; parent = filepath.Dir(parent) {
+	for parent := filepath.Dir(target); ; parent = filepath.Dir(parent) {
 		info, err := os.Stat(parent)
 		if err != nil {
 			return err
@@ -78,14 +78,14 @@ func openPath(dir string, cred *syscall.Credential) error {
 			break
 		}
 	}
-	info, err := os.Stat(real)
+	info, err := os.Stat(target)
 	if err != nil {
 		return err
 	}
 	if mayTraverse(info, cred) {
 		return nil
 	}
-	return os.Chmod(real, info.Mode().Perm()|0o001)
+	return os.Chmod(target, info.Mode().Perm()|0o001)
 }
 
 func mayTraverse(info os.FileInfo, cred *syscall.Credential) bool {

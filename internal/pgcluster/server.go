@@ -39,7 +39,7 @@ func (c *Cluster) launch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close() //nolint:errcheck // the server holds its own copy
+	defer lock.Close()
 	if err := clearStalePID(c.data()); err != nil {
 		return err
 	}
@@ -76,17 +76,17 @@ func (c *Cluster) spawn(pwfile string, lock *os.File) (_ *server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer in.Close() //nolint:errcheck // the child's end
+	defer in.Close()
 	out, logged, err := os.Pipe()
 	if err != nil {
 		return nil, errors.Join(err, orders.Close())
 	}
-	defer logged.Close() //nolint:errcheck // the child's end
+	defer logged.Close()
 
 	args := append([]string{"-c", watchdogScript, "watchdog", c.bin, pwfile}, c.initdbArgs()...)
 	args = append(args, "--")
 	args = append(args, c.serverArgs()...)
-	cmd := exec.Command("/bin/sh", args...)
+	cmd := exec.Command("/bin/sh", args...) //nolint:noctx // it ends by order, not by a signal
 	cmd.Dir = c.folder
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, logged, logged
@@ -206,7 +206,7 @@ func (s *server) stop(ctx context.Context, order string) error {
 func freePort(ctx context.Context) (int, error) {
 	var failed error
 	for range 100 {
-		port := 20000 + rand.IntN(12000)
+		port := 20000 + rand.IntN(12000) //nolint:gosec // nothing secret about a port
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err != nil {
 			failed = err
@@ -229,8 +229,8 @@ func startSweeper(dir string, cred *syscall.Credential) (*sweeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer in.Close() //nolint:errcheck // the child's end
-	cmd := exec.Command("/bin/sh", "-c", sweeperScript, "sweeper", dir)
+	defer in.Close()
+	cmd := exec.Command("/bin/sh", "-c", sweeperScript, "sweeper", dir) //nolint:noctx // it ends when its pipe does
 	cmd.Dir = "/"
 	cmd.Stdin = in
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: cred}

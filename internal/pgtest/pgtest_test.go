@@ -98,7 +98,7 @@ func TestOwnClusterSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(context.Background()) //nolint:errcheck // nothing was written
+	defer conn.Close(context.Background())
 	var level string
 	if err := conn.QueryRow(t.Context(), "show wal_level").Scan(&level); err != nil || level != "replica" {
 		t.Errorf("wal_level = %q, %v", level, err)

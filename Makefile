@@ -1,0 +1,74 @@
+# Everything a contributor runs. Tools are pinned: golangci-lint in tools/go.mod,
+# buf in tools/buf/go.mod, the generators in go.mod.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+ADDR ?= 127.0.0.1:7171
+DATA ?= .whence
+FUZZTIME ?= 30s
+TEST ?=
+
+golangci := go tool -modfile=tools/go.mod golangci-lint
+buf := go tool -modfile=tools/buf/go.mod buf
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: setup
+setup: ## install PostgreSQL with pgvector where it is missing
+	@scripts/setup-postgres
+
+.PHONY: build
+build: ## build bin/whence
+	go build -o bin/whence ./cmd/whence
+
+.PHONY: dev
+dev: setup build ## start everything with nothing configured (DATA, ADDR)
+	exec bin/whence dev --data $(DATA) --listen $(ADDR)
+
+.PHONY: demo
+demo: setup build ## see a row change become a stale, then a fresh answer
+	scripts/demo
+
+.PHONY: test
+test: setup ## run every test; TEST='-run X ./cdc' narrows it down
+	go test -timeout 20m $(or $(TEST),./...)
+
+.PHONY: race
+race: setup ## run every test under the race detector
+	go test -race -timeout 40m $(or $(TEST),./...)
+
+.PHONY: bench
+bench: setup ## measure (ARGS are handed on)
+	go run ./bench $(ARGS)
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: chaos
+chaos: setup ## run the tests that kill processes five times over
+	go test -timeout 60m -count 5 -run 'Chaos|Crash|Kill' ./...
+
+.PHONY: generate
+generate: ## regenerate the code that comes from proto/
+	scripts/generate
+
+.PHONY: lint
+lint: ## check formatting, Go code, protobuf and shell scripts
+	$(golangci) run ./...
+	$(buf) lint
+	$(buf) format --diff --exit-code proto/whence
+	@if command -v shellcheck >/dev/null; then shellcheck -s bash scripts/* .ci/run; fi
+
+.PHONY: fmt
+fmt: ## format Go and protobuf sources
+	$(golangci) fmt ./...
+	$(buf) format -w proto/whence
+
+.PHONY: verify
+verify: ## fail unless generated code and go.mod are as committed
+	scripts/verify

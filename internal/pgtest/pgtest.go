@@ -107,7 +107,7 @@ func Main(m *testing.M, options ...goleak.Option) int {
 
 // harness is the server of a test binary.
 type harness struct {
-	start    sync.Once // guards the writing of the four below
+	start    sync.Once // guards the writing of the three below
 	cluster  *pgcluster.Cluster
 	admin    *pgxpool.Pool // on the database postgres
 	startErr error
@@ -116,6 +116,9 @@ type harness struct {
 	templateErr error
 
 	databases atomic.Int64 // how many were created
+
+	watch     sync.WaitGroup // the goroutine that watches the parent
+	stopWatch context.CancelFunc
 }
 
 var theHarness harness
@@ -144,6 +147,9 @@ func (h *harness) open() (err error) {
 	if h.cluster, err = startCluster(nil); err != nil {
 		return err
 	}
+	var ctx context.Context
+	ctx, h.stopWatch = context.WithCancel(context.Background())
+	h.watch.Go(func() { exitWithParent(ctx) })
 	h.admin, err = pg.NewPool(context.Background(), h.cluster.DSN("postgres"), poolSize)
 	return err
 }
@@ -168,6 +174,8 @@ func (h *harness) stop() error {
 	if h.cluster == nil {
 		return nil
 	}
+	h.stopWatch()
+	h.watch.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()
 	return h.cluster.Stop(ctx)

@@ -101,8 +101,8 @@ func (s *Server) switchOff() {
 	if p == nil {
 		return
 	}
-	p.end()
 	_ = p.server.Close() // the listener's error is of no use to anyone
+	p.end()              // after it, so that a handler that ends now reaches nobody
 	_ = p.serving.Wait()
 	p.handlers.Wait()
 }

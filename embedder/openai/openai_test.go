@@ -439,7 +439,7 @@ func TestCallersContext(t *testing.T) {
 func TestQueriesDoNotWaitBehindDocuments(t *testing.T) {
 	t.Parallel()
 	s := serve(t, embeddertest.Config{})
-	m, _ := connect(t, s, func(c *openai.Config) { c.Concurrency = 1 })
+	m, _ := connect(t, s, func(c *openai.Config) { c.Concurrency, c.Timeout = 1, time.Hour })
 	s.SetFault(embeddertest.Fault{Kind: embeddertest.Stall, Match: "text number"})
 	ctx, cancel := context.WithCancel(t.Context())
 	var documents sync.WaitGroup
@@ -449,8 +449,40 @@ func TestQueriesDoNotWaitBehindDocuments(t *testing.T) {
 	for s.Requests() == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	if _, err := m.EmbedQuery(t.Context(), "question"); err != nil {
+	// The documents never end, so a query that waited for them would not either.
+	limited, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	defer stop()
+	if _, err := m.EmbedQuery(limited, "question"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestRequestsAreBounded(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change   func(*openai.Config)
+		requests int
+	}{
+		"by default":         {nil, 1},
+		"by texts":           {func(c *openai.Config) { c.MaxBatch = 4 }, 3},
+		"by tokens":          {func(c *openai.Config) { c.MaxBatchTokens = 250 }, 5},
+		"smaller than texts": {func(c *openai.Config) { c.MaxBatchTokens = 1 }, 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, embeddertest.Config{})
+			m, _ := connect(t, s, c.change)
+			batch := texts(10)
+			for i := range batch {
+				batch[i] += strings.Repeat("x", 300-len(batch[i])) // about a hundred tokens each
+			}
+			if _, err := m.Embed(t.Context(), batch); err != nil {
+				t.Fatal(err)
+			}
+			if n := s.Requests(); n != c.requests {
+				t.Errorf("%d requests, want %d", n, c.requests)
+			}
+		})
 	}
 }
 

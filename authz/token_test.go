@@ -1,6 +1,7 @@
 package authz_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -149,4 +150,17 @@ func TestBearerToken(t *testing.T) {
 			t.Errorf("%q: %q, want %q", header, got, want)
 		}
 	}
+}
+
+// reason returns the stable reason of an error, "" for none, and the text of an
+// error that has no reason.
+func reason(err error) string {
+	var e *whence.Error
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &e):
+		return e.Reason
+	}
+	return err.Error()
 }

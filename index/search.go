@@ -1,0 +1,245 @@
+package index
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgvector/pgvector-go"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+// SearchRequest says what to look for. Tables are the candidates, already found
+// in the registry; the scope narrows them further.
+type SearchRequest struct {
+	Tables   []whence.Table
+	Subjects []string          // only these; empty: all that the scope allows
+	Filter   map[string]string // attributes that a row must have, each with this value
+	Text     string
+	Vector   []float32 // of the text, in the space; nil leaves the dense leg out
+	Space    Space
+	Limit    int // candidates a leg
+	// FreshOnly takes only head chunks that have a vector in the space and were
+	// rendered by their table's present definition.
+	FreshOnly bool
+}
+
+// Candidate is a chunk that matched, with the state of its record.
+type Candidate struct {
+	ChunkID  int64 // of the chunk that stands in the head: what is to be shown
+	RecordID int64
+	TableID  int32
+	Key      whence.Key
+
+	Text       string // the newest captured text
+	Start, End int    // its span in the head's rendered text
+	Digest     whence.Digest
+	Version    int32 // that the text is of: the head, unless that still owes columns
+	LSN        whence.LSN
+	CommitTime time.Time // zero when not known
+	EventTime  time.Time // zero when neither it nor the commit time is known
+	CapturedAt time.Time
+	Subject    *string
+	Attributes whence.Values
+	Definition int32
+
+	Matched    string // the text that matched, when an older one than the shown; else empty
+	Superseded bool   // what matched is of an older version than the head
+	// EmbeddedAt is when the text (or, when superseded, the matched one) got the
+	// vector that was compared; zero when it has none in the space.
+	EmbeddedAt time.Time
+	Embedded   bool // the shown text has a vector in the space
+	OtherSpace bool // it has none in the space, but one in another
+
+	Dense   *float64 // cosine similarity in [-1,1]; nil without a vector on either side
+	Lexical *float64 // in (0,1); nil when no term of the question is in the shown text
+}
+
+// bounds are the rows that a search may touch: the scope and the request's own
+// wishes, both, in every statement.
+type bounds struct {
+	tables              []int32
+	subjects            []string // nil: all, rows without a subject included
+	scopeFilter, filter *string  // JSON objects that the attributes must contain; nil: none
+}
+
+// The bounds as conditions on a chunk c and on a record r. Parts that do not
+// bound fold away, for each statement is planned with its values.
+const (
+	chunkInBounds = `
+    c.table_id = any(@tables::int[])
+    and (@subjects::text[] is null or c.subject = any(@subjects::text[]))
+    and (@scopeFilter::jsonb is null or c.attributes @> @scopeFilter::jsonb)
+    and (@filter::jsonb is null or c.attributes @> @filter::jsonb)`
+
+	recordInBounds = `
+    r.table_id = any(@tables::int[])
+    and (@subjects::text[] is null or r.subject = any(@subjects::text[]))
+    and (@scopeFilter::jsonb is null or r.attributes @> @scopeFilter::jsonb)
+    and (@filter::jsonb is null or r.attributes @> @filter::jsonb)`
+)
+
+// within works out the bounds; ok is false when nothing can lie within them.
+func within(scope authz.Scope, tables []whence.Table, subjects []string, filter map[string]string) (b bounds, ok bool) {
+	for _, t := range tables {
+		if scope.AllowsTable(t.Name()) {
+			b.tables = append(b.tables, t.ID)
+		}
+	}
+	all, allowed := scope.Subjects()
+	switch {
+	case !all:
+		b.subjects = append([]string{}, allowed...)
+		if len(subjects) > 0 {
+			b.subjects = slices.DeleteFunc(b.subjects, func(s string) bool { return !slices.Contains(subjects, s) })
+		}
+		if len(b.subjects) == 0 {
+			return b, false
+		}
+	case len(subjects) > 0:
+		b.subjects = subjects
+	}
+	b.scopeFilter, b.filter = attributes(scope.Filter()), attributes(filter)
+	return b, len(b.tables) > 0
+}
+
+func (b bounds) args(more pgx.NamedArgs) pgx.NamedArgs {
+	more["tables"], more["subjects"] = b.tables, b.subjects
+	more["scopeFilter"], more["filter"] = b.scopeFilter, b.filter
+	return more
+}
+
+// Search returns the chunks within the scope that answer the request best,
+// unordered, at most Limit from each leg. A chunk that one leg found is scored by
+// both. Nothing outside the scope has any influence on what is returned: counts
+// that weigh terms are taken within it.
+//
+// The space and the vector must fit. tx should be a snapshot, so that the
+// statements see one moment.
+func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r SearchRequest) ([]Candidate, error) {
+	b, ok := within(scope, r.Tables, r.Subjects, r.Filter)
+	if !ok || r.Limit <= 0 {
+		return nil, nil
+	}
+	if r.Vector != nil && (r.Space.ID == 0 || len(r.Vector) != r.Space.Dimensions) {
+		return nil, fmt.Errorf("search: a vector of %d dimensions for a space of %d", len(r.Vector), r.Space.Dimensions)
+	}
+	if _, err := tx.Exec(ctx, settingsSQL); err != nil {
+		return nil, fmt.Errorf("search: %w", pg.Translate(err))
+	}
+	fresh := freshness{r.FreshOnly, r.Space.ID, r.Tables}
+	terms, err := x.terms(ctx, tx, b, r.Text)
+	if err != nil {
+		return nil, fmt.Errorf("search: %w", pg.Translate(err))
+	}
+	ids, err := x.lexicalLeg(ctx, tx, b, fresh, &terms, r.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("search texts: %w", pg.Translate(err))
+	}
+	if r.Vector != nil {
+		dense, err := x.denseLeg(ctx, tx, b, fresh, r)
+		if err != nil {
+			return nil, fmt.Errorf("search vectors: %w", pg.Translate(err))
+		}
+		ids = append(ids, dense...)
+	}
+	slices.Sort(ids)
+	found, err := x.score(ctx, tx, b, slices.Compact(ids), terms, r)
+	if err != nil {
+		return nil, fmt.Errorf("score candidates: %w", pg.Translate(err))
+	}
+	return collapse(found), nil
+}
+
+// Candidates are held in memory, and compiling would take longer than running.
+const settingsSQL = `select set_config('work_mem', '64MB', true), set_config('jit', 'off', true)`
+
+// freshness carries the arguments of the FreshOnly condition.
+type freshness struct {
+	only   bool
+	space  int16
+	tables []whence.Table
+}
+
+func (f freshness) args(more pgx.NamedArgs) pgx.NamedArgs {
+	ids, definitions := make([]int32, len(f.tables)), make([]int32, len(f.tables))
+	for i, t := range f.tables {
+		ids[i], definitions[i] = t.ID, t.Definition
+	}
+	more["freshOnly"], more["space"] = f.only, f.space
+	more["defined"], more["definitions"] = ids, definitions
+	return more
+}
+
+// freshOnly is the condition on a chunk c that SearchRequest.FreshOnly sets.
+const freshOnly = `
+    (not @freshOnly::bool or exists (
+        select from whence.records r
+        join whence.versions w on w.record_id = r.id and w.version = r.version
+        join unnest(@defined::int[], @definitions::int[]) d(table_id, definition) on d.table_id = r.table_id
+        join whence.vectors v on v.space_id = @space and v.digest = c.digest and v.embedding is not null
+        where r.id = c.record_id and r.version = c.version and w.definition >= d.definition))`
+
+// The bounds are demanded of the chunk and, where there are any, of its record's
+// head: a row that moved to another subject is not found through its old text.
+const denseLegSQL = `
+select c.id
+from whence.chunks c
+join whence.vectors v on v.space_id = @space and v.digest = c.digest and v.embedding is not null
+where ` + chunkInBounds + `
+and ((@subjects::text[] is null and @scopeFilter::jsonb is null and @filter::jsonb is null)
+    or exists (select from whence.records r where r.id = c.record_id and ` + recordInBounds + `))
+and ` + freshOnly + `
+order by v.embedding <=> @vector::halfvec, c.id
+limit @limit`
+
+// denseLeg compares the vector with every one in the bounds: exact, so that it
+// cannot return too few.
+func (x *Index) denseLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, r SearchRequest) ([]int64, error) {
+	args := f.args(b.args(pgx.NamedArgs{"vector": pgvector.NewHalfVector(r.Vector).String(), "limit": r.Limit}))
+	rows, err := tx.Query(ctx, denseLegSQL, planned, args)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+// planned makes Postgres plan a statement for the values at hand: a generic plan
+// knows neither how narrow the scope is nor how rare a term.
+const planned = pgx.QueryExecModeCacheDescribe
+
+// collapse keeps one candidate for each chunk that would be shown. A superseded
+// chunk speaks for its successor only until that has a vector of its own.
+func collapse(found []Candidate) []Candidate {
+	at := map[int64]int{}
+	var out []Candidate
+	for _, c := range found {
+		if c.Matched != "" && c.Embedded {
+			continue
+		}
+		i, seen := at[c.ChunkID]
+		if !seen {
+			at[c.ChunkID] = len(out)
+			out = append(out, c)
+			continue
+		}
+		if better(c, out[i]) {
+			out[i] = c
+		}
+	}
+	return out
+}
+
+// better prefers the candidate with the higher similarity; lexical scores of the
+// same shown text are equal.
+func better(a, b Candidate) bool {
+	if a.Dense == nil || b.Dense == nil {
+		return a.Dense != nil
+	}
+	return *a.Dense > *b.Dense
+}

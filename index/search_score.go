@@ -1,0 +1,111 @@
+package index
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgvector/pgvector-go"
+
+	"github.com/whence-db/whence"
+)
+
+// The chunk h that stands in the head for the matched chunk c is c itself, else
+// the one that covers most of the same span, else the nearest by order. A head
+// that still owes columns has no text: then the newest text there is stays.
+const scoreSQL = `
+select h.id, r.id, c.table_id, r.key, h.text, h.span_start, h.span_end, h.digest,
+       w.version, w.lsn, w.commit_time, coalesce(h.event_time, w.commit_time), w.captured_at, r.subject, r.attributes, w.definition,
+       c.id, c.text, c.version < r.version,
+       cv.embedded_at, hv.embedding is not null,
+       hv.embedding is null and exists (
+           select from whence.spaces s join whence.vectors o on o.space_id = s.id
+           where s.id <> @space and o.digest = h.digest and o.embedding is not null),
+       1 - (cv.embedding <=> @vector::halfvec),
+       (select sum(t.idf * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * length(h.tsv) / @mean::float8))) / @best::float8
+        from unnest(@terms::text[]::tsquery[], @idf::float8[]) t(term, idf), lateral (select least(10 * ts_rank(h.tsv, t.term), 1) as s) s
+        where s.s > 0)
+from unnest(@ids::bigint[]) i(id)
+join whence.chunks c on c.id = i.id
+join whence.records r on r.id = c.record_id
+join lateral (
+    select h.* from whence.chunks h
+    where h.record_id = c.record_id and (h.id = c.id or c.version < r.version)
+      and (h.version = r.version or r.missing is not null and h.id = c.id)
+    order by h.version desc, greatest(least(h.span_end, c.span_end) - greatest(h.span_start, c.span_start), 0) desc,
+             abs(h.ordinal - c.ordinal), h.ordinal
+    limit 1
+) h on true
+join whence.versions w on w.record_id = r.id and w.version = h.version
+left join whence.vectors cv on cv.space_id = @space and cv.digest = c.digest and cv.embedding is not null
+left join whence.vectors hv on hv.space_id = @space and hv.digest = h.digest and hv.embedding is not null
+where ` + recordInBounds + `
+order by i.id`
+
+// score reads what a candidate needs to be shown, and scores all alike.
+func (x *Index) score(ctx context.Context, tx pgx.Tx, b bounds, ids []int64, t terms, r SearchRequest) ([]Candidate, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	best := 0.0
+	for _, idf := range t.idf {
+		best += idf
+	}
+	var vector *string
+	if r.Vector != nil {
+		s := pgvector.NewHalfVector(r.Vector).String()
+		vector = &s
+	}
+	rows, err := tx.Query(ctx, scoreSQL, planned, b.args(pgx.NamedArgs{
+		"ids": ids, "space": r.Space.ID, "vector": vector, "terms": append([]string{}, t.lexemes...),
+		"idf": append([]float64{}, t.idf...), "mean": t.mean, "best": max(best, 1e-9)}))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scanCandidate)
+}
+
+func scanCandidate(row pgx.CollectableRow) (Candidate, error) {
+	var c Candidate
+	var commit, event, embedded *time.Time
+	var matched string
+	var chunk int64
+	var attributes, digest []byte
+	err := row.Scan(&c.ChunkID, &c.RecordID, &c.TableID, &c.Key, &c.Text, &c.Start, &c.End, &digest,
+		&c.Version, &c.LSN, &commit, &event, &c.CapturedAt, &c.Subject, &attributes, &c.Definition,
+		&chunk, &matched, &c.Superseded, &embedded, &c.Embedded, &c.OtherSpace, &c.Dense, &c.Lexical)
+	if err != nil {
+		return c, err
+	}
+	copy(c.Digest[:], digest)
+	c.CommitTime, c.EventTime, c.EmbeddedAt = timeOf(commit), timeOf(event), timeOf(embedded)
+	if chunk != c.ChunkID {
+		c.Matched = matched
+	}
+	return c, json.Unmarshal(attributes, &c.Attributes)
+}
+
+func timeOf(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return *t
+}
+
+// attributes writes a filter as the JSON object that must be contained.
+func attributes(filter map[string]string) *string {
+	if len(filter) == 0 {
+		return nil
+	}
+	v := make(whence.Values, len(filter))
+	for k, s := range filter {
+		v[k] = &s
+	}
+	b, err := json.Marshal(v)
+	s := string(b)
+	if err != nil {
+		s = "" // no JSON, so that the statement fails rather than finds more
+	}
+	return &s
+}

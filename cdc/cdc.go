@@ -1,0 +1,223 @@
+// Package cdc follows one Postgres database by logical replication and hands
+// every committed change of the registered tables to a [Sink], in commit order.
+//
+// The governing idea: nothing is confirmed to the source before the sink has
+// made it durable, and the sink's checkpoint commits together with the data it
+// covers. A crash anywhere therefore only means that some transactions are
+// sent, and applied, again. Rows that were there before a table was registered
+// are copied from an exported snapshot beside the stream; which of the two is
+// newer is decided per row by comparing positions, so neither waits for the other.
+package cdc
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
+)
+
+// Op is what happened to a row.
+type Op string
+
+const (
+	// Insert is a new row.
+	Insert Op = "INSERT"
+	// Update is a changed row; its key may have changed too.
+	Update Op = "UPDATE"
+	// Delete is a removed row.
+	Delete Op = "DELETE"
+	// Truncate removed every row of the table.
+	Truncate Op = "TRUNCATE"
+)
+
+// Change is one row's change in a committed transaction.
+type Change struct {
+	Table int32         // whence.Table.ID
+	Op    Op            //
+	Row   whence.Values // the new row, only Table.Columns(); nil for Delete and Truncate
+	// Unchanged are columns whose out-of-line value the stream did not repeat;
+	// they are absent from Row. Their value is that of the record before, under
+	// OldKey when the key changed, and when that record was not copied yet, what
+	// the running backfill brings for it.
+	Unchanged  []string
+	OldKey     whence.Values // Delete: the key columns. Update: the old ones when the key changed, else nil
+	LSN        whence.LSN    // of its transaction's commit record
+	XID        uint32
+	CommitTime time.Time // the source's clock
+}
+
+// Progress is how far a source has been applied.
+type Progress struct {
+	LSN        whence.LSN // everything committed before this is applied
+	CommitTime time.Time  // of the last transaction applied; zero: none since capture started
+	// CaughtUpFor is how long ago, by the monotonic clock, the moment lies up to
+	// which everything committed is known to be applied; negative: not known.
+	// A commit counts from the moment its record is flushed, which with
+	// synchronous_commit = off is a moment after its caller was told.
+	CaughtUpFor time.Duration
+	LagBytes    int64 // log that the source had flushed, when last asked, beyond LSN
+}
+
+// Sink is where changes go: a durable store that holds the checkpoint beside the
+// data. Its methods are called by several goroutines at once; it lets units and
+// backfill writes take turns itself. The goroutine that holds a unit calls
+// nothing else until the unit has ended. After an error of a unit's, capture
+// starts again from the sink's checkpoint; after one of a backfill's, that
+// backfill starts over.
+type Sink interface {
+	// Start returns where the sink stands: zero LSN and "" when it has nothing
+	// of this source yet.
+	Start(ctx context.Context) (checkpoint whence.LSN, systemID string, err error)
+	// Attach records the slot's consistent point as the first checkpoint, and
+	// the cluster's identity, durably.
+	Attach(ctx context.Context, checkpoint whence.LSN, systemID string) error
+	// Tables returns the registered tables in any state, as of now.
+	Tables(ctx context.Context) ([]whence.Table, error)
+	// Begin opens one durable unit; never while another is open.
+	Begin(ctx context.Context) (Unit, error)
+	// Caught reports progress without data. Nothing is confirmed to the source
+	// on its account, so it may be lost in a crash.
+	Caught(ctx context.Context, p Progress) error
+	// BackfillStart puts the table's state to BACKFILLING from the beginning.
+	BackfillStart(ctx context.Context, table int32, snapshot whence.LSN, rowsTotal int64) error
+	// BackfillRows stores rows as they were at snapshot; durable when it
+	// returns. A row applies only where the record is absent or its change's
+	// LSN is less than snapshot.
+	BackfillRows(ctx context.Context, table int32, snapshot whence.LSN, rows []whence.Values) error
+	// BackfillDone puts the table's state to LIVE, unless it was registered anew
+	// since BackfillStart. Every row that the source
+	// held at snapshot has been delivered, so a record that is older than
+	// snapshot and was not among them does not exist any more.
+	BackfillDone(ctx context.Context, table int32, snapshot whence.LSN) error
+	// TableFailed sets the table's state (SCHEMA_CHANGED or BROKEN) with a
+	// message that says what to do; the other tables go on.
+	TableFailed(ctx context.Context, table int32, state whence.TableState, message string) error
+}
+
+// Unit is one transaction of the sink's store.
+type Unit interface {
+	// Apply takes changes in commit order; one call may hold several source
+	// transactions, and one source transaction may span several calls. The
+	// slice is reused after the call; what it holds is not.
+	Apply(ctx context.Context, changes []Change) error
+	// Commit makes the changes durable, and p.LSN the checkpoint, in one step.
+	Commit(ctx context.Context, p Progress) error
+	// Rollback ends the unit without a trace; also after a failed Commit.
+	Rollback(ctx context.Context) error
+}
+
+// Config says what to follow and where to put it.
+type Config struct {
+	ConnString  string // of the source database; its role needs REPLICATION
+	Slot        string // lower-case letters, digits and _, at most 63 bytes
+	Publication string // the same
+	Sink        Sink
+	Log         *slog.Logger     // default: slog.Default
+	Status      func(err error)  // told of each failed attempt, and nil once the stream runs; may be nil
+	Now         func() time.Time // with a monotonic reading; default: time.Now
+
+	BackfillBatch  int           // rows a BackfillRows; default 1000
+	Look           time.Duration // how often the registered tables are read; default 1 s
+	Probe          time.Duration // how often the source's position is asked; default 250 ms
+	IdleCheckpoint time.Duration // how often progress without data is made durable; default 10 s
+	MaximumBackoff time.Duration // between attempts; default 10 s
+	DeadAfter      time.Duration // a silent connection is given up; default 60 s
+	QueueBytes     int64         // received and not yet applied; default 8 MiB
+}
+
+// BrokenError is a failure that only an operator can mend: trying again would
+// fail again, or would lose changes without a trace.
+type BrokenError struct {
+	Message string // what is wrong and what to do
+	Err     error  // the cause, if there is one
+}
+
+// Error returns the message with its cause.
+func (e *BrokenError) Error() string {
+	if e.Err != nil {
+		return e.Message + ": " + e.Err.Error()
+	}
+	return e.Message
+}
+
+// Unwrap returns the cause.
+func (e *BrokenError) Unwrap() error { return e.Err }
+
+// Capture follows one source.
+type Capture struct {
+	cfg    Config
+	conn   *pgx.ConnConfig
+	sink   Sink
+	log    *slog.Logger
+	poke   chan struct{}
+	attach chan struct{} // closed once slot, publication and sink agree
+	once   sync.Once
+
+	tables  atomic.Pointer[tableSet]
+	refresh sync.Mutex // orders reads of Sink.Tables with their storing
+
+	// failed remembers which definitions were reported, across reconnections;
+	// only the applier uses it.
+	failed map[failure]bool
+}
+
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// New checks the configuration; it does not connect.
+func New(cfg Config) (*Capture, error) {
+	conn, err := pgx.ParseConfig(cfg.ConnString)
+	if err != nil {
+		// The cause is left out: it repeats the string, password included.
+		return nil, whence.Invalid("dsn", "DSN_INVALID",
+			"the connection string cannot be read: write it as postgres://user:password@host:port/database")
+	}
+	switch {
+	case cfg.Sink == nil:
+		return nil, fmt.Errorf("cdc: a sink is required")
+	case !slotName.MatchString(cfg.Slot):
+		return nil, fmt.Errorf("cdc: %q is not a slot name: want 1 to 63 lower-case letters, digits or _", cfg.Slot)
+	case !slotName.MatchString(cfg.Publication):
+		return nil, fmt.Errorf("cdc: %q is not a publication name: want 1 to 63 lower-case letters, digits or _", cfg.Publication)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.Status == nil {
+		cfg.Status = func(error) {}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	defaultTo(&cfg.BackfillBatch, 1000)
+	defaultTo(&cfg.Look, time.Second)
+	defaultTo(&cfg.Probe, 250*time.Millisecond)
+	defaultTo(&cfg.IdleCheckpoint, 10*time.Second)
+	defaultTo(&cfg.MaximumBackoff, 10*time.Second)
+	defaultTo(&cfg.DeadAfter, time.Minute)
+	defaultTo(&cfg.QueueBytes, 8<<20)
+	return &Capture{
+		cfg: cfg, conn: conn, sink: cfg.Sink, log: cfg.Log.With("slot", cfg.Slot),
+		poke: make(chan struct{}, 1), attach: make(chan struct{}), failed: map[failure]bool{},
+	}, nil
+}
+
+func defaultTo[T int | int64 | time.Duration](v *T, to T) {
+	if *v <= 0 {
+		*v = to
+	}
+}
+
+// Poke says that the registered tables changed: look now, not at the next tick.
+func (c *Capture) Poke() {
+	select {
+	case c.poke <- struct{}{}:
+	default:
+	}
+}

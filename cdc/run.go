@@ -1,0 +1,96 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/errgroup"
+)
+
+// Run follows the source until ctx ends, and connects again by itself. It
+// returns ctx's error, or a *BrokenError that an operator must mend. When it
+// returns, every goroutine and connection of it is gone. It may run only once.
+func (c *Capture) Run(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.stream(gctx) })
+	g.Go(func() error { return c.tend(gctx) })
+	err := g.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// errAgain ends a session that is to be opened again at once.
+var errAgain = errors.New("the stream starts over")
+
+// stream opens sessions until one fails for good.
+func (c *Capture) stream(ctx context.Context) error {
+	const shortest = 100 * time.Millisecond
+	pause := shortest
+	for {
+		began := c.cfg.Now()
+		err := c.follow(ctx)
+		var broken *BrokenError
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.As(err, &broken):
+			return err
+		case errors.Is(err, errAgain):
+			continue
+		case c.cfg.Now().Sub(began) > c.cfg.MaximumBackoff:
+			pause = shortest
+		case isCode(err, codeInUse):
+			// Our dead predecessor's connection: it goes away within moments.
+			pause = shortest
+		}
+		c.cfg.Status(err)
+		if err := sleep(ctx, pause/2+rand.N(pause)); err != nil {
+			return err
+		}
+		pause = min(2*pause, c.cfg.MaximumBackoff)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// Codes of Postgres's that decide what is done next.
+const (
+	codeInUse           = "55006" // object_in_use: another connection reads the slot
+	codeUndefinedColumn = "42703"
+	codeUndefinedTable  = "42P01"
+	codeUndefinedObject = "42704"
+	codeDenied          = "42501"
+)
+
+func isCode(err error, code string) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && pe.Code == code
+}
+
+// permanent tells a refusal that trying again will not change from trouble
+// with the connection, the load or another session.
+func permanent(err error) (*pgconn.PgError, bool) {
+	var pe *pgconn.PgError
+	if !errors.As(err, &pe) || len(pe.Code) != 5 {
+		return nil, false
+	}
+	switch pe.Code[:2] {
+	case "0A", "22", "23", "42", "3F":
+		return pe, true
+	}
+	return pe, pe.Code == "55000"
+}

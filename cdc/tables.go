@@ -1,0 +1,148 @@
+package cdc
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/whence-db/whence"
+)
+
+// relationName is how the source calls a table.
+type relationName struct{ schema, name string }
+
+// tableSet is one reading of the registered tables; it never changes.
+type tableSet struct {
+	list   []whence.Table
+	byName map[relationName]whence.Table
+}
+
+// readTables asks the sink for the tables and makes them what the applier goes
+// by. A backfill takes its snapshot only after that, so every change beyond the
+// snapshot is applied by the definition that the backfill uses.
+func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
+	c.refresh.Lock()
+	defer c.refresh.Unlock()
+	list, err := c.sink.Tables(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the registered tables: %w", err)
+	}
+	set := &tableSet{list: list, byName: make(map[relationName]whence.Table, len(list))}
+	for _, t := range list {
+		set.byName[relationName{t.Schema, t.Relation}] = t
+	}
+	c.tables.Store(set)
+	return set, nil
+}
+
+func failedState(s whence.TableState) bool {
+	return s == whence.TableSchemaChanged || s == whence.TableBroken
+}
+
+// failure is one definition that the stream cannot serve.
+type failure struct {
+	table      int32
+	definition int32
+}
+
+// relation maps the columns that the stream sends to those that are wanted.
+type relation struct {
+	message relationMessage
+	set     *tableSet // that table was taken from
+	table   whence.Table
+	wanted  bool
+	take    []bool    // by position: wanted
+	key     []bool    // by position: a key column
+	before  *relation // what it was until its last description; nil once a fault found by comparing is reported
+	// fault says why rows cannot be taken over, and state what that makes the
+	// table; deletes are still applied unless keyless.
+	fault   string
+	state   whence.TableState
+	keyless bool
+}
+
+// resolve maps a relation by column name. before is what the relation was until
+// now; it may be nil.
+func resolve(m relationMessage, set *tableSet, before *relation) *relation {
+	r := &relation{message: m, set: set, before: before}
+	r.table, r.wanted = set.byName[relationName{m.schema, m.name}]
+	if !r.wanted {
+		if before != nil && before.wanted && before.message.id == m.id {
+			r.renamed(before, set)
+		}
+		return r
+	}
+	r.take, r.key = make([]bool, len(m.columns)), make([]bool, len(m.columns))
+	wanted := r.table.Columns()
+	found := 0
+	for i, col := range m.columns {
+		r.take[i] = slices.Contains(wanted, col.name)
+		r.key[i] = slices.Contains(r.table.KeyColumns, col.name)
+		if r.take[i] {
+			found++
+		}
+	}
+	if found < len(wanted) {
+		r.missing(wanted)
+	}
+	for i, col := range m.columns {
+		if r.key[i] && !col.key {
+			r.keyless = true
+			r.fail(whence.TableSchemaChanged, fmt.Sprintf("the source no longer sends the key column %q with deleted rows: "+
+				"run ALTER TABLE %s REPLICA IDENTITY DEFAULT (with a primary key) or FULL, then register the table again", col.name, r.sqlName()))
+		}
+	}
+	if before != nil && before.wanted && before.table.ID == r.table.ID && before.table.Definition == r.table.Definition {
+		r.retyped(before)
+	}
+	return r
+}
+
+func (r *relation) sqlName() string { return sqlName(r.message.schema, r.message.name) }
+
+func (r *relation) fail(state whence.TableState, message string) {
+	if r.fault == "" {
+		r.state, r.fault = state, message
+	}
+}
+
+func (r *relation) missing(wanted []string) {
+	for _, name := range wanted {
+		if slices.ContainsFunc(r.message.columns, func(c relationColumn) bool { return c.name == name }) {
+			continue
+		}
+		if slices.Contains(r.table.KeyColumns, name) {
+			r.keyless = true
+		}
+		r.fail(whence.TableSchemaChanged, fmt.Sprintf("the column %q of %s was dropped or renamed: "+
+			"bring it back, or register the table again without it", name, r.sqlName()))
+	}
+}
+
+// retyped notices a rewrite, which the stream does not repeat row by row.
+func (r *relation) retyped(before *relation) {
+	for i, col := range r.message.columns {
+		if !r.take[i] {
+			continue
+		}
+		for _, old := range before.message.columns {
+			if old.name == col.name && old.typeOID != col.typeOID {
+				r.fail(whence.TableSchemaChanged, fmt.Sprintf("the type of the column %q of %s was changed, "+
+					"so its rows may read otherwise now: register the table again", col.name, r.sqlName()))
+			}
+		}
+	}
+}
+
+// renamed keeps the table that the relation had been, so as to fail it.
+func (r *relation) renamed(before *relation, set *tableSet) {
+	old := relationName{before.message.schema, before.message.name}
+	t, still := set.byName[old]
+	if !still || t.ID != before.table.ID {
+		return
+	}
+	r.table, r.wanted, r.keyless = t, true, true
+	r.take, r.key = make([]bool, len(r.message.columns)), make([]bool, len(r.message.columns))
+	r.fail(whence.TableBroken, fmt.Sprintf("%s was renamed to %s: rename it back, or register it under its new name",
+		sqlName(old.schema, old.name), r.sqlName()))
+}

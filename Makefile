@@ -61,13 +61,13 @@ generate: ## regenerate the code that comes from proto/
 lint: ## check formatting, Go code, protobuf and shell scripts
 	$(golangci) run ./...
 	$(buf) lint
-	$(buf) format --diff --exit-code proto/whence
+	$(buf) format --diff --exit-code --path proto/whence
 	@if command -v shellcheck >/dev/null; then shellcheck -s bash scripts/* .ci/run; fi
 
 .PHONY: fmt
 fmt: ## format Go and protobuf sources
 	$(golangci) fmt ./...
-	$(buf) format -w proto/whence
+	$(buf) format -w --path proto/whence
 
 .PHONY: verify
 verify: ## fail unless generated code and go.mod are as committed

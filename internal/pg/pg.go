@@ -61,7 +61,7 @@ func run(ctx context.Context, db Beginner, o pgx.TxOptions, fn func(pgx.Tx) erro
 		if err == nil || try == attempts || !retryable(err) {
 			return Translate(err)
 		}
-		pause := time.Duration(rand.Int64N(int64(try) * int64(10*time.Millisecond)))
+		pause := time.Duration(rand.Int64N(int64(try) * int64(10*time.Millisecond))) //nolint:gosec // jitter is no secret
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

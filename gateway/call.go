@@ -1,0 +1,254 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime/debug"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/audit"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/lineage"
+)
+
+// Call says what is asked of the door.
+type Call struct {
+	Name   string // as in "whence.v1.MemoryService/Query"
+	Bearer string // the token, without "Bearer "
+
+	// Action set: for agents whose scope allows it. Role set: for operators of at
+	// least that role. Both: for either. Neither: for any agent, about its own task.
+	Action authz.Action
+	Role   authz.Role
+
+	// Charge is how many calls of its budget an agent pays: 0 for polling.
+	Charge int64
+	// Prepare decodes and checks the request and returns the SHA-256 of its
+	// canonical form. It runs once the caller is known and before anything is
+	// charged, so what it refuses costs nothing. Optional.
+	Prepare func() (digest [32]byte, err error)
+	// Detail is recorded with the entry; it is not to hold secrets.
+	Detail map[string]any
+}
+
+// Session is one call that was let in. It belongs to the goroutine that runs it.
+type Session struct {
+	Principal *authz.Principal
+	Started   time.Time
+
+	charged *reservation // nil for an operator
+	digest  [32]byte
+	answer  *lineage.Answer
+	detail  map[string]any
+}
+
+// Budget is what the task has left, this call's charge taken off; zero for an operator.
+func (s *Session) Budget() Budget {
+	if s.charged == nil {
+		return Budget{}
+	}
+	return s.charged.budget
+}
+
+// SetAnswer hands over the call's answer, which is stored if the call succeeds.
+// Whose it is comes from the credential, whatever a says, and so does the time
+// from the call; an id is made when a has none. It returns the id.
+func (s *Session) SetAnswer(a lineage.Answer) uuid.UUID {
+	if a.ID == uuid.Nil {
+		a.ID = uuid.Must(uuid.NewV7())
+	}
+	p := s.Principal
+	a.At, a.Tenant, a.Task, a.Agent, a.User = s.Started, p.Tenant, p.Task, p.Agent, p.User
+	s.answer = &a
+	return a.ID
+}
+
+// Note adds a fact to the call's entry.
+func (s *Session) Note(key string, value any) {
+	if s.detail == nil {
+		s.detail = map[string]any{}
+	}
+	s.detail[key] = value
+}
+
+// Do takes a call through the door: it authenticates, authorises, prepares the
+// request, charges the task and every task above it, runs fn, and returns once
+// the outcome is durable. Nothing that fn produced may go out before Do has
+// returned nil. When the outcome cannot be recorded, Do fails with
+// ErrUnavailable AUDIT_UNAVAILABLE, whatever fn did.
+//
+// Errors of fn come back as they are; a panic in fn becomes an error. A call that
+// fails for no fault of the caller, or whose request is not valid, costs nothing.
+func (g *Gateway) Do(ctx context.Context, c Call, fn func(context.Context, *Session) error) error {
+	leave, err := g.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	s := &Session{Started: g.now(), detail: maps.Clone(c.Detail)}
+	err = g.admit(ctx, c, s)
+	ran := err == nil
+	if ran {
+		err = protect(ctx, c, s, fn)
+	}
+	return g.record(ctx, c, s, ran, err)
+}
+
+// Refuse records a call that cannot reach a handler, because there is none for
+// it, say. It returns the reason, or why the caller is not even known.
+func (g *Gateway) Refuse(ctx context.Context, c Call, reason error) error {
+	leave, err := g.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	s := &Session{Started: g.now(), detail: maps.Clone(c.Detail)}
+	if s.Principal, err = g.verifier.Verify(ctx, c.Bearer); err != nil {
+		reason = err
+	}
+	return g.record(ctx, c, s, false, reason)
+}
+
+// admit leads a call up to its handler.
+func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
+	if s.Principal, err = g.verifier.Verify(ctx, c.Bearer); err != nil {
+		return err
+	}
+	if err := c.allow(s.Principal); err != nil {
+		return err
+	}
+	if c.Prepare != nil {
+		if s.digest, err = c.Prepare(); err != nil {
+			return err
+		}
+	}
+	if s.Principal.IsOperator() {
+		return ctx.Err()
+	}
+	r := &reservation{task: s.Principal.Task, calls: c.Charge, now: g.now()}
+	if err := g.reservations.do(ctx, r); err != nil {
+		return err
+	}
+	if r.refused != nil {
+		return r.refused
+	}
+	s.charged = r
+	return ctx.Err()
+}
+
+func (c Call) allow(p *authz.Principal) error {
+	if p.IsOperator() {
+		switch {
+		case c.Role == "":
+			return wrongKind("this call is for agents; use the token of a task")
+		case !p.Role.AtLeast(c.Role):
+			return &whence.Error{Kind: whence.ErrDenied, Reason: "ROLE_INSUFFICIENT",
+				Message:  fmt.Sprintf("this call needs the role %s and the token has the role %s", c.Role, p.Role),
+				Metadata: map[string]string{"needed": string(c.Role), "role": string(p.Role)}}
+		}
+		return nil
+	}
+	switch {
+	case c.Role != "" && c.Action == "":
+		return wrongKind("this call is for operators; use an operator's token")
+	case c.Action != "" && !p.Scope.Allows(c.Action):
+		return &whence.Error{Kind: whence.ErrDenied, Reason: "ACTION_OUT_OF_SCOPE",
+			Message:  fmt.Sprintf("the task's scope does not hold the action %s; work without it, or ask for a task that has it", c.Action),
+			Metadata: map[string]string{"action": string(c.Action)}}
+	}
+	return nil
+}
+
+func wrongKind(message string) error {
+	return &whence.Error{Kind: whence.ErrDenied, Reason: "WRONG_CREDENTIAL_KIND", Message: message}
+}
+
+// protect runs fn; a panic fails the call and not the server.
+func protect(ctx context.Context, c Call, s *Session, fn func(context.Context, *Session) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s panicked: %v\n%s", c.Name, p, debug.Stack())
+		}
+	}()
+	return fn(ctx, s)
+}
+
+// record makes the outcome durable and returns what the caller may be told.
+func (g *Gateway) record(ctx context.Context, c Call, s *Session, ran bool, failure error) error {
+	r := &record{entry: entry(c, s, failure), charge: s.charged}
+	r.entry.Latency = max(0, g.now().Sub(s.Started))
+	switch {
+	case failure == nil:
+		r.answer = s.answer
+		if s.answer != nil {
+			r.entry.Answer = s.answer.ID
+		}
+	default:
+		r.refund = !ran || !payable(failure)
+	}
+	if r.charge != nil && r.charge.calls == 0 {
+		r.charge = nil
+	}
+	if r.charge != nil && !r.refund {
+		r.entry.CallsCharged = r.charge.calls
+	}
+	// The caller may have gone; what happened is recorded all the same.
+	if err := g.records.do(context.WithoutCancel(ctx), r); err != nil {
+		return &whence.Error{Kind: whence.ErrUnavailable, Reason: "AUDIT_UNAVAILABLE", RetryAfter: time.Second,
+			Message: "the call could not be recorded, so its result is withheld; try again", Err: errors.Join(err, failure)}
+	}
+	if r.lost && failure == nil {
+		return errLost()
+	}
+	return failure
+}
+
+func entry(c Call, s *Session, failure error) audit.Entry {
+	e := audit.Entry{At: s.Started, Call: c.Name, RequestDigest: s.digest, Detail: s.detail}
+	e.Decision, e.Reason = judge(failure)
+	if p := s.Principal; p != nil {
+		e.Tenant, e.User, e.Agent, e.Actors = p.Tenant, p.User, p.Agent, p.Actors
+		e.Task, e.RootTask, e.TokenID = p.Task, p.Root, p.TokenID
+	}
+	return e
+}
+
+// judge says what the log calls an outcome: refused when the caller can see from
+// the reason what to change, failed when it is not for them to change.
+func judge(err error) (audit.Decision, string) {
+	var e *whence.Error
+	switch {
+	case err == nil:
+		return audit.Allowed, ""
+	case errors.As(err, &e) && (errors.Is(e.Kind, whence.ErrUnavailable) || errors.Is(e.Kind, whence.ErrAborted)):
+		return audit.Failed, e.Reason
+	case errors.As(err, &e):
+		return audit.Refused, e.Reason
+	case errors.Is(err, context.Canceled):
+		return audit.Failed, "CANCELED"
+	case errors.Is(err, context.DeadlineExceeded):
+		return audit.Failed, "DEADLINE_EXCEEDED"
+	}
+	return audit.Failed, "INTERNAL"
+}
+
+// payable tells whether a call that ran and failed is paid for. The server's own
+// failures and requests that are not valid are free. All other refusals are paid,
+// for they tell the caller something, and so is a call that the caller gave up.
+func payable(err error) bool {
+	var e *whence.Error
+	if !errors.As(err, &e) {
+		return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	}
+	for _, free := range []error{whence.ErrUnavailable, whence.ErrAborted, whence.ErrInvalid, whence.ErrUnimplemented} {
+		if errors.Is(e.Kind, free) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,109 @@
+// Package gateway is the single door. Every call of an agent or an operator
+// passes [Gateway.Do], which settles who is calling, whether they may, whether
+// their task is alive and can pay, runs the call, and lets nothing out before the
+// call is on record.
+//
+// The governing idea: a call is bracketed by two shared transactions. The first
+// charges it to its task and to every task above, before it runs; the second
+// makes the answer and the audit entry durable, and takes back what a failed call
+// should not have cost, before it returns. Concurrent calls share both, so a call
+// costs its share of one durable commit.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/audit"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/lineage"
+)
+
+// Config is what a Gateway works with; all but Clock and Log are required.
+type Config struct {
+	Pool     *pgxpool.Pool // of the memory database
+	Audit    *audit.Log
+	Lineage  *lineage.Store
+	Verifier *authz.Verifier
+	Issuer   *authz.Issuer
+	Clock    func() time.Time // default: time.Now; deadlines of tasks are judged by it
+	Log      *slog.Logger     // default: discards
+}
+
+// Gateway is the door. Its methods may be called concurrently. Do, Refuse and
+// StartTask need Run: before it they wait, after it they are refused.
+type Gateway struct {
+	pool     *pgxpool.Pool
+	audit    *audit.Log
+	lineage  *lineage.Store
+	verifier *authz.Verifier
+	issuer   *authz.Issuer
+	now      func() time.Time
+	log      *slog.Logger
+
+	reservations *batcher[reservation]
+	records      *batcher[record]
+
+	mu      sync.RWMutex // guards closing, so that no call enters once Run waits for the last
+	closing bool
+	inside  sync.WaitGroup // the calls between entering and being recorded
+}
+
+// New checks the configuration.
+func New(c Config) (*Gateway, error) {
+	switch {
+	case c.Pool == nil:
+		return nil, errors.New("gateway: a pool is needed")
+	case c.Audit == nil || c.Lineage == nil:
+		return nil, errors.New("gateway: an audit log and a lineage store are needed")
+	case c.Verifier == nil || c.Issuer == nil:
+		return nil, errors.New("gateway: a verifier and an issuer of tokens are needed")
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
+		now: c.Clock, log: c.Log}
+	g.reservations = newBatcher(g.reserve)
+	g.records = newBatcher(g.write)
+	return g, nil
+}
+
+// Run serves calls until ctx ends. Then it lets no more in, waits until those
+// inside are recorded, and returns; whoever owns the calls' contexts ends them.
+func (g *Gateway) Run(ctx context.Context) error {
+	var group errgroup.Group
+	detached := context.WithoutCancel(ctx)
+	group.Go(func() error { g.reservations.run(detached); return nil })
+	group.Go(func() error { g.records.run(detached); return nil })
+	<-ctx.Done()
+	g.mu.Lock()
+	g.closing = true
+	g.mu.Unlock()
+	g.inside.Wait()
+	g.reservations.close()
+	g.records.close()
+	return group.Wait()
+}
+
+// enter admits a call while the gateway is open; leave must follow.
+func (g *Gateway) enter() (leave func(), err error) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.closing {
+		return nil, &whence.Error{Kind: whence.ErrUnavailable, Reason: "SHUTTING_DOWN",
+			Message: "this server is shutting down; try again", RetryAfter: time.Second}
+	}
+	g.inside.Add(1)
+	return g.inside.Done, nil
+}

@@ -1,0 +1,214 @@
+package gateway
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+// TaskState is where a task stands.
+type TaskState string
+
+const (
+	// TaskActive tasks may call.
+	TaskActive TaskState = "ACTIVE"
+	// TaskEnded tasks were ended, or one above them was.
+	TaskEnded TaskState = "ENDED"
+	// TaskRevoked tasks were stopped by an operator.
+	TaskRevoked TaskState = "REVOKED"
+	// TaskExpired tasks are past their deadline. It is derived, never stored.
+	TaskExpired TaskState = "EXPIRED"
+)
+
+// Task is a bounded piece of agent work.
+type Task struct {
+	ID      uuid.UUID
+	Root    uuid.UUID // itself when it has no parent
+	Parent  uuid.UUID // zero when it has none
+	Depth   int       // 0 at the root
+	Tenant  string
+	User    string // who delegated the work
+	Agent   string // who does it
+	Purpose string
+	Scope   authz.ScopeSpec
+	State   TaskState
+	Budget  Budget
+	Created time.Time
+	Ended   time.Time // zero while it has not
+}
+
+const taskSQL = `
+select t.id, t.root_id, coalesce(t.parent_id, @none), t.depth, t.tenant, t.user_id, t.agent, t.purpose, t.scope,
+       t.state, t.deadline, t.calls_limit, t.calls_settled, t.created_at, t.ended_at,
+       (select min(a.calls_limit - a.calls_settled) from whence.tasks a where a.id = any(t.path))
+from whence.tasks t
+where true`
+
+const (
+	byIDSQL       = ` and t.id = @id`
+	byRootSQL     = ` and t.root_id = @root`
+	byAgentSQL    = ` and t.agent = @agent`
+	byUserSQL     = ` and t.user_id = @user`
+	activeSQL     = ` and t.state = 'ACTIVE' and t.deadline > @now`
+	expiredSQL    = ` and t.state = 'ACTIVE' and t.deadline <= @now`
+	byStateSQL    = ` and t.state = @state`
+	beforeSQL     = ` and t.id < @before`
+	newestTaskSQL = ` order by t.id desc limit @limit`
+)
+
+// GetTask returns a task as it stands. Whoever calls it has made sure that the
+// caller may see it. An unknown id is ErrNotFound TASK_NOT_FOUND.
+func (g *Gateway) GetTask(ctx context.Context, id uuid.UUID) (Task, error) {
+	rows, err := g.pool.Query(ctx, taskSQL+byIDSQL, pgx.NamedArgs{"none": uuid.Nil, "id": id})
+	var t Task
+	if err == nil {
+		t, err = pgx.CollectExactlyOneRow(rows, g.scanTask)
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Task{}, &whence.Error{Kind: whence.ErrNotFound, Reason: "TASK_NOT_FOUND", Message: "there is no task with this id",
+			Metadata: map[string]string{"task": id.String()}}
+	}
+	if err != nil {
+		return Task{}, fmt.Errorf("get a task: %w", pg.Translate(err))
+	}
+	return t, nil
+}
+
+// TaskFilter chooses tasks; what is zero does not choose.
+type TaskFilter struct {
+	Root  uuid.UUID // of this tree
+	Agent string
+	User  string
+	State TaskState
+}
+
+// The limits of a page.
+const (
+	DefaultPage = 50
+	MaxPage     = 500
+)
+
+// ListTasks returns tasks, newest first, and the token of the next page, which is
+// empty after the last one. Tasks started meanwhile do not shift the pages.
+// pageSize 0 means DefaultPage; more than MaxPage is cut to it. A token that
+// ListTasks did not make is an ErrInvalid.
+func (g *Gateway) ListTasks(ctx context.Context, f TaskFilter, pageSize int, pageToken string) (tasks []Task, next string, err error) {
+	if pageSize <= 0 {
+		pageSize = DefaultPage
+	}
+	pageSize = min(pageSize, MaxPage)
+	var before uuid.UUID
+	if pageToken != "" {
+		if before, err = parseToken(pageToken); err != nil {
+			return nil, "", err
+		}
+	}
+	var q strings.Builder
+	q.WriteString(taskSQL)
+	args := pgx.NamedArgs{"none": uuid.Nil, "limit": pageSize + 1} // one more tells whether there is a next page
+	and := func(use bool, condition, name string, value any) {
+		if use {
+			q.WriteString(condition)
+			args[name] = value
+		}
+	}
+	and(before != uuid.Nil, beforeSQL, "before", before)
+	and(f.Root != uuid.Nil, byRootSQL, "root", f.Root)
+	and(f.Agent != "", byAgentSQL, "agent", pg.Text(f.Agent))
+	and(f.User != "", byUserSQL, "user", pg.Text(f.User))
+	switch f.State {
+	case "":
+	case TaskActive:
+		and(true, activeSQL, "now", g.now())
+	case TaskExpired:
+		and(true, expiredSQL, "now", g.now())
+	default:
+		and(true, byStateSQL, "state", string(f.State))
+	}
+	q.WriteString(newestTaskSQL)
+	rows, err := g.pool.Query(ctx, q.String(), args)
+	if err == nil {
+		tasks, err = pgx.CollectRows(rows, g.scanTask)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("list tasks: %w", pg.Translate(err))
+	}
+	if len(tasks) > pageSize {
+		tasks = tasks[:pageSize]
+		id := tasks[pageSize-1].ID
+		next = base64.RawURLEncoding.EncodeToString(id[:])
+	}
+	return tasks, next, nil
+}
+
+func parseToken(s string) (id uuid.UUID, err error) {
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err == nil {
+		id, err = uuid.FromBytes(b)
+	}
+	if err != nil || id == uuid.Nil {
+		return id, whence.Invalid("pageToken", "PAGE_TOKEN_INVALID", "the page token is not one that this call gave; start again without one")
+	}
+	return id, nil
+}
+
+func (g *Gateway) scanTask(row pgx.CollectableRow) (t Task, err error) {
+	var scope []byte
+	var ended *time.Time
+	b := &t.Budget
+	err = row.Scan(&t.ID, &t.Root, &t.Parent, &t.Depth, &t.Tenant, &t.User, &t.Agent, &t.Purpose, &scope,
+		&t.State, &b.Deadline, &b.Limit, &b.Used, &t.Created, &ended, &b.Remaining)
+	if err != nil {
+		return t, err
+	}
+	t.Created, b.Deadline = t.Created.UTC(), b.Deadline.UTC()
+	if ended != nil {
+		t.Ended = ended.UTC()
+	}
+	if t.State == TaskActive && !g.now().Before(b.Deadline) {
+		t.State = TaskExpired
+	}
+	return t, json.Unmarshal(scope, &t.Scope)
+}
+
+const (
+	lockTaskSQL = `select from whence.tasks where id = @id for no key update`
+
+	// A task that has ended or was revoked before keeps its state.
+	endTreeSQL = `
+update whence.tasks set state = 'ENDED', ended_at = @now
+where id in (select id from whence.tasks
+             where root_id = @root and @id = any(path) and state = 'ACTIVE'
+             order by id for no key update)`
+)
+
+// EndTask ends the caller's own task and every task below it: their further calls
+// are refused. It does not matter if it had ended already.
+func (g *Gateway) EndTask(ctx context.Context, s *Session) (Task, error) {
+	p := s.Principal
+	args := pgx.NamedArgs{"id": p.Task, "root": p.Root, "now": g.now()}
+	err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
+		// Delegation locks the path above the new task, so from here on nothing
+		// more comes to hang below this one.
+		if _, err := tx.Exec(ctx, lockTaskSQL, args); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, endTreeSQL, args)
+		return err
+	})
+	if err != nil {
+		return Task{}, fmt.Errorf("end a task: %w", err)
+	}
+	return g.GetTask(ctx, p.Task)
+}

@@ -183,7 +183,7 @@ func TestNarrowNamesAllThatExceeds(t *testing.T) {
 	_, err = parent.Narrow(ScopeSpec{Tables: []whence.TableName{"s.public.b", "s.public.a", "s.public.c"}, AllSubjects: true,
 		Filter: map[string]string{"region": "us"}, Actions: []Action{MemoryRead, MemoryWrite}})
 	var e *whence.Error
-	if !errors.As(err, &e) || e.Kind != whence.ErrDenied || e.Reason != "SCOPE_WIDENED" {
+	if !errors.As(err, &e) || !errors.Is(e.Kind, whence.ErrDenied) || e.Reason != "SCOPE_WIDENED" {
 		t.Fatal(err)
 	}
 	want := map[string]string{"tables": "s.public.b, s.public.c", "subjects": "all", "filter": `region must be "eu"`, "actions": "memory:write"}
@@ -239,7 +239,7 @@ func TestScopeSpecValidate(t *testing.T) {
 		"too many":              {ScopeSpec{Subjects: slices.Repeat([]string{"a"}, maxScopeParts+1)}, ""},
 	} {
 		var e *whence.Error
-		if err := c.spec.Validate(); !errors.As(err, &e) || e.Kind != whence.ErrInvalid || e.Field != c.field {
+		if err := c.spec.Validate(); !errors.As(err, &e) || !errors.Is(e.Kind, whence.ErrInvalid) || e.Field != c.field {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

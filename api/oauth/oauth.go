@@ -25,7 +25,7 @@ import (
 
 // Paths of the endpoints, beneath the issuer's URL.
 const (
-	TokenPath          = "/oauth/token"
+	TokenPath          = "/oauth/token" //nolint:gosec // G101: a path, not a credential
 	JWKSPath           = "/oauth/jwks"
 	ServerMetadataPath = "/.well-known/oauth-authorization-server"
 	// ResourceMetadataPath is what a 401 elsewhere names in WWW-Authenticate's resource_metadata.
@@ -146,7 +146,7 @@ func write(w http.ResponseWriter, status int, b []byte) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
 	w.WriteHeader(status)
-	_, _ = w.Write(b) // the client is gone: nothing is left to tell it
+	_, _ = w.Write(b) //nolint:gosec // G705: JSON, and marked as such; an error means that the client is gone
 }
 
 func notAllowed(methods ...string) *failure {

@@ -106,7 +106,14 @@ func start(t *testing.T) *fixture {
 	return f
 }
 
-func (f *fixture) do(t *testing.T, method, path, contentType, body string, header http.Header) (*http.Response, map[string]any) {
+// reply is a response whose body has been read.
+type reply struct {
+	StatusCode int
+	Status     string
+	Header     http.Header
+}
+
+func (f *fixture) do(t *testing.T, method, path, contentType, body string, header http.Header) (reply, map[string]any) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, f.server.URL+path, strings.NewReader(body))
 	if err != nil {
@@ -134,7 +141,7 @@ func (f *fixture) do(t *testing.T, method, path, contentType, body string, heade
 	if got := resp.Header.Get("Cache-Control"); got != "no-store" {
 		t.Errorf("Cache-Control %q", got)
 	}
-	return resp, doc
+	return reply{resp.StatusCode, resp.Status, resp.Header}, doc
 }
 
 func (f *fixture) form() url.Values {
@@ -148,7 +155,7 @@ const formType = "application/x-www-form-urlencoded"
 func TestExchange(t *testing.T) {
 	t.Parallel()
 	f := start(t)
-	resp, got := f.do(t, "POST", "/oauth/token", formType+"; charset=UTF-8", f.form().Encode(), nil)
+	resp, got := f.do(t, http.MethodPost, "/oauth/token", formType+"; charset=UTF-8", f.form().Encode(), nil)
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %v", resp.Status, got)
 	}
@@ -227,7 +234,7 @@ func TestExchangeRefusals(t *testing.T) {
 		cases++
 		form := f.form()
 		c.change(form)
-		resp, got := f.do(t, "POST", "/oauth/token", formType, form.Encode(), nil)
+		resp, got := f.do(t, http.MethodPost, "/oauth/token", formType, form.Encode(), nil)
 		if resp.StatusCode != http.StatusBadRequest || got["error"] != c.code || got["reason"] != c.reason {
 			t.Errorf("%s: %s %v, want 400 %s %s", c.name, resp.Status, got, c.code, c.reason)
 		}
@@ -258,17 +265,17 @@ func TestTransportRefusals(t *testing.T) {
 		status                                int
 		reason                                any
 	}{
-		{"get a token", "GET", "/oauth/token", "", "", nil, 405, nil},
-		{"put a token", "PUT", "/oauth/token", formType, good, nil, 405, nil},
-		{"post the keys", "POST", "/oauth/jwks", formType, good, nil, 405, nil},
-		{"post metadata", "POST", "/.well-known/oauth-authorization-server", "", "", nil, 405, nil},
-		{"delete metadata", "DELETE", "/.well-known/oauth-protected-resource", "", "", nil, 405, nil},
-		{"json", "POST", "/oauth/token", "application/json", `{}`, nil, 400, "CONTENT_TYPE_WRONG"},
-		{"no type", "POST", "/oauth/token", "", good, nil, 400, "CONTENT_TYPE_WRONG"},
-		{"in the url", "POST", "/oauth/token?client_id=a", formType, good, nil, 400, "QUERY_NOT_ALLOWED"},
-		{"bad escape", "POST", "/oauth/token", formType, "a=%zz", nil, 400, "BODY_MALFORMED"},
-		{"too large", "POST", "/oauth/token", formType, huge, nil, 413, "BODY_TOO_LARGE"},
-		{"basic", "POST", "/oauth/token", formType, good, http.Header{"Authorization": {"Basic YTpi"}}, 401, "CLIENT_AUTHENTICATION_UNSUPPORTED"},
+		{"get a token", http.MethodGet, "/oauth/token", "", "", nil, 405, nil},
+		{"put a token", http.MethodPut, "/oauth/token", formType, good, nil, 405, nil},
+		{"post the keys", http.MethodPost, "/oauth/jwks", formType, good, nil, 405, nil},
+		{"post metadata", http.MethodPost, "/.well-known/oauth-authorization-server", "", "", nil, 405, nil},
+		{"delete metadata", http.MethodDelete, "/.well-known/oauth-protected-resource", "", "", nil, 405, nil},
+		{"json", http.MethodPost, "/oauth/token", "application/json", `{}`, nil, 400, "CONTENT_TYPE_WRONG"},
+		{"no type", http.MethodPost, "/oauth/token", "", good, nil, 400, "CONTENT_TYPE_WRONG"},
+		{"in the url", http.MethodPost, "/oauth/token?client_id=a", formType, good, nil, 400, "QUERY_NOT_ALLOWED"},
+		{"bad escape", http.MethodPost, "/oauth/token", formType, "a=%zz", nil, 400, "BODY_MALFORMED"},
+		{"too large", http.MethodPost, "/oauth/token", formType, huge, nil, 413, "BODY_TOO_LARGE"},
+		{"basic", http.MethodPost, "/oauth/token", formType, good, http.Header{"Authorization": {"Basic YTpi"}}, 401, "CLIENT_AUTHENTICATION_UNSUPPORTED"},
 	} {
 		resp, got := f.do(t, c.method, c.path, c.contentType, c.body, c.header)
 		if resp.StatusCode != c.status || got["reason"] != c.reason {
@@ -302,7 +309,7 @@ func TestServerFailures(t *testing.T) {
 		if c.damage != nil {
 			c.damage(form)
 		}
-		resp, got := f.do(t, "POST", "/oauth/token", formType, form.Encode(), nil)
+		resp, got := f.do(t, http.MethodPost, "/oauth/token", formType, form.Encode(), nil)
 		if resp.StatusCode != c.status || got["error"] != c.code || resp.Header.Get("Retry-After") != c.retryAfter {
 			t.Errorf("%s: %s %v Retry-After %q", c.name, resp.Status, got, resp.Header.Get("Retry-After"))
 		}
@@ -316,7 +323,7 @@ func TestDiscovery(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	get := func(path string) map[string]any {
-		resp, doc := f.do(t, "GET", path, "", "", nil)
+		resp, doc := f.do(t, http.MethodGet, path, "", "", nil)
 		if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("%s: %s %s", path, resp.Status, resp.Header.Get("Content-Type"))
 		}

@@ -1,0 +1,276 @@
+package gateway_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/uuid"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/gateway"
+)
+
+func TestStartTask(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	r := request(7)
+	r.Lifetime = time.Hour
+	token, expires, id, err := g.StartTask(t.Context(), w.operator(t, authz.RoleAdmin), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := w.verifier.Verify(t.Context(), token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Task != id || p.Root != id || p.User != "olga" || p.Agent != "worker" || !p.Expires.Equal(expires) {
+		t.Errorf("principal %+v", p)
+	}
+	if life := time.Until(expires); life > gateway.MaxTokenLifetime {
+		t.Errorf("the token is good for %s", life)
+	}
+	got, err := g.GetTask(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := gateway.Task{ID: id, Root: id, Tenant: authz.DefaultTenant, User: "olga", Agent: "worker", Purpose: "a test",
+		Scope: p.Scope.Spec(), State: gateway.TaskActive, Created: got.Created,
+		Budget: gateway.Budget{Limit: 7, Remaining: 7, Deadline: got.Created.Add(time.Hour)}}
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Error(diff)
+	}
+
+	for name, c := range map[string]struct {
+		bearer, want string
+		calls        int64
+	}{
+		"not an admin":   {w.operator(t, authz.RoleApprover), "ROLE_INSUFFICIENT", 1},
+		"an agent":       {token, "WRONG_CREDENTIAL_KIND", 1},
+		"without budget": {w.operator(t, authz.RoleAdmin), "BUDGET_INVALID", 0},
+	} {
+		if _, _, _, err := g.StartTask(t.Context(), c.bearer, request(c.calls)); reason(err) != c.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := w.number(t, "select count(*) from whence.tasks"); n != 1 {
+		t.Errorf("%d tasks", n)
+	}
+	if n := len(w.entries(t, "oauth/token")); n != 4 {
+		t.Errorf("4 calls left %d entries", n)
+	}
+}
+
+func TestDelegate(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	narrow := authz.ScopeSpec{Type: authz.DetailType, Tables: []whence.TableName{"app.public.docs"}, AllSubjects: true,
+		Actions: []authz.Action{authz.MemoryRead, authz.TaskDelegate}}
+	rootToken, root := w.start(t, g, 20)
+
+	r := below(request(10), 1)
+	r.Agent, r.Scope = "helper", narrow
+	child, err := delegate(t, g, rootToken, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := w.verifier.Verify(t.Context(), child.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"helper", "worker"}, p.Actors); diff != "" || p.User != "olga" ||
+		p.Root != root || p.Parent != root || p.Depth != 1 || p.Scope.AllowsTable("app.public.other") {
+		t.Errorf("principal %+v %s", p, diff)
+	}
+
+	// What the child spends, its parent has spent too.
+	for range 3 {
+		if err := g.Do(t.Context(), read(child.Token), nothing); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if used := w.used(t, root); used != 3 {
+		t.Errorf("the parent's use is %d", used)
+	}
+	call := read(rootToken)
+	call.Charge = 15
+	if err := g.Do(t.Context(), call, nothing); err != nil {
+		t.Fatal(err)
+	}
+	got, err := g.GetTask(t.Context(), child.Task.ID)
+	if err != nil || got.Budget.Limit != 10 || got.Budget.Used != 3 || got.Budget.Remaining != 2 {
+		t.Errorf("the child may spend what its parent has left: %+v, %v", got.Budget, err)
+	}
+	call = read(child.Token)
+	call.Charge = 3
+	var e *whence.Error
+	if err := g.Do(t.Context(), call, nothing); !errors.As(err, &e) || e.Metadata["task"] != root.String() {
+		t.Errorf("the parent's exhaustion: %v", err)
+	}
+
+	wide := below(request(1), 2)
+	wide.Scope.Tables, wide.Scope.AllTables = []whence.TableName{"app.public.other"}, false
+	long := below(request(1), 0)
+	long.Scope = narrow
+	rich := below(request(3), 2)
+	rich.Scope = narrow
+	for name, c := range map[string]struct {
+		r    authz.TaskRequest
+		want string
+	}{
+		"a wider scope":     {wide, "SCOPE_WIDENED"},
+		"a larger budget":   {rich, "BUDGET_EXHAUSTED"},
+		"a later deadline":  {long, "LIFETIME_INVALID"},
+		"no agent to do it": {authz.TaskRequest{}, "AGENT_INVALID"},
+	} {
+		if _, err := delegate(t, g, child.Token, c.r); reason(err) != c.want {
+			t.Errorf("%s: %v, want %s", name, err, c.want)
+		}
+	}
+}
+
+func TestDepth(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	token, _ := w.start(t, g, 20)
+	for depth := 1; depth <= gateway.MaxDepth; depth++ {
+		s, err := delegate(t, g, token, below(request(5), depth))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token = s.Token
+	}
+	if err := g.Do(t.Context(), read(token), nothing); err != nil {
+		t.Errorf("the deepest task: %v", err)
+	}
+	if _, err := delegate(t, g, token, below(request(1), 9)); reason(err) != "DEPTH_EXCEEDED" {
+		t.Errorf("below the deepest: %v", err)
+	}
+}
+
+func TestEndTaskEndsTheTree(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	rootToken, root := w.start(t, g, 20)
+	var ended [2]gateway.Started
+	parent := rootToken
+	for i := range ended {
+		var err error
+		if ended[i], err = delegate(t, g, parent, below(request(5), i+1)); err != nil {
+			t.Fatal(err)
+		}
+		parent = ended[i].Token
+	}
+	sibling, err := delegate(t, g, rootToken, below(request(5), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := gateway.Call{Name: "whence.v1.TaskService/EndTask", Bearer: ended[0].Token}
+	err = g.Do(t.Context(), end, func(ctx context.Context, s *gateway.Session) error {
+		task, err := g.EndTask(ctx, s)
+		if task.ID != ended[0].Task.ID || task.State != gateway.TaskEnded || task.Ended.IsZero() {
+			t.Errorf("ended: %+v", task)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[uuid.UUID]gateway.TaskState{
+		root: gateway.TaskActive, sibling.Task.ID: gateway.TaskActive,
+		ended[0].Task.ID: gateway.TaskEnded, ended[1].Task.ID: gateway.TaskEnded,
+	} {
+		if task, err := g.GetTask(t.Context(), id); err != nil || task.State != want {
+			t.Errorf("depth %d is %s, want %s (%v)", task.Depth, task.State, want, err)
+		}
+	}
+	for _, token := range []string{ended[0].Token, ended[1].Token} {
+		if err := g.Do(t.Context(), read(token), nothing); reason(err) != "TASK_ENDED" {
+			t.Errorf("a call in an ended tree: %v", err)
+		}
+	}
+	for _, token := range []string{rootToken, sibling.Token} {
+		if err := g.Do(t.Context(), read(token), nothing); err != nil {
+			t.Errorf("a call outside the ended tree: %v", err)
+		}
+	}
+}
+
+func TestListTasks(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	var want []uuid.UUID
+	for range 7 {
+		_, id := w.start(t, g, 5)
+		want = append([]uuid.UUID{id}, want...)
+	}
+	var got []uuid.UUID
+	page := ""
+	for {
+		tasks, next, err := g.ListTasks(t.Context(), gateway.TaskFilter{Agent: "worker", User: "olga"}, 3, page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, task := range tasks {
+			got = append(got, task.ID)
+		}
+		if next == "" {
+			break
+		}
+		page = next
+		w.start(t, g, 5) // must not shift the pages
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+
+	if _, err := w.pool.Exec(t.Context(), "update whence.tasks set state = 'ENDED' where id = $1", want[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.pool.Exec(t.Context(), "update whence.tasks set deadline = now() where id = $1", want[1]); err != nil {
+		t.Fatal(err)
+	}
+	for state, id := range map[gateway.TaskState]uuid.UUID{gateway.TaskEnded: want[0], gateway.TaskExpired: want[1]} {
+		tasks, _, err := g.ListTasks(t.Context(), gateway.TaskFilter{State: state}, 0, "")
+		if err != nil || len(tasks) != 1 || tasks[0].ID != id || tasks[0].State != state {
+			t.Errorf("%s: %+v, %v", state, tasks, err)
+		}
+	}
+	active, _, err := g.ListTasks(t.Context(), gateway.TaskFilter{State: gateway.TaskActive}, 0, "")
+	if err != nil || len(active) != int(w.number(t, "select count(*) from whence.tasks"))-2 {
+		t.Errorf("%d active tasks, %v", len(active), err)
+	}
+	if _, _, err := g.ListTasks(t.Context(), gateway.TaskFilter{}, 0, "nonsense"); reason(err) != "PAGE_TOKEN_INVALID" {
+		t.Errorf("a made-up token: %v", err)
+	}
+	if _, err := g.GetTask(t.Context(), uuid.New()); !errors.Is(err, whence.ErrNotFound) {
+		t.Errorf("an unknown task: %v", err)
+	}
+}
+
+func TestDevTask(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	token, err := g.StartDevTask(t.Context(), 48*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := w.verifier.Verify(t.Context(), token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if life := time.Until(p.Expires); life > 24*time.Hour || life < 23*time.Hour || p.User != "dev" || p.Agent != "dev-agent" ||
+		!p.Scope.Allows(authz.MemoryWrite) || !p.Scope.AllowsTable("app.public.docs") || !p.Scope.AllowsSubject("any") {
+		t.Errorf("principal %+v", p)
+	}
+	if err := g.Do(t.Context(), read(token), nothing); err != nil {
+		t.Error(err)
+	}
+	if n := len(w.entries(t, "dev/StartTask")); n != 1 {
+		t.Errorf("%d entries of its start", n)
+	}
+}

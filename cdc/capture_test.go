@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -249,13 +250,12 @@ func TestChangesDuringBackfill(t *testing.T) {
 	s := newSource(t, notesDDL+`; alter table notes alter body set storage external;
 		insert into notes select i, repeat(i || ' ', 1500) from generate_series(1, 400) i`, notes)
 	s.cfg.BackfillBatch = 10
-	batches := 0
+	var batches atomic.Int32
 	s.sink.setFault(func(step string) error {
 		if step != "backfill-rows" {
 			return nil
 		}
-		batches++
-		switch batches { // nothing of the table beyond the first ten rows is there yet
+		switch batches.Add(1) { // nothing of the table beyond the first ten rows is there yet
 		case 2:
 			s.exec(`update notes set n = 1 where id in (5, 300)`)                      // unchanged body, known and not
 			s.exec(`update notes set id = id + 1000 where id in (6, 301)`)             // the same with another key
@@ -273,8 +273,8 @@ func TestChangesDuringBackfill(t *testing.T) {
 	s.start()
 	s.settle()
 	s.compare(notes)
-	if batches < 40 {
-		t.Errorf("%d batches, want one for every 10 of 400 rows", batches)
+	if batches.Load() < 40 {
+		t.Errorf("%d batches, want one for every 10 of 400 rows", batches.Load())
 	}
 }
 
@@ -284,10 +284,10 @@ func TestTruncateDuringBackfill(t *testing.T) {
 	s.cfg.BackfillBatch = 10
 	// The backfill's own lock would keep TRUNCATE waiting for it; the rows are
 	// few, so the server has sent them all and a DELETE does the same here.
-	batches := 0
+	var batches atomic.Int32
 	s.sink.setFault(func(step string) error {
 		if step == "backfill-rows" {
-			if batches++; batches == 2 {
+			if batches.Add(1) == 2 {
 				s.exec(`delete from notes; insert into notes values (50, 'fifty')`)
 			}
 		}
@@ -303,21 +303,20 @@ func TestLargeTransaction(t *testing.T) {
 	s := newSource(t, notesDDL, notes)
 	s.start()
 	s.settle()
-	slices, largest := 0, 0
+	var slices atomic.Int32
 	s.sink.setFault(func(step string) error {
 		if step == "apply" {
-			slices++
+			slices.Add(1)
 		}
 		return nil
 	})
 	s.exec(`insert into notes select i, repeat('x', 100) from generate_series(1, 50000) i`)
 	s.settle()
-	_ = largest
 	if got := len(s.sink.rows(1)); got != 50000 {
 		t.Errorf("%d rows, want 50000", got)
 	}
-	if slices < 50 {
-		t.Errorf("50000 changes came in %d slices, want at least 50", slices)
+	if slices.Load() < 50 {
+		t.Errorf("50000 changes came in %d slices, want at least 50", slices.Load())
 	}
 }
 
@@ -327,19 +326,18 @@ func TestSlowSinkKeepsTheConnection(t *testing.T) {
 	s := newSource(t, notesDDL, notes)
 	s.exec(`alter database ` + pgx.Identifier{s.db.Name}.Sanitize() + ` set wal_sender_timeout = '1s'`)
 	s.cfg.QueueBytes = 64 << 10
-	connects := 0
+	var connects atomic.Int32
 	s.cfg.Status = func(err error) {
 		if err != nil {
 			t.Errorf("the stream ended: %v", err)
 		}
-		connects++
+		connects.Add(1)
 	}
 	s.start()
 	s.settle()
-	slow := true
+	var slept atomic.Bool
 	s.sink.setFault(func(step string) error {
-		if step == "apply" && slow {
-			slow = false
+		if step == "apply" && slept.CompareAndSwap(false, true) {
 			time.Sleep(4 * time.Second)
 		}
 		return nil
@@ -347,8 +345,8 @@ func TestSlowSinkKeepsTheConnection(t *testing.T) {
 	s.exec(`insert into notes select i, repeat('x', 100) from generate_series(1, 30000) i`)
 	s.settle()
 	s.compare(notes)
-	if connects != 1 {
-		t.Errorf("%d connections, want 1", connects)
+	if connects.Load() != 1 {
+		t.Errorf("%d connections, want 1", connects.Load())
 	}
 }
 
@@ -382,27 +380,28 @@ var errInjected = errors.New("injected")
 func TestFaults(t *testing.T) {
 	for _, step := range []string{"start", "attach", "attach-after", "tables", "begin", "apply", "commit", "commit-after", "caught",
 		"backfill-start", "backfill-start-after", "backfill-rows", "backfill-rows-after", "backfill-done", "backfill-done-after"} {
-		for _, how := range []string{"error", "cut", "panic-stop"} {
+		for _, how := range []string{"error", "cut", "stop"} {
 			t.Run(step+"/"+how, func(t *testing.T) {
 				notes := table(1, "notes", "id")
 				s := newSource(t, notesDDL+`; insert into notes select i, 'before ' || i from generate_series(1, 50) i`, notes)
 				s.cfg.BackfillBatch = 20
 				s.cfg.IdleCheckpoint = 100 * time.Millisecond
-				hits := 0
+				var hits atomic.Int32
 				stopNow := make(chan struct{})
 				s.sink.setFault(func(at string) error {
 					if at != step {
 						return nil
 					}
-					if hits++; hits != 1 && hits != 3 {
+					hit := hits.Add(1)
+					if hit != 1 && hit != 3 {
 						return nil
 					}
 					switch how {
 					case "cut":
 						s.cut()
 						return nil
-					case "panic-stop":
-						if hits == 1 {
+					case "stop":
+						if hit == 1 {
 							close(stopNow)
 						}
 					}
@@ -410,11 +409,14 @@ func TestFaults(t *testing.T) {
 				})
 				_, stop := s.start()
 				for i := range 20 {
+					if i == 10 {
+						s.settle()
+					}
 					s.exec(`insert into notes values ($1, 'streamed')`, 1000+i)
 					s.exec(`update notes set body = body || '.' where id % 7 = $1 % 7`, i)
 					s.exec(`delete from notes where id = $1`, i)
 				}
-				if how == "panic-stop" {
+				if how == "stop" {
 					select {
 					case <-stopNow:
 					case <-time.After(patience):
@@ -427,7 +429,7 @@ func TestFaults(t *testing.T) {
 				}
 				s.settle()
 				s.compare(notes)
-				if hits == 0 {
+				if hits.Load() == 0 {
 					t.Errorf("the step was never reached")
 				}
 			})

@@ -1,0 +1,239 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/internal/pgtest"
+)
+
+// broken waits for Run to give up and wants its words.
+func (s *source) broken(says string) {
+	s.t.Helper()
+	c, err := New(s.cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	err = c.Run(ctx)
+	var b *BrokenError
+	if !errors.As(err, &b) || !strings.Contains(b.Message, says) {
+		s.t.Errorf("Run returned %v, want a BrokenError that says %q", err, says)
+	}
+}
+
+// What a retry cannot mend is said at once and changes nothing.
+func TestBroken(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		damage func(s *source)
+		says   string
+	}{
+		{"slot gone", func(s *source) { s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot) }, "is gone"},
+		{"slot recreated", func(s *source) {
+			s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
+			s.exec(`insert into notes values (2, 'missed')`)
+			s.exec(`select pg_create_logical_replication_slot($1, 'pgoutput')`, s.cfg.Slot)
+		}, "beyond the checkpoint"},
+		{"slot read by another", func(s *source) {
+			s.exec(`insert into notes values (2, 'missed')`)
+			s.exec(`select pg_replication_slot_advance($1, pg_current_wal_lsn())`, s.cfg.Slot)
+		}, "read by someone else"},
+		{"slot of another plugin", func(s *source) {
+			s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
+			s.exec(`select pg_create_logical_replication_slot($1, 'test_decoding')`, s.cfg.Slot)
+		}, "test_decoding"},
+		{"physical slot", func(s *source) {
+			s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
+			s.exec(`select pg_create_physical_replication_slot($1)`, s.cfg.Slot)
+			s.t.Cleanup(func() {
+				_, _ = s.db.Pool.Exec(context.Background(), `select pg_drop_replication_slot($1)`, s.cfg.Slot)
+			})
+		}, "physical"},
+		{"publication gone", func(s *source) { s.exec(`drop publication whence_pub`) }, "publication"},
+		{"another cluster", func(s *source) { s.sink.system = "7000000000000000000" }, "another cluster"},
+		{"another database", func(s *source) { s.cfg.ConnString = pgtest.Empty(s.t).DSN }, "belongs to the database"},
+		{"restored from a backup", func(s *source) { s.sink.checkpoint += 1 << 40 }, "backup"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			notes := table(1, "notes", "id")
+			s := newSource(t, notesDDL, notes)
+			_, stop := s.start()
+			s.exec(`insert into notes values (1, 'one')`)
+			s.settle()
+			if err := stop(); !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			s.eventually("the slot is free", func() bool {
+				var n int
+				err := s.db.Pool.QueryRow(t.Context(), `select count(*) from pg_replication_slots where slot_name = $1 and active`, s.cfg.Slot).Scan(&n)
+				return err == nil && n == 0
+			})
+			tt.damage(s)
+			before, _ := s.sink.now()
+			s.broken(tt.says)
+			if after, _ := s.sink.now(); after != before {
+				t.Errorf("the checkpoint moved from %s to %s", before, after)
+			}
+		})
+	}
+}
+
+// An attempt that died between making the slot and recording it is taken up.
+func TestSlotWithoutCheckpoint(t *testing.T) {
+	notes := table(1, "notes", "id")
+	s := newSource(t, notesDDL, notes)
+	s.exec(`create publication whence_pub`)
+	s.exec(`select pg_create_logical_replication_slot($1, 'pgoutput')`, s.cfg.Slot)
+	s.start()
+	s.exec(`insert into notes values (1, 'one')`)
+	s.settle()
+	s.compare(notes)
+	var viaRoot bool
+	if err := s.db.Pool.QueryRow(t.Context(), `select pubviaroot from pg_publication`).Scan(&viaRoot); err != nil || !viaRoot {
+		t.Errorf("the publication that was found kept its options: %v", err)
+	}
+}
+
+// A slot that somebody still reads is waited for.
+func TestSlotInUse(t *testing.T) {
+	notes := table(1, "notes", "id")
+	s := newSource(t, notesDDL, notes)
+	s.start()
+	s.settle()
+	c, err := New(s.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := c.Run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a second capture of the slot returned %v, want it to have tried until the end", err)
+	}
+}
+
+func TestServerSettings(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.OwnCluster(t, map[string]string{"wal_level": "replica"})
+	s := &source{t: t, sink: newMemorySink(t), cfg: Config{ConnString: cluster.DSN("postgres"), Slot: "s", Publication: "p"}}
+	s.cfg.Sink = s.sink
+	s.broken("ALTER SYSTEM SET wal_level = logical")
+	conn, err := pgx.Connect(t.Context(), s.cfg.ConnString)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	var refusal *whence.Error
+	if err := CheckServer(t.Context(), conn); !errors.As(err, &refusal) || refusal.Reason != "WAL_LEVEL_NOT_LOGICAL" {
+		t.Errorf("CheckServer returned %v", err)
+	}
+}
+
+// A role with just what capture needs works; without it, the refusal says what to run.
+func TestPrivileges(t *testing.T) {
+	notes, other := table(1, "notes", "id"), table(2, "other", "id")
+	s := newSource(t, notesDDL+`; insert into notes values (1, 'one'); create table other (id int primary key, body text)`, notes, other)
+	role := "role_" + s.cfg.Slot[:min(40, len(s.cfg.Slot))]
+	s.exec(`create role ` + role + ` login password 'sekret-word'`)
+	t.Cleanup(func() {
+		_, err := s.db.Pool.Exec(context.Background(), `reassign owned by `+role+` to current_user; drop owned by `+role+`; drop role `+role)
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	cfg, err := pgx.ParseConfig(s.db.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := s.cfg.ConnString
+	s.cfg.ConnString = strings.Replace(admin, cfg.User, role, 1)
+	if cfg.Password != "" {
+		s.cfg.ConnString = strings.Replace(s.cfg.ConnString, cfg.Password, "sekret-word", 1)
+	}
+	s.broken("ALTER ROLE")
+	s.exec(`alter role ` + role + ` replication`)
+	s.broken("CREATE on the database")
+	s.exec(`grant create on database ` + pgx.Identifier{s.db.Name}.Sanitize() + ` to ` + role)
+	c, _ := s.start()
+	failed := func(id int32) func() bool {
+		return func() bool { state, _ := s.sink.state(id); return state == whence.TableBroken }
+	}
+	s.eventually("both tables fail", func() bool { return failed(1)() && failed(2)() })
+	if _, message := s.sink.state(1); !strings.Contains(message, "GRANT SELECT") {
+		t.Errorf("unreadable: %s", message)
+	}
+	s.exec(`grant select on notes to ` + role)
+	s.sink.register(notes)
+	c.Poke()
+	s.eventually("it cannot be published", failed(1))
+	if _, message := s.sink.state(1); !strings.Contains(message, "ALTER PUBLICATION") && !strings.Contains(message, "alter publication") {
+		t.Errorf("not owned: %s", message)
+	}
+	s.exec(`alter table notes owner to ` + role + `; alter table other owner to ` + role)
+	s.sink.register(notes)
+	s.sink.register(other)
+	c.Poke()
+	s.settle()
+	s.exec(`insert into notes values (2, 'two'); alter table other enable row level security; alter table other force row level security`)
+	s.settle()
+	s.cfg.ConnString = admin
+	s.compare(notes)
+	s.sink.register(other)
+	c.Poke()
+	s.eventually("row security is not overlooked", failed(2))
+	if _, message := s.sink.state(2); !strings.Contains(message, "BYPASSRLS") {
+		t.Errorf("row security: %s", message)
+	}
+}
+
+func TestPasswordStaysOut(t *testing.T) {
+	t.Parallel()
+	for _, dsn := range []string{
+		"postgres://u:sekret-word@127.0.0.1:1/db?sslmode=nonsense", "postgres://u:sekret-word@127.0.0.1:notaport/db",
+		"host=127.0.0.1 port=1 user=u password=sekret-word dbname=db", "user=u password='sekret-word",
+	} {
+		var said []string
+		c, err := New(Config{ConnString: dsn, Slot: "s", Publication: "p", Sink: newMemorySink(t),
+			Status: func(err error) { said = append(said, err.Error()) }})
+		if err != nil {
+			said = append(said, err.Error())
+		} else {
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			_ = c.Run(ctx)
+			cancel()
+		}
+		if err := DropSlot(t.Context(), dsn, "s", "p"); err != nil {
+			said = append(said, err.Error())
+		}
+		if len(said) < 2 || strings.Contains(strings.Join(said, " "), "sekret") {
+			t.Errorf("%s: %q", dsn, said)
+		}
+	}
+}
+
+func TestDropSlot(t *testing.T) {
+	notes := table(1, "notes", "id")
+	s := newSource(t, notesDDL, notes)
+	_, stop := s.start()
+	s.settle()
+	if err := DropSlot(t.Context(), s.cfg.ConnString, s.cfg.Slot, s.cfg.Publication); err != nil {
+		t.Errorf("while a stream is on: %v", err)
+	}
+	_ = stop()
+	// The capture may have been about to make them again as it was stopped.
+	if err := DropSlot(t.Context(), s.cfg.ConnString, s.cfg.Slot, s.cfg.Publication); err != nil {
+		t.Errorf("what is absent: %v", err)
+	}
+	var n int
+	err := s.db.Pool.QueryRow(t.Context(), `select (select count(*) from pg_replication_slots where slot_name = $1) + (select count(*) from pg_publication)`, s.cfg.Slot).Scan(&n)
+	if err != nil || n != 0 {
+		t.Errorf("%d are left: %v", n, err)
+	}
+}

@@ -167,7 +167,7 @@ func (x *Index) storeFailures(ctx context.Context, tx pgx.Tx, c claim, out outco
 	for i, why := range out.failed {
 		it := c.items[i]
 		blame, wait := 1, backoff(it.attempts, why, rand.Float64()) //nolint:gosec // jitter
-		if why.Whole && len(c.items) > 1 {
+		if out.whole != nil && len(c.items) > 1 {
 			blame, wait = 0, 0
 		}
 		digests, blamed = append(digests, it.digest), append(blamed, blame)

@@ -119,10 +119,10 @@ where r.key = @key and ` + recordInBounds + `
 order by w.version desc
 limit @limit`
 
-const maxVersions = 200
+const maxVersions = 1000
 
 // Versions returns the versions of one row that the scope allows, newest first,
-// at most size (1 to 200) of them, and the token of the next page, empty at the end.
+// at most size (1 to 1000) of them, and the token of the next page, empty at the end.
 func (x *Index) Versions(ctx context.Context, tx pgx.Tx, scope authz.Scope, table whence.Table, key whence.Key, size int, token string) ([]Version, string, error) {
 	before := int64(math.MaxInt32)
 	if token != "" {

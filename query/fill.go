@@ -1,0 +1,22 @@
+package query
+
+import (
+	"github.com/whence-db/whence/embedder"
+	"github.com/whence-db/whence/index"
+)
+
+// ExplainEmbedding takes an error of an embedder.Model apart for the index's
+// filler, which knows nothing of package embedder.
+func ExplainEmbedding(err error) func(i int) *index.Failure {
+	of := embedder.ByText(err)
+	return func(i int) *index.Failure {
+		e := of(i)
+		if e == nil {
+			return nil
+		}
+		return &index.Failure{
+			Permanent: !e.Temporary, RetryAfter: e.RetryAfter, Message: e.Error(),
+			Whole: e.Temporary, // a model that is out of reach fails every text alike
+		}
+	}
+}

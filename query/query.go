@@ -1,0 +1,238 @@
+// Package query answers agents' questions from the index: it resolves what may
+// be asked, searches by vector and by text, fuses the two, and says of every hit
+// where it came from and how far it can be relied on.
+//
+// The governing idea: an answer is of one moment. The watermark, the registry
+// and every leg of the search are read in one snapshot, so that a hit's
+// freshness is judged by exactly the state that it was found in.
+package query
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/embedder"
+	"github.com/whence-db/whence/index"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+// Registry tells what is registered and how far capture is, inside the caller's
+// transaction.
+type Registry interface {
+	State(ctx context.Context, tx pgx.Tx) (whence.State, error)
+}
+
+// Config says what the engine works with.
+type Config struct {
+	Index    *index.Index
+	Registry Registry
+	Pool     *pgxpool.Pool  // of the memory database, or of a replica
+	Model    embedder.Model // nil: text search only, and every answer is degraded
+	Ranking  Ranking        // the zero value: DefaultRanking
+
+	EmbedTimeout time.Duration    // for the question's vector; default 800 ms
+	WaitLimit    time.Duration    // for a consistency asked for; default 5 s
+	Clock        func() time.Time // default time.Now
+}
+
+// Engine answers queries. It is safe for concurrent use.
+type Engine struct{ Config }
+
+// New checks the configuration.
+func New(c Config) (*Engine, error) {
+	if c.Index == nil || c.Registry == nil || c.Pool == nil {
+		return nil, errors.New("query: an index, a registry and a pool are needed")
+	}
+	if c.Ranking == (Ranking{}) {
+		c.Ranking = DefaultRanking
+	}
+	if err := c.Ranking.validate(); err != nil {
+		return nil, fmt.Errorf("query: %w", err)
+	}
+	if c.EmbedTimeout <= 0 {
+		c.EmbedTimeout = 800 * time.Millisecond
+	}
+	if c.WaitLimit <= 0 {
+		c.WaitLimit = 5 * time.Second
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	return &Engine{c}, nil
+}
+
+// Answer is what a query found, best first.
+type Answer struct {
+	At        time.Time
+	Hits      []Hit
+	Watermark []whence.Watermark // of the sources that were asked, by name
+	Degraded  string             // which leg is missing and why, "REASON: words"; empty when none is
+}
+
+// Hit is one chunk in an answer. Its text is the newest captured; Origin is that text's.
+type Hit struct {
+	ChunkID     int64
+	RecordID    int64
+	Text        string
+	MatchedText string // the older text whose vector matched; empty when that is Text
+	Origin      whence.Origin
+	Subject     *string
+	Attributes  whence.Values
+	Embedding   *Embedding // of the text that matched; nil when it has none yet
+	Freshness   whence.Freshness
+	Score       Score
+}
+
+// Embedding says what made a hit's vector, and when.
+type Embedding struct {
+	Model      string
+	EmbeddedAt time.Time
+}
+
+// Query answers a request within a scope. Errors that the caller can act on are
+// *whence.Error; nothing about them depends on what lies outside the scope.
+func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answer, error) {
+	if err := r.Validate(); err != nil {
+		return Answer{}, err
+	}
+	vector, degraded := e.embed(ctx, r.Text)
+	var a Answer
+	err := e.when(ctx, func(tx pgx.Tx) error {
+		a = Answer{At: e.Clock(), Degraded: degraded}
+		state, err := e.Registry.State(ctx, tx)
+		if err != nil {
+			return err
+		}
+		tables, err := resolve(state, scope, r)
+		if err != nil {
+			return err
+		}
+		if err := current(state, tables, r.Consistency); err != nil {
+			return err
+		}
+		a.Watermark = watermark(state, tables)
+		return e.search(ctx, tx, scope, r, state, tables, vector, &a)
+	})
+	if err != nil {
+		return Answer{}, fmt.Errorf("query: %w", err)
+	}
+	return a, nil
+}
+
+// embed makes the question's vector; what stands in the way is said, not failed on.
+func (e *Engine) embed(ctx context.Context, text string) (vector []float32, degraded string) {
+	if e.Model == nil {
+		return nil, "EMBEDDING_UNAVAILABLE: no embedding model is configured; answered by text search alone"
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.EmbedTimeout)
+	defer cancel()
+	vector, err := e.Model.EmbedQuery(ctx, text)
+	switch {
+	case err == nil:
+		return vector, ""
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fmt.Sprintf("EMBEDDING_UNAVAILABLE: the embedding model did not answer within %s; answered by text search alone", e.EmbedTimeout)
+	default:
+		return nil, "EMBEDDING_UNAVAILABLE: the embedding model failed; answered by text search alone"
+	}
+}
+
+func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Request,
+	state whence.State, tables []whence.Table, vector []float32, a *Answer) error {
+	space, err := e.Index.CurrentSpace(ctx, tx)
+	if err != nil {
+		return err
+	}
+	switch {
+	case vector == nil:
+	case space.ID == 0:
+		vector, a.Degraded = nil, "EMBEDDING_UNAVAILABLE: nothing has been embedded yet; answered by text search alone"
+	case space.Model != e.Model.Name() || space.Dimensions != len(vector):
+		vector, a.Degraded = nil, fmt.Sprintf("MODEL_MISMATCH: the index was embedded by %q, the server embeds questions by %q; answered by text search alone",
+			space.Model, e.Model.Name())
+	}
+	if r.FreshOnly {
+		tables = slices.DeleteFunc(slices.Clone(tables), func(t whence.Table) bool {
+			return judgeTable(t, state).State != whence.Fresh
+		})
+	}
+	found, err := e.Index.Search(ctx, tx, scope, index.SearchRequest{
+		Tables: tables, Subjects: r.Subjects, Filter: r.Filter, Text: r.Text,
+		Vector: vector, Space: space, Limit: max(60, 3*r.limit()), FreshOnly: r.FreshOnly})
+	if err != nil {
+		return err
+	}
+	byID := map[int32]whence.Table{}
+	for _, t := range tables {
+		byID[t.ID] = t
+	}
+	for _, c := range found {
+		h := hit(c, byID[c.TableID], state, space)
+		if r.FreshOnly && h.Freshness.State != whence.Fresh {
+			continue
+		}
+		h.Score = e.Ranking.score(a.At, c, byID[c.TableID], vector != nil, r.Recency)
+		if h.Score.Relevance > 0 {
+			a.Hits = append(a.Hits, h)
+		}
+	}
+	rank(a.Hits)
+	a.Hits = a.Hits[:min(len(a.Hits), r.limit())]
+	return nil
+}
+
+func hit(c index.Candidate, t whence.Table, state whence.State, space index.Space) Hit {
+	h := Hit{
+		ChunkID: c.ChunkID, RecordID: c.RecordID, Text: c.Text, MatchedText: c.Matched,
+		Subject: c.Subject, Attributes: c.Attributes, Freshness: judge(c, t, state),
+		Origin: whence.Origin{Source: t.Source, Table: t.Name(), Key: c.Key, Version: c.Version, LSN: c.LSN,
+			CommitTime: c.CommitTime, EventTime: c.EventTime, Columns: textColumns(t),
+			Start: c.Start, End: c.End, Digest: c.Digest},
+	}
+	if !c.EmbeddedAt.IsZero() {
+		h.Embedding = &Embedding{Model: space.Model, EmbeddedAt: c.EmbeddedAt}
+	}
+	return h
+}
+
+func textColumns(t whence.Table) []string {
+	if t.TextTemplate == "" {
+		return t.TextColumns
+	}
+	columns := whence.TemplateColumns(t.TextTemplate)
+	slices.Sort(columns)
+	return slices.Compact(columns)
+}
+
+func watermark(state whence.State, tables []whence.Table) []whence.Watermark {
+	var out []whence.Watermark
+	for _, name := range sources(tables) {
+		w := state.Sources[name].Watermark
+		w.Source = name
+		out = append(out, w)
+	}
+	return out
+}
+
+// sources lists the tables' sources, each once, sorted.
+func sources(tables []whence.Table) []string {
+	var names []string
+	for _, t := range tables {
+		names = append(names, t.Source)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// inSnapshot runs fn in one read-only snapshot.
+func (e *Engine) inSnapshot(ctx context.Context, fn func(pgx.Tx) error) error {
+	return pg.Snapshot(ctx, e.Pool, fn)
+}

@@ -1,0 +1,170 @@
+package query
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+)
+
+// Limits of a request.
+const (
+	DefaultLimit = 10
+	MaxLimit     = 200
+	MaxText      = 8192 // characters
+	maxHalfLife  = 100 * 365 * 24 * time.Hour
+)
+
+// Request is a question.
+type Request struct {
+	Text        string
+	Tables      []whence.TableName // empty: all within the scope
+	Subjects    []string           // empty: all within the scope
+	Filter      map[string]string  // attributes and the values they must have
+	Limit       int                // 1 to MaxLimit; 0: DefaultLimit
+	Recency     Recency
+	Consistency Consistency
+	FreshOnly   bool      // leave out what is not FRESH
+	AsOf        time.Time // not implemented: must be zero
+}
+
+// Recency says how much age counts.
+type Recency struct {
+	Weight   *float64      // the most that age can cost, in [0,1]; nil: the ranking's
+	HalfLife time.Duration // zero: each table's own
+}
+
+// Consistency says how current the memory must be.
+type Consistency struct {
+	AtLeast      string         // "LSN" or "source@LSN[,...]" that must have been applied
+	MaxStaleness *time.Duration // the largest lag of any source that is asked
+	Verify       bool           // not implemented: must be false
+}
+
+func (r Request) limit() int {
+	if r.Limit == 0 {
+		return DefaultLimit
+	}
+	return r.Limit
+}
+
+// Validate tells what is wrong with a request, before any of it runs.
+func (r Request) Validate() error {
+	switch {
+	case strings.TrimSpace(r.Text) == "":
+		return whence.Invalid("text", "TEXT_BLANK", "text must say what to look for")
+	case utf8.RuneCountInString(r.Text) > MaxText:
+		return whence.Invalid("text", "TEXT_TOO_LONG", fmt.Sprintf("text may have at most %d characters", MaxText))
+	case !clean(r.Text):
+		return whence.Invalid("text", "TEXT_INVALID", "text must be UTF-8 without null characters")
+	case r.Limit < 0 || r.Limit > MaxLimit:
+		return whence.Invalid("limit", "LIMIT_OUT_OF_RANGE", fmt.Sprintf("limit must be 1 to %d; leave it out for %d", MaxLimit, DefaultLimit))
+	case r.Recency.Weight != nil && !(*r.Recency.Weight >= 0 && *r.Recency.Weight <= 1): // NaN included
+		return whence.Invalid("recency.weight", "WEIGHT_OUT_OF_RANGE", "recency.weight must be 0 to 1")
+	case r.Recency.HalfLife < 0 || r.Recency.HalfLife > maxHalfLife:
+		return whence.Invalid("recency.halfLife", "HALF_LIFE_OUT_OF_RANGE", "recency.halfLife must be above 0 and at most 100 years")
+	case r.Consistency.MaxStaleness != nil && *r.Consistency.MaxStaleness < 0:
+		return whence.Invalid("consistency.maxStaleness", "STALENESS_OUT_OF_RANGE", "consistency.maxStaleness must not be negative")
+	case r.Consistency.Verify:
+		return unimplemented("consistency.verify")
+	case !r.AsOf.IsZero():
+		return unimplemented("asOf")
+	}
+	if slices.ContainsFunc(r.Subjects, func(s string) bool { return !clean(s) }) {
+		return whence.Invalid("subjects", "SUBJECT_INVALID", "subjects must be UTF-8 without null characters")
+	}
+	for k, v := range r.Filter {
+		if !clean(k) || !clean(v) {
+			return whence.Invalid("filter", "FILTER_INVALID", "filter must be UTF-8 without null characters")
+		}
+	}
+	return nil
+}
+
+func clean(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
+func unimplemented(field string) error {
+	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Field: field,
+		Message: field + " is not yet implemented; leave it out"}
+}
+
+// resolve finds the tables that a request may search. What the scope does not
+// allow is refused in the same words whether it exists or not.
+func resolve(state whence.State, scope authz.Scope, r Request) ([]whence.Table, error) {
+	for _, s := range r.Subjects {
+		if !scope.AllowsSubject(s) {
+			return nil, &whence.Error{Kind: whence.ErrDenied, Reason: "SUBJECT_OUT_OF_SCOPE", Field: "subjects",
+				Message:  fmt.Sprintf("subject %q is outside your task's scope; ask for subjects within it, or leave subjects out", s),
+				Metadata: map[string]string{"subject": s}}
+		}
+	}
+	var tables []whence.Table
+	if len(r.Tables) == 0 {
+		for _, t := range state.Tables {
+			if scope.AllowsTable(t.Name()) {
+				tables = append(tables, t)
+			}
+		}
+		return tables, nil
+	}
+	for _, name := range r.Tables {
+		t, err := table(state, scope, name, "tables")
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(tables, func(o whence.Table) bool { return o.ID == t.ID }) {
+			tables = append(tables, t)
+		}
+	}
+	return tables, nil
+}
+
+func table(state whence.State, scope authz.Scope, name whence.TableName, field string) (whence.Table, error) {
+	if !scope.AllowsTable(name) {
+		return whence.Table{}, &whence.Error{Kind: whence.ErrDenied, Reason: "TABLE_OUT_OF_SCOPE", Field: field,
+			Message:  fmt.Sprintf("table %q is outside your task's scope; ask for a table within it", name),
+			Metadata: map[string]string{"table": string(name)}}
+	}
+	t, ok := state.Table(name)
+	if !ok {
+		return t, &whence.Error{Kind: whence.ErrNotFound, Reason: "TABLE_NOT_REGISTERED", Field: field,
+			Message: fmt.Sprintf("no table %q is registered; names are written \"source.schema.name\", "+
+				"and a table must be registered before it can be asked", name),
+			Metadata: map[string]string{"table": string(name)}}
+	}
+	return t, nil
+}
+
+// atLeast reads a position token for the sources that are asked.
+func atLeast(token string, asked []string) (map[string]whence.LSN, error) {
+	want := map[string]whence.LSN{}
+	if token == "" {
+		return want, nil
+	}
+	for part := range strings.SplitSeq(token, ",") {
+		source, text, named := strings.Cut(strings.TrimSpace(part), "@")
+		if !named {
+			if len(asked) != 1 {
+				return nil, badToken("name the source, as in \"source@16/B374D848\", for the query concerns %d sources", len(asked))
+			}
+			source, text = asked[0], strings.TrimSpace(part)
+		}
+		lsn, err := whence.ParseLSN(text)
+		if err != nil {
+			return nil, badToken("%v", err)
+		}
+		if !slices.Contains(asked, source) {
+			return nil, badToken("the query does not concern a source %q", source)
+		}
+		want[source] = max(want[source], lsn)
+	}
+	return want, nil
+}
+
+func badToken(format string, args ...any) error {
+	return whence.Invalid("consistency.atLeast", "TOKEN_INVALID", "consistency.atLeast: "+fmt.Sprintf(format, args...))
+}

@@ -133,7 +133,9 @@ func TestARefusedTextBlocksNoOther(t *testing.T) {
 	for i := range 40 {
 		w.put("docs", row{fmt.Sprint(i), "ann", "en", fmt.Sprintf("text %d", i)})
 	}
-	w.fill(model, func() bool { return w.count(withVector) == 40 && w.count(`select count(*) from whence.vectors where error is not null`) == 1 })
+	w.fill(model, func() bool {
+		return w.count(withVector) == 40 && w.count(`select count(*) from whence.vectors where error is not null`) == 1
+	})
 	if n := w.count(`select count(*) from whence.vectors where embedding is null and not_before > now() + interval '1 hour'`); n != 1 {
 		t.Error("the refused text does not wait")
 	}

@@ -137,7 +137,7 @@ func (f *Filler) work(ctx context.Context, space Space) error {
 		case ctx.Err() != nil:
 		case err != nil:
 			if !troubled {
-				f.Log.Warn("cannot fill the index; trying again", "error", err)
+				f.Log.WarnContext(ctx, "cannot fill the index; trying again", "error", err)
 			}
 			troubled = true
 			f.pause(ctx, f.Probe, nil)
@@ -190,10 +190,10 @@ func (f *Filler) batch(ctx context.Context, space Space, n int) (int, error) {
 	if out.whole != nil {
 		outage := f.gate.failed(time.Now(), out.whole.RetryAfter)
 		if outage == 1 {
-			f.Log.Warn("the embedding model does not answer; trying again", "model", space.Model, "error", out.whole.Message)
+			f.Log.WarnContext(ctx, "the embedding model does not answer; trying again", "model", space.Model, "error", out.whole.Message)
 		}
 	} else if outage := f.gate.succeeded(); outage > 0 {
-		f.Log.Info("the embedding model answers again", "model", space.Model)
+		f.Log.InfoContext(ctx, "the embedding model answers again", "model", space.Model)
 		if outage > 1 { // one failed call may well be the fault of one text
 			if err := f.Index.unblock(ctx, space); err != nil {
 				return c.total, err
@@ -266,7 +266,7 @@ func (f *Filler) healing(ctx context.Context, space Space) error {
 		switch {
 		case ctx.Err() != nil:
 		case err != nil:
-			f.Log.Warn("cannot look for chunks without vectors; trying again", "error", err)
+			f.Log.WarnContext(ctx, "cannot look for chunks without vectors; trying again", "error", err)
 		case added > 0:
 			f.Wake()
 		}

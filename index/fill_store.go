@@ -77,7 +77,7 @@ func (x *Index) claim(ctx context.Context, space Space, n int, lease time.Durati
 			return nil
 		}
 		if got := whence.DigestOf(*text); string(got[:]) != string(digest) {
-			x.log.Error("a chunk's text does not match its digest; it is not embedded", "digest", fmt.Sprintf("%x", digest))
+			x.log.ErrorContext(ctx, "a chunk's text does not match its digest; it is not embedded", "digest", fmt.Sprintf("%x", digest))
 			return nil
 		}
 		c.items = append(c.items, claimed{digest: digest, table: *table, attempts: it.attempts, text: *text})
@@ -106,7 +106,7 @@ where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.emb
 
 const countMadeSQL = `
 insert into whence.embedding_calls as e (table_id, made)
-select * from unnest(@tables::int[], @counts::bigint[]) n(table_id, made) order by 1
+select n.table_id, n.made from unnest(@tables::int[], @counts::bigint[]) n(table_id, made) order by 1
 on conflict (table_id) do update set made = e.made + excluded.made`
 
 const storeFailuresSQL = `

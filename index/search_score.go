@@ -30,7 +30,7 @@ from unnest(@ids::bigint[]) i(id)
 join whence.chunks c on c.id = i.id
 join whence.records r on r.id = c.record_id
 join lateral (
-    select h.* from whence.chunks h
+    select h.id, h.version, h.text, h.span_start, h.span_end, h.digest, h.ordinal, h.event_time, h.tsv from whence.chunks h
     where h.record_id = c.record_id and (h.id = c.id or c.version < r.version)
       and (h.version = r.version or r.missing is not null and h.id = c.id)
     order by h.version desc, greatest(least(h.span_end, c.span_end) - greatest(h.span_start, c.span_start), 0) desc,

@@ -141,10 +141,12 @@ func (w *world) search(scope authz.Scope, r index.SearchRequest) []index.Candida
 }
 
 func everything(t testing.TB) authz.Scope {
+	t.Helper()
 	return authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: authz.Actions()})
 }
 
 func subjects(t testing.TB, names ...string) authz.Scope {
+	t.Helper()
 	return authztest.Scope(t, authz.ScopeSpec{AllTables: true, Subjects: names, Actions: authz.Actions()})
 }
 

@@ -13,20 +13,20 @@ import (
 
 const waitStep = 40 * time.Millisecond
 
-// errWait means that the snapshot is too old for the request and a later one may do.
-type errWait struct{ err error }
+// waitError means that the snapshot is too old for the request and a later one may do.
+type waitError struct{ err error }
 
-func (e errWait) Error() string { return e.err.Error() }
-func (e errWait) Unwrap() error { return e.err }
+func (e waitError) Error() string { return e.err.Error() }
+func (e waitError) Unwrap() error { return e.err }
 
 // when runs fn in a snapshot that is new enough for it: it takes new ones while
-// fn says errWait, up to the wait limit.
+// fn says waitError, up to the wait limit.
 func (e *Engine) when(ctx context.Context, fn func(pgx.Tx) error) error {
 	limit := time.NewTimer(e.WaitLimit)
 	defer limit.Stop()
 	for {
 		err := e.inSnapshot(ctx, fn)
-		var wait errWait
+		var wait waitError
 		if !errors.As(err, &wait) {
 			return err
 		}
@@ -81,5 +81,5 @@ func hopeless(s whence.SourceState, err *whence.Error) error {
 	if s.Paused || s.Error != "" && !s.Retrying {
 		return err
 	}
-	return errWait{err}
+	return waitError{err}
 }

@@ -187,6 +187,7 @@ func (w *world) ask(scope authz.Scope, r query.Request) query.Answer {
 }
 
 func everything(t *testing.T) authz.Scope {
+	t.Helper()
 	return authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: authz.Actions()})
 }
 

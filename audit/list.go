@@ -28,8 +28,8 @@ type Filter struct {
 
 // The limits of a page.
 const (
-	DefaultPage = 50
-	MaxPage     = 500
+	DefaultPage = 100
+	MaxPage     = 1000
 )
 
 const (

@@ -39,7 +39,7 @@ func TestExactlyTheBudgetRuns(t *testing.T) {
 			switch {
 			case err == nil:
 				return nil
-			case !errors.As(err, &e) || e.Reason != "BUDGET_EXHAUSTED" || e.Kind != whence.ErrExhausted:
+			case !errors.As(err, &e) || e.Reason != "BUDGET_EXHAUSTED" || !errors.Is(err, whence.ErrExhausted):
 				return err
 			case e.Metadata["task"] != task.String() || e.Metadata["limit"] != "50" || e.Metadata["used"] != "50":
 				return fmt.Errorf("the refusal says %v", e.Metadata)
@@ -139,7 +139,7 @@ func TestTreeNeverOvershoots(t *testing.T) {
 	var group errgroup.Group
 	for worker := range 16 {
 		group.Go(func() error {
-			r := rand.New(rand.NewPCG(seed, uint64(worker))) //nolint:gosec // a repeatable choice
+			r := rand.New(rand.NewPCG(seed, uint64(worker)))
 			for range 40 {
 				token := bearers[r.IntN(len(bearers))]
 				task, o := tokens[token], outcomes[r.IntN(len(outcomes))]
@@ -337,7 +337,7 @@ func TestTasksThatMayNotCall(t *testing.T) {
 	end := func(g *gateway.Gateway, token string) error {
 		return g.Do(context.Background(), gateway.Call{Name: "whence.v1.TaskService/EndTask", Bearer: token},
 			func(ctx context.Context, s *gateway.Session) error {
-				_, err := g.EndTask(ctx, s)
+				_, _, err := g.EndTask(ctx, s)
 				return err
 			})
 	}

@@ -182,14 +182,10 @@ func protect(ctx context.Context, c Call, s *Session, fn func(context.Context, *
 func (g *Gateway) record(ctx context.Context, c Call, s *Session, ran bool, failure error) error {
 	r := &record{entry: entry(c, s, failure), charge: s.charged}
 	r.entry.Latency = max(0, g.now().Sub(s.Started))
-	switch {
-	case failure == nil:
-		r.answer = s.answer
-		if s.answer != nil {
-			r.entry.Answer = s.answer.ID
-		}
-	default:
+	if failure != nil {
 		r.refund = !ran || !payable(failure)
+	} else if s.answer != nil {
+		r.answer, r.entry.Answer = s.answer, s.answer.ID
 	}
 	if r.charge != nil && r.charge.calls == 0 {
 		r.charge = nil

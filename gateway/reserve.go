@@ -173,13 +173,21 @@ func (all nodes) charge(r *reservation) error {
 		}
 	}
 	r.path = up[0].path
-	r.budget = Budget{Limit: up[0].limit, Used: up[0].used + r.calls, Remaining: up[0].limit, Deadline: up[0].deadline}
 	for _, n := range up {
 		n.used += r.calls
 		n.changed = n.changed || r.calls != 0
-		r.budget.Remaining = min(r.budget.Remaining, n.limit-n.used)
 	}
+	r.budget = Budget{Limit: up[0].limit, Used: up[0].used, Remaining: left(up), Deadline: up[0].deadline}
 	return nil
+}
+
+// left is what a task can spend: the least that it or any task above it has left.
+func left(up []*node) int64 {
+	least := up[0].limit - up[0].used
+	for _, n := range up {
+		least = min(least, n.limit-n.used)
+	}
+	return least
 }
 
 func (all nodes) save(ctx context.Context, tx pgx.Tx) error {

@@ -98,13 +98,11 @@ func (g *Gateway) StartDevTask(ctx context.Context, lifetime time.Duration) (tok
 // Delegate starts a task below the caller's own, for another agent and the same
 // user: its scope lies within the caller's, its deadline and its budget within
 // what the tasks above it have left. Calls it makes are charged to those too.
+// Calls 0 asks for all that is left, Lifetime 0 for as long as the caller's task.
 // Asking for more is refused, not cut down: SCOPE_WIDENED, BUDGET_EXHAUSTED,
 // LIFETIME_INVALID, DEPTH_EXCEEDED.
 func (g *Gateway) Delegate(ctx context.Context, s *Session, r authz.TaskRequest) (out Started, err error) {
 	p := s.Principal
-	if err := r.Validate(); err != nil {
-		return Started{}, err
-	}
 	if p.Depth >= MaxDepth {
 		return Started{}, &whence.Error{Kind: whence.ErrPrecondition, Reason: "DEPTH_EXCEEDED",
 			Message:  fmt.Sprintf("this task is at depth %d and tasks go no deeper; do the work in this task", p.Depth),
@@ -120,8 +118,7 @@ func (g *Gateway) Delegate(ctx context.Context, s *Session, r authz.TaskRequest)
 		if err != nil {
 			return err
 		}
-		now := g.now()
-		up, err := all.path(p.Task, now)
+		up, err := all.path(p.Task, g.now())
 		if err != nil {
 			return err
 		}
@@ -152,29 +149,39 @@ func (s *Session) noteTask(t Task) {
 }
 
 func (g *Gateway) root(tenant, user string, r authz.TaskRequest) Task {
-	t := g.task(tenant, user, r)
+	t := newTask(g.now(), tenant, user, r)
 	t.Root = t.ID
 	return t
 }
 
 // child makes the task below up[0], within what up has left.
 func (g *Gateway) child(p *authz.Principal, up []*node, r authz.TaskRequest) (Task, error) {
-	t := g.task(p.Tenant, p.User, r)
+	now, end := g.now(), up[0].deadline
+	if r.Calls == 0 {
+		r.Calls = max(1, left(up)) // if none is left, one is too many
+	}
+	if r.Lifetime == 0 {
+		r.Lifetime = end.Sub(now)
+	}
+	if err := r.Validate(); err != nil {
+		return Task{}, err
+	}
+	t := newTask(now, p.Tenant, p.User, r)
 	t.Root, t.Parent, t.Depth = p.Root, p.Task, p.Depth+1
 	for _, n := range up {
 		if r.Calls > n.limit-n.used {
 			return Task{}, n.exhausted(r.Calls)
 		}
 	}
-	if end := up[0].deadline; t.Budget.Deadline.After(end) {
+	if t.Budget.Deadline.After(end) {
 		return Task{}, whence.Invalid("lifetime", "LIFETIME_INVALID",
 			fmt.Sprintf("this task ends in %s, and so must what it delegates", end.Sub(t.Created).Truncate(time.Second)))
 	}
 	return t, nil
 }
 
-func (g *Gateway) task(tenant, user string, r authz.TaskRequest) Task {
-	now := g.now().UTC()
+func newTask(now time.Time, tenant, user string, r authz.TaskRequest) Task {
+	now = now.UTC()
 	return Task{ID: uuid.Must(uuid.NewV7()), Tenant: tenant, User: user, Agent: r.Agent, Purpose: r.Purpose, Scope: r.Scope,
 		State: TaskActive, Created: now,
 		Budget: Budget{Limit: r.Calls, Remaining: r.Calls, Deadline: now.Add(r.Lifetime)}}

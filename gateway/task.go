@@ -57,6 +57,7 @@ where true`
 
 const (
 	byIDSQL       = ` and t.id = @id`
+	byTenantSQL   = ` and t.tenant = @tenant`
 	byRootSQL     = ` and t.root_id = @root`
 	byAgentSQL    = ` and t.agent = @agent`
 	byUserSQL     = ` and t.user_id = @user`
@@ -87,16 +88,17 @@ func (g *Gateway) GetTask(ctx context.Context, id uuid.UUID) (Task, error) {
 
 // TaskFilter chooses tasks; what is zero does not choose.
 type TaskFilter struct {
-	Root  uuid.UUID // of this tree
-	Agent string
-	User  string
-	State TaskState
+	Tenant string
+	Root   uuid.UUID // of this tree
+	Agent  string
+	User   string
+	State  TaskState
 }
 
 // The limits of a page.
 const (
-	DefaultPage = 50
-	MaxPage     = 500
+	DefaultPage = 100
+	MaxPage     = 1000
 )
 
 // ListTasks returns tasks, newest first, and the token of the next page, which is
@@ -124,6 +126,7 @@ func (g *Gateway) ListTasks(ctx context.Context, f TaskFilter, pageSize int, pag
 		}
 	}
 	and(before != uuid.Nil, beforeSQL, "before", before)
+	and(f.Tenant != "", byTenantSQL, "tenant", pg.Text(f.Tenant))
 	and(f.Root != uuid.Nil, byRootSQL, "root", f.Root)
 	and(f.Agent != "", byAgentSQL, "agent", pg.Text(f.Agent))
 	and(f.User != "", byUserSQL, "user", pg.Text(f.User))
@@ -190,25 +193,38 @@ const (
 update whence.tasks set state = 'ENDED', ended_at = @now
 where id in (select id from whence.tasks
              where root_id = @root and @id = any(path) and state = 'ACTIVE'
-             order by id for no key update)`
+             order by id for no key update)
+returning id`
 )
 
 // EndTask ends the caller's own task and every task below it: their further calls
-// are refused. It does not matter if it had ended already.
-func (g *Gateway) EndTask(ctx context.Context, s *Session) (Task, error) {
+// are refused. It returns the task as it now stands and how many below it ended
+// with it. It does not matter if some had ended already.
+func (g *Gateway) EndTask(ctx context.Context, s *Session) (task Task, below int64, err error) {
 	p := s.Principal
 	args := pgx.NamedArgs{"id": p.Task, "root": p.Root, "now": g.now()}
-	err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
+	err = pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
 		// Delegation locks the path above the new task, so from here on nothing
 		// more comes to hang below this one.
 		if _, err := tx.Exec(ctx, lockTaskSQL, args); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, endTreeSQL, args)
+		rows, err := tx.Query(ctx, endTreeSQL, args)
+		if err != nil {
+			return err
+		}
+		ended, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		below = 0
+		for _, id := range ended {
+			if id != p.Task {
+				below++
+			}
+		}
 		return err
 	})
 	if err != nil {
-		return Task{}, fmt.Errorf("end a task: %w", err)
+		return Task{}, 0, fmt.Errorf("end a task: %w", err)
 	}
-	return g.GetTask(ctx, p.Task)
+	task, err = g.GetTask(ctx, p.Task)
+	return task, below, err
 }

@@ -112,6 +112,11 @@ func TestDelegate(t *testing.T) {
 		t.Errorf("the parent's exhaustion: %v", err)
 	}
 
+	all, err := delegate(t, g, child.Token, authz.TaskRequest{Agent: "helper", Purpose: "the rest", Scope: narrow})
+	if err != nil || all.Task.Budget.Limit != 2 || !all.Task.Budget.Deadline.Equal(got.Budget.Deadline) {
+		t.Errorf("without budget and lifetime a task gets what is left: %+v, %v", all.Task.Budget, err)
+	}
+
 	wide := below(request(1), 2)
 	wide.Scope.Tables, wide.Scope.AllTables = []whence.TableName{"app.public.other"}, false
 	long := below(request(1), 0)
@@ -171,9 +176,9 @@ func TestEndTaskEndsTheTree(t *testing.T) {
 	}
 	end := gateway.Call{Name: "whence.v1.TaskService/EndTask", Bearer: ended[0].Token}
 	err = g.Do(t.Context(), end, func(ctx context.Context, s *gateway.Session) error {
-		task, err := g.EndTask(ctx, s)
-		if task.ID != ended[0].Task.ID || task.State != gateway.TaskEnded || task.Ended.IsZero() {
-			t.Errorf("ended: %+v", task)
+		task, below, err := g.EndTask(ctx, s)
+		if task.ID != ended[0].Task.ID || task.State != gateway.TaskEnded || task.Ended.IsZero() || below != 1 {
+			t.Errorf("ended: %+v and %d below", task, below)
 		}
 		return err
 	})
@@ -211,7 +216,7 @@ func TestListTasks(t *testing.T) {
 	var got []uuid.UUID
 	page := ""
 	for {
-		tasks, next, err := g.ListTasks(t.Context(), gateway.TaskFilter{Agent: "worker", User: "olga"}, 3, page)
+		tasks, next, err := g.ListTasks(t.Context(), gateway.TaskFilter{Tenant: authz.DefaultTenant, Agent: "worker", User: "olga"}, 3, page)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -35,6 +35,7 @@ type Answer struct {
 	Watermark []whence.Watermark
 	Degraded  string // why part of the search was left out; empty when it was not
 	Hits      []Hit  // best first; listings leave them out
+	HitCount  int64  // how many hits are stored; set by reading
 }
 
 // Hit is one chunk as an answer showed it.
@@ -75,8 +76,10 @@ from unnest(@id::uuid[], @at::timestamptz[], @tenant::text[], @task::uuid[], @ag
 
 	insertHitsSQL = `
 insert into whence.answer_hits (answer_id, rank, record_id, table_name, key, version, subject, hit)
-select * from unnest(@answer::uuid[], @rank::int[], @record::bigint[], @table::text[], @key::text[],
-                     @version::int[], @subject::text[], @hit::jsonb[])`
+select answer_id, rank, record_id, table_name, key, version, subject, hit
+from unnest(@answer::uuid[], @rank::int[], @record::bigint[], @table::text[], @key::text[],
+            @version::int[], @subject::text[], @hit::jsonb[])
+  as h(answer_id, rank, record_id, table_name, key, version, subject, hit)`
 )
 
 // Insert writes answers with their hits, two statements for any number of them,
@@ -140,7 +143,7 @@ func newColumns(answers []Answer) (*answerColumns, *hitColumns, error) {
 				return nil, nil, errors.New("a hit needs an origin that names its table and key")
 			}
 			h.answer = append(h.answer, x.ID)
-			h.rank = append(h.rank, int32(rank+1)) //nolint:gosec // an answer has at most 200 hits
+			h.rank = append(h.rank, int32(rank+1))
 			h.record = append(h.record, hit.RecordID)
 			h.table = append(h.table, string(hit.Table))
 			h.key = append(h.key, string(hit.Key))

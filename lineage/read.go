@@ -32,12 +32,13 @@ type Page struct {
 
 // The limits of a page.
 const (
-	DefaultPage = 50
-	MaxPage     = 500
+	DefaultPage = 100
+	MaxPage     = 1000
 )
 
 const answerColumnsSQL = `
-select a.id, a.at, a.tenant, coalesce(a.task_id, @none), a.agent, a.user_id, a.request, a.watermark, coalesce(a.degraded, '')`
+select a.id, a.at, a.tenant, coalesce(a.task_id, @none), a.agent, a.user_id, a.request, a.watermark, coalesce(a.degraded, ''),
+       (select count(*) from whence.answer_hits h where h.answer_id = a.id)`
 
 const (
 	getSQL = answerColumnsSQL + `
@@ -203,7 +204,7 @@ func scanAnswer(row pgx.CollectableRow) (a Answer, err error) {
 
 func (a *Answer) scan(row pgx.CollectableRow, more ...any) (err error) {
 	var request, watermark []byte
-	err = row.Scan(append([]any{&a.ID, &a.At, &a.Tenant, &a.Task, &a.Agent, &a.User, &request, &watermark, &a.Degraded}, more...)...)
+	err = row.Scan(append([]any{&a.ID, &a.At, &a.Tenant, &a.Task, &a.Agent, &a.User, &request, &watermark, &a.Degraded, &a.HitCount}, more...)...)
 	if err != nil {
 		return err
 	}

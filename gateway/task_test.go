@@ -260,11 +260,11 @@ func TestListTasks(t *testing.T) {
 func TestDevTask(t *testing.T) {
 	t.Parallel()
 	w, g := open(t)
-	dev, err := g.StartDevTask(t.Context(), 48*time.Hour)
+	token, err := g.StartDevTask(t.Context(), 48*time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := w.verifier.Verify(t.Context(), dev.Token)
+	p, err := w.verifier.Verify(t.Context(), token)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +272,7 @@ func TestDevTask(t *testing.T) {
 		!p.Scope.Allows(authz.MemoryWrite) || !p.Scope.AllowsTable("app.public.docs") || !p.Scope.AllowsSubject("any") {
 		t.Errorf("principal %+v", p)
 	}
-	if err := g.Do(t.Context(), read(dev.Token), nothing); err != nil {
+	if err := g.Do(t.Context(), read(token), nothing); err != nil {
 		t.Error(err)
 	}
 	if n := len(w.entries(t, "dev/StartTask")); n != 1 {

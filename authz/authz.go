@@ -70,7 +70,7 @@ type Principal struct {
 	TokenID string
 	// IssuedAt and Expires are in whole seconds, as tokens carry them.
 	IssuedAt, Expires time.Time
-	Scope             Scope // denies everything for an operator
+	Scope             Scope // for an operator: to read everything, and nothing else
 	Role              Role  // empty for an agent
 }
 

@@ -96,6 +96,15 @@ func newScope(s ScopeSpec) (Scope, error) {
 	}, nil
 }
 
+// mustScope is for scopes that the code itself writes down.
+func mustScope(spec ScopeSpec) Scope {
+	s, err := newScope(spec)
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
+
 // Spec writes the scope down, each list sorted.
 func (s Scope) Spec() ScopeSpec {
 	return ScopeSpec{

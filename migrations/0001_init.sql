@@ -2,7 +2,6 @@
 -- One schema holds everything; each table belongs to the package named above it,
 -- and only that package's SQL touches it.
 create extension if not exists vector;
-create schema if not exists whence;
 
 -- ingest: the registry of sources and tables ---------------------------------
 create table whence.sources (

@@ -21,7 +21,7 @@ var files embed.FS
 
 // Up applies every migration that the database lacks.
 func Up(ctx context.Context, dsn string) error {
-	return with(dsn, func(p *goose.Provider) error {
+	return with(ctx, dsn, func(p *goose.Provider) error {
 		if _, err := p.Up(ctx); err != nil {
 			return fmt.Errorf("migrate: %w", err)
 		}
@@ -31,26 +31,38 @@ func Up(ctx context.Context, dsn string) error {
 
 // Pending tells whether the database lacks a migration.
 func Pending(ctx context.Context, dsn string) (pending bool, err error) {
-	err = with(dsn, func(p *goose.Provider) error {
+	err = with(ctx, dsn, func(p *goose.Provider) error {
 		pending, err = p.HasPending(ctx)
 		return err
 	})
 	return pending, err
 }
 
-func with(dsn string, fn func(*goose.Provider) error) error {
+// makeSchema comes before the first migration, whose bookkeeping it holds: were
+// that found by the search path, a role named like the schema would lose it. The
+// lock keeps two first starts apart.
+const makeSchema = `
+do $$ begin
+    perform pg_advisory_xact_lock(7310402417);
+    create schema if not exists whence;
+end $$`
+
+func with(ctx context.Context, dsn string, fn func(*goose.Provider) error) error {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	db := stdlib.OpenDB(*cfg)
 	defer func(db *sql.DB) { _ = db.Close() }(db)
+	if _, err := db.ExecContext(ctx, makeSchema); err != nil {
+		return fmt.Errorf("migrate: %w", err)
+	}
 	locker, err := lock.NewPostgresSessionLocker()
 	if err != nil {
 		return err
 	}
 	p, err := goose.NewProvider(goose.DialectPostgres, db, fs.FS(files),
-		goose.WithSessionLocker(locker), goose.WithTableName("whence_migrations"))
+		goose.WithSessionLocker(locker), goose.WithTableName("whence.migrations"))
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}

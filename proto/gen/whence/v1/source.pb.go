@@ -39,6 +39,8 @@ const (
 	SourceState_SOURCE_STATE_PAUSED SourceState = 3
 	// Capture cannot go on by itself; `error` says why.
 	SourceState_SOURCE_STATE_BROKEN SourceState = 4
+	// Its slot and publication are being dropped.
+	SourceState_SOURCE_STATE_DELETING SourceState = 5
 )
 
 // Enum value maps for SourceState.
@@ -49,6 +51,7 @@ var (
 		2: "SOURCE_STATE_STREAMING",
 		3: "SOURCE_STATE_PAUSED",
 		4: "SOURCE_STATE_BROKEN",
+		5: "SOURCE_STATE_DELETING",
 	}
 	SourceState_value = map[string]int32{
 		"SOURCE_STATE_UNSPECIFIED": 0,
@@ -56,6 +59,7 @@ var (
 		"SOURCE_STATE_STREAMING":   2,
 		"SOURCE_STATE_PAUSED":      3,
 		"SOURCE_STATE_BROKEN":      4,
+		"SOURCE_STATE_DELETING":    5,
 	}
 )
 
@@ -1265,7 +1269,11 @@ func (x *ResumeSourceResponse) GetSource() *Source {
 type DeleteSourceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The source's name.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Forget the source even if its database cannot be reached. Its slot and
+	// publication then stay there, and the slot holds back log until somebody
+	// drops it.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1305,6 +1313,13 @@ func (x *DeleteSourceRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *DeleteSourceRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 // DeleteSourceResponse says that the source is gone.
@@ -1366,7 +1381,7 @@ type PreviewTableRequest struct {
 	// Age at which recency has fallen to one half; absent: 30 days. At most 100
 	// years.
 	HalfLife *durationpb.Duration `protobuf:"bytes,8,opt,name=half_life,json=halfLife,proto3" json:"half_life,omitempty"`
-	// The largest capture lag at which a hit is fresh; absent: 30 seconds. At
+	// The largest capture lag at which a hit is fresh; absent: 10 seconds. At
 	// most 100 years.
 	FreshnessTarget *durationpb.Duration `protobuf:"bytes,9,opt,name=freshness_target,json=freshnessTarget,proto3" json:"freshness_target,omitempty"`
 	// What a deleted row leaves behind; unset: a tombstone.
@@ -1670,7 +1685,7 @@ type RegisterTableRequest struct {
 	// Age at which recency has fallen to one half; absent: 30 days. At most 100
 	// years.
 	HalfLife *durationpb.Duration `protobuf:"bytes,8,opt,name=half_life,json=halfLife,proto3" json:"half_life,omitempty"`
-	// The largest capture lag at which a hit is fresh; absent: 30 seconds. At
+	// The largest capture lag at which a hit is fresh; absent: 10 seconds. At
 	// most 100 years.
 	FreshnessTarget *durationpb.Duration `protobuf:"bytes,9,opt,name=freshness_target,json=freshnessTarget,proto3" json:"freshness_target,omitempty"`
 	// What a deleted row leaves behind; unset: a tombstone.
@@ -2395,9 +2410,10 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x13ResumeSourceRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\"A\n" +
 	"\x14ResumeSourceResponse\x12)\n" +
-	"\x06source\x18\x01 \x01(\v2\x11.whence.v1.SourceR\x06source\"4\n" +
+	"\x06source\x18\x01 \x01(\v2\x11.whence.v1.SourceR\x06source\"J\n" +
 	"\x13DeleteSourceRequest\x12\x1d\n" +
-	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\"\x16\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
 	"\x14DeleteSourceResponse\"\x92\x05\n" +
 	"\x13PreviewTableRequest\x12!\n" +
 	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12 \n" +
@@ -2483,13 +2499,14 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x16UnregisterTableRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\xff\x01R\x04name\"\x19\n" +
-	"\x17UnregisterTableResponse*\x96\x01\n" +
+	"\x17UnregisterTableResponse*\xb1\x01\n" +
 	"\vSourceState\x12\x1c\n" +
 	"\x18SOURCE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SOURCE_STATE_CONNECTING\x10\x01\x12\x1a\n" +
 	"\x16SOURCE_STATE_STREAMING\x10\x02\x12\x17\n" +
 	"\x13SOURCE_STATE_PAUSED\x10\x03\x12\x17\n" +
-	"\x13SOURCE_STATE_BROKEN\x10\x04*\xad\x01\n" +
+	"\x13SOURCE_STATE_BROKEN\x10\x04\x12\x19\n" +
+	"\x15SOURCE_STATE_DELETING\x10\x05*\xad\x01\n" +
 	"\n" +
 	"TableState\x12\x1b\n" +
 	"\x17TABLE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +

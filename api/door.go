@@ -1,0 +1,151 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+
+	"buf.build/go/protovalidate"
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/gateway"
+)
+
+// door leads every call through gateway.Do. Authentication comes before the
+// request is decoded; a unary reply is held until answer and audit entry are
+// durable.
+type door struct {
+	gateway   *gateway.Gateway
+	challenge string // WWW-Authenticate of a 401: where to learn how to get a token
+	log       *slog.Logger
+}
+
+type sessionKey struct{}
+
+// session returns what the door learned about the caller; only handlers behind
+// the door are called, so it is always there.
+func session(ctx context.Context) *gateway.Session {
+	return ctx.Value(sessionKey{}).(*gateway.Session)
+}
+
+func (d *door) intercept(next connect.ServerFunc) connect.ServerFunc {
+	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+		err := d.pass(ctx, spec, stream, next)
+		out := toConnect(ctx, d.log, spec.Procedure, err)
+		if connect.CodeOf(out) == connect.CodeUnauthenticated {
+			if info, ok := connect.CallInfoForServerContext(ctx); ok {
+				info.ResponseHeader().Set("WWW-Authenticate", d.challenge)
+			}
+		}
+		return out
+	}
+}
+
+func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.ServerStream, next connect.ServerFunc) error {
+	call := gateway.Call{Name: strings.TrimPrefix(spec.Procedure, "/"), Bearer: bearer(ctx)}
+	r, known := policy[spec.Procedure]
+	method, described := spec.Schema.(protoreflect.MethodDescriptor)
+	if !known || !described {
+		return d.gateway.Refuse(ctx, call, &whence.Error{Kind: whence.ErrUnimplemented, Reason: "UNKNOWN_CALL",
+			Message: call.Name + " is not a call of this server; /openapi.yaml lists them"})
+	}
+	typ, err := protoregistry.GlobalTypes.FindMessageByName(method.Input().FullName())
+	if err != nil {
+		return err
+	}
+	req := typ.New().Interface()
+	call.Action, call.Role, call.Charge = r.action, r.role, r.charge
+	call.Prepare = func() ([sha256.Size]byte, error) { return prepare(stream, req) }
+
+	held := &heldStream{ServerStream: stream, req: req, hold: spec.StreamType == connect.StreamTypeUnary}
+	var opened *gateway.Session
+	err = d.gateway.Do(ctx, call, func(ctx context.Context, s *gateway.Session) error {
+		if !held.hold {
+			opened = s
+			return nil
+		}
+		return next(context.WithValue(ctx, sessionKey{}, s), spec, held)
+	})
+	switch {
+	case err != nil:
+		return err
+	case held.hold:
+		return held.release()
+	}
+	// A stream is recorded as it opens, and lasts no longer than its credential.
+	ctx, cancel := context.WithDeadline(context.WithValue(ctx, sessionKey{}, opened), opened.Principal.Expires)
+	defer cancel()
+	return next(ctx, spec, held)
+}
+
+// prepare decodes and validates the request and returns the digest of its
+// canonical form.
+func prepare(stream connect.ServerStream, req proto.Message) (digest [sha256.Size]byte, err error) {
+	if err := stream.Receive(req); err != nil {
+		return digest, undecodable(err)
+	}
+	if err := protovalidate.Validate(req); err != nil {
+		return digest, violations(err)
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(req)
+	return sha256.Sum256(b), err
+}
+
+func undecodable(err error) error {
+	var ce *connect.Error
+	if errors.As(err, &ce) && ce.Code() == connect.CodeInvalidArgument {
+		return whence.Invalid("", "MALFORMED_REQUEST", ce.Message())
+	}
+	return err
+}
+
+func bearer(ctx context.Context) string {
+	info, ok := connect.CallInfoForServerContext(ctx)
+	if !ok {
+		return ""
+	}
+	return authz.BearerToken(info.RequestHeader().Get("Authorization"))
+}
+
+// heldStream gives the handler the request that the door has read, and keeps a
+// unary reply until it may go out.
+type heldStream struct {
+	connect.ServerStream
+	req   proto.Message
+	read  bool
+	hold  bool
+	reply any
+}
+
+func (h *heldStream) Receive(msg any) error {
+	m, ok := msg.(proto.Message)
+	if !ok || h.read {
+		return io.EOF
+	}
+	h.read = true
+	proto.Merge(m, h.req)
+	return nil
+}
+
+func (h *heldStream) Send(msg any) error {
+	if !h.hold {
+		return h.ServerStream.Send(msg)
+	}
+	h.reply = msg
+	return nil
+}
+
+func (h *heldStream) release() error {
+	if h.reply == nil {
+		return nil
+	}
+	return h.ServerStream.Send(h.reply)
+}

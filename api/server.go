@@ -1,0 +1,115 @@
+// Package api is the public surface: thin handlers that turn the contract's
+// messages into calls of the packages below and their results and errors back.
+//
+// The governing idea: there is one way in. Every RPC passes the door, which
+// authenticates before it decodes and lets no reply out before it is recorded;
+// handlers hold no policy of their own.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"connectrpc.com/connect/v2/connectproto"
+	"connectrpc.com/grpcreflect/v2"
+
+	"github.com/whence-db/whence/api/oauth"
+	"github.com/whence-db/whence/audit"
+	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/ingest"
+	"github.com/whence-db/whence/lineage"
+	"github.com/whence-db/whence/proto/gen/openapi"
+	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
+	"github.com/whence-db/whence/query"
+)
+
+// maxRequest bounds a request message, in bytes. The largest field is a text of
+// 8,192 characters; lists of subjects make up the rest.
+const maxRequest = 4 << 20
+
+// Config is what the API answers from; every field is required.
+type Config struct {
+	Gateway  *gateway.Gateway
+	Query    *query.Engine
+	Registry *ingest.Registry
+	Audit    *audit.Log
+	Lineage  *lineage.Store
+	Issuer   string                      // URL of this installation
+	OAuth    http.Handler                // /oauth/* and /.well-known/*
+	Ready    func(context.Context) error // whether calls can be answered now
+	Log      *slog.Logger
+}
+
+// NewHandler returns the handler of the one listener.
+func NewHandler(c Config) http.Handler {
+	d := &door{gateway: c.Gateway, log: c.Log,
+		challenge: fmt.Sprintf("Bearer resource_metadata=%q", c.Issuer+oauth.ResourceMetadataPath)}
+	server := connect.NewServer(d.intercept)
+	whencev1connect.RegisterSourceServiceHandler(server, &sources{registry: c.Registry})
+	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query})
+	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
+	whencev1connect.RegisterActionServiceHandler(server, whencev1connect.UnimplementedActionServiceHandler{})
+	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway})
+	whencev1connect.RegisterApprovalServiceHandler(server, whencev1connect.UnimplementedApprovalServiceHandler{})
+	whencev1connect.RegisterAuditServiceHandler(server, &auditor{log: c.Audit, lineage: c.Lineage, query: c.Query})
+	server.SetUnknownHandler(d.intercept(nil))
+
+	// Strict in what it takes, so that a misspelt field is an error and not a
+	// wider question; explicit in what it gives.
+	text := connectproto.NewJSONCodec()
+	text.UnmarshalOptions.DiscardUnknown = false
+	text.MarshalOptions.EmitDefaultValues = true
+
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, server,
+		connecthttp.WithCodecs(connectproto.NewBinaryCodec(), text),
+		connecthttp.WithReadMaxBytes(maxRequest))
+	reflection := connect.NewServer() // the contract is public, so it is outside the door
+	grpcreflect.Register(reflection, grpcreflect.WithNamer(grpcreflect.NamerFunc(func() []string {
+		return []string{whencev1connect.SourceServiceName, whencev1connect.MemoryServiceName,
+			whencev1connect.TaskServiceName, whencev1connect.ActionServiceName, whencev1connect.AdminServiceName,
+			whencev1connect.ApprovalServiceName, whencev1connect.AuditServiceName}
+	})))
+	connecthttp.Mount(mux, reflection)
+	mount(mux, c)
+	return mux
+}
+
+func mount(mux *http.ServeMux, c Config) {
+	mux.Handle("/oauth/", c.OAuth)
+	mux.Handle("/.well-known/", c.OAuth)
+	mux.HandleFunc("GET /openapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml")
+		_, _ = w.Write(openapi.YAML)
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+		defer cancel()
+		if err := c.Ready(ctx); err != nil {
+			c.Log.WarnContext(ctx, "not ready", "error", err)
+			http.Error(w, "not ready: the memory database does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ready\n"))
+	})
+	mux.HandleFunc("/", notFound)
+}
+
+// notFound answers plain HTTP paths with RFC 9457 problem details.
+func notFound(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(http.StatusNotFound)
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"type": "about:blank", "title": "Not Found", "status": http.StatusNotFound,
+		"detail": r.URL.Path + " is not served here; GET /openapi.yaml lists every call",
+	})
+}

@@ -1,0 +1,170 @@
+package api
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/ingest"
+	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
+	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
+)
+
+// watchInterval is how often a watched table is looked at.
+const watchInterval = 250 * time.Millisecond
+
+type sources struct {
+	whencev1connect.UnimplementedSourceServiceHandler
+	registry *ingest.Registry
+}
+
+// CreateSource connects a database.
+func (s *sources) CreateSource(ctx context.Context, req *v1.CreateSourceRequest) (*v1.CreateSourceResponse, error) {
+	src, err := s.registry.CreateSource(ctx, req.GetName(), req.GetDsn(), req.GetDsnEnv())
+	if err != nil {
+		return nil, err
+	}
+	return &v1.CreateSourceResponse{Source: sourceMessage(src)}, nil
+}
+
+// ListSources lists every source.
+func (s *sources) ListSources(ctx context.Context, _ *v1.ListSourcesRequest) (*v1.ListSourcesResponse, error) {
+	all, err := s.registry.ListSources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &v1.ListSourcesResponse{}
+	for _, src := range all {
+		out.Sources = append(out.Sources, sourceMessage(src))
+	}
+	return out, nil
+}
+
+// GetSource returns one source.
+func (s *sources) GetSource(ctx context.Context, req *v1.GetSourceRequest) (*v1.GetSourceResponse, error) {
+	src, err := s.registry.GetSource(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &v1.GetSourceResponse{Source: sourceMessage(src)}, nil
+}
+
+// PauseSource stops capture.
+func (s *sources) PauseSource(ctx context.Context, req *v1.PauseSourceRequest) (*v1.PauseSourceResponse, error) {
+	src, err := s.registry.PauseSource(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &v1.PauseSourceResponse{Source: sourceMessage(src)}, nil
+}
+
+// ResumeSource goes on with capture.
+func (s *sources) ResumeSource(ctx context.Context, req *v1.ResumeSourceRequest) (*v1.ResumeSourceResponse, error) {
+	src, err := s.registry.ResumeSource(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &v1.ResumeSourceResponse{Source: sourceMessage(src)}, nil
+}
+
+// DeleteSource forgets a source.
+func (s *sources) DeleteSource(ctx context.Context, req *v1.DeleteSourceRequest) (*v1.DeleteSourceResponse, error) {
+	if err := s.registry.DeleteSource(ctx, req.GetName(), req.GetForce()); err != nil {
+		return nil, err
+	}
+	return &v1.DeleteSourceResponse{}, nil
+}
+
+// RegisterTable starts to remember a table.
+func (s *sources) RegisterTable(ctx context.Context, req *v1.RegisterTableRequest) (*v1.RegisterTableResponse, error) {
+	spec := ingest.TableSpec{
+		Source: req.GetSource(), Table: req.GetTable(), TextColumns: req.GetTextColumns(), TextTemplate: req.GetTextTemplate(),
+		SubjectColumn: req.GetSubjectColumn(), TimeColumn: req.GetTimeColumn(), AttributeColumns: req.GetAttributeColumns(),
+		HalfLife: req.GetHalfLife().AsDuration(), FreshnessTarget: req.GetFreshnessTarget().AsDuration(),
+	}
+	if d := req.GetOnDelete(); d != v1.OnDelete_ON_DELETE_UNSPECIFIED {
+		spec.OnDelete = whence.OnDelete(strings.TrimPrefix(d.String(), "ON_DELETE_"))
+	}
+	info, err := s.registry.RegisterTable(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.RegisterTableResponse{Table: table(info.Table), Status: status(info.Status)}, nil
+}
+
+// ListTables lists registered tables.
+func (s *sources) ListTables(ctx context.Context, req *v1.ListTablesRequest) (*v1.ListTablesResponse, error) {
+	all, err := s.registry.ListTables(ctx, req.GetSource())
+	if err != nil {
+		return nil, err
+	}
+	out := &v1.ListTablesResponse{}
+	for _, info := range all {
+		out.Tables = append(out.Tables, &v1.TableWithStatus{Table: table(info.Table), Status: status(info.Status)})
+	}
+	return out, nil
+}
+
+// GetTable returns one table with its status.
+func (s *sources) GetTable(ctx context.Context, req *v1.GetTableRequest) (*v1.GetTableResponse, error) {
+	info, err := s.registry.GetTable(ctx, whence.TableName(req.GetName()))
+	if err != nil {
+		return nil, err
+	}
+	return &v1.GetTableResponse{Table: table(info.Table), Status: status(info.Status)}, nil
+}
+
+// WatchTable sends a table's status whenever it has changed.
+func (s *sources) WatchTable(ctx context.Context, req *v1.WatchTableRequest, stream whencev1connect.SourceServiceWatchTableServerStream) error {
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	var last *v1.WatchTableResponse
+	for {
+		info, err := s.registry.GetTable(ctx, whence.TableName(req.GetName()))
+		if err != nil {
+			return err
+		}
+		now := &v1.WatchTableResponse{Table: table(info.Table), Status: status(info.Status)}
+		if !proto.Equal(last, now) {
+			if err := stream.Send(now); err != nil {
+				return err
+			}
+			last = now
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// UnregisterTable forgets a table.
+func (s *sources) UnregisterTable(ctx context.Context, req *v1.UnregisterTableRequest) (*v1.UnregisterTableResponse, error) {
+	if err := s.registry.UnregisterTable(ctx, whence.TableName(req.GetName())); err != nil {
+		return nil, err
+	}
+	return &v1.UnregisterTableResponse{}, nil
+}
+
+func sourceMessage(s ingest.Source) *v1.Source {
+	return &v1.Source{
+		Name: s.Name, State: v1.SourceState(v1.SourceState_value["SOURCE_STATE_"+string(s.State)]), Error: s.Error,
+		Slot: s.Slot, Publication: s.Publication, SystemId: s.SystemID, Lsn: s.LSN.String(),
+		CommitTime: timestamp(s.CommitTime), CaughtUpAt: timestamp(s.CaughtUpAt), Lag: known(s.Lag),
+		LagBytes: s.LagBytes, Tables: uint32(s.Tables), CreateTime: timestamp(s.CreateTime),
+	}
+}
+
+func status(s ingest.TableStatus) *v1.TableStatus {
+	return &v1.TableStatus{
+		State:    v1.TableState(v1.TableState_value["TABLE_STATE_"+string(s.State)]),
+		Error:    s.Error,
+		Backfill: &v1.Backfill{RowsDone: count(s.RowsDone), RowsTotal: count(s.RowsTotal)},
+		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending),
+		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved)},
+	}
+}

@@ -1,0 +1,158 @@
+package api
+
+import (
+	"context"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/gateway"
+	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
+	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
+)
+
+type tasks struct{ gateway *gateway.Gateway }
+
+// GetTask returns the caller's own task.
+func (t *tasks) GetTask(ctx context.Context, req *v1.GetTaskRequest) (*v1.GetTaskResponse, error) {
+	own := session(ctx).Principal.Task
+	if asked := req.GetId(); asked != "" && asked != own.String() {
+		return nil, notYours(asked)
+	}
+	task, err := t.gateway.GetTask(ctx, own)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.GetTaskResponse{Task: taskMessage(task)}, nil
+}
+
+// Delegate starts a narrower task for another agent.
+func (t *tasks) Delegate(ctx context.Context, req *v1.DelegateRequest) (*v1.DelegateResponse, error) {
+	s := session(ctx)
+	calls := int64(req.GetBudget().GetCalls())
+	if req.GetBudget().GetCalls() == 0 {
+		calls = s.Budget().Remaining
+	}
+	out, err := t.gateway.Delegate(ctx, s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
+		Scope: scopeSpec(req.GetScope()), Calls: calls, Lifetime: req.GetLifetime().AsDuration()})
+	if err != nil {
+		return nil, err
+	}
+	return &v1.DelegateResponse{Task: taskMessage(out.Task), Token: out.Token, TokenExpireTime: timestamp(out.Expires)}, nil
+}
+
+// EndTask ends the caller's own task and what was delegated from it.
+func (t *tasks) EndTask(ctx context.Context, req *v1.EndTaskRequest) (*v1.EndTaskResponse, error) {
+	s := session(ctx)
+	if asked := req.GetId(); asked != "" && asked != s.Principal.Task.String() {
+		return nil, notYours(asked)
+	}
+	if req.GetUndo() {
+		return nil, &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Field: "undo",
+			Message: "undo is not implemented yet: end the task without it"}
+	}
+	task, below, err := t.gateway.EndTask(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return &v1.EndTaskResponse{Task: taskMessage(task), EndedBelow: count(below)}, nil
+}
+
+func notYours(id string) error {
+	return &whence.Error{Kind: whence.ErrDenied, Reason: "TASK_OUT_OF_SCOPE", Field: "id",
+		Message: "a credential reaches its own task only; leave the id out", Metadata: map[string]string{"task": id}}
+}
+
+type admin struct {
+	whencev1connect.UnimplementedAdminServiceHandler
+	gateway *gateway.Gateway
+}
+
+// ListTasks lists tasks, newest first.
+func (a *admin) ListTasks(ctx context.Context, req *v1.ListTasksRequest) (*v1.ListTasksResponse, error) {
+	root, err := optionalID("rootId", req.GetRootId())
+	if err != nil {
+		return nil, err
+	}
+	f := gateway.TaskFilter{Tenant: req.GetTenant(), Root: root, Agent: req.GetAgent(), User: req.GetUser()}
+	if s := req.GetState(); s != v1.TaskState_TASK_STATE_UNSPECIFIED {
+		f.State = gateway.TaskState(strings.TrimPrefix(s.String(), "TASK_STATE_"))
+	}
+	found, next, err := a.gateway.ListTasks(ctx, f, pageSize(req.GetPageSize()), req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	out := &v1.ListTasksResponse{NextPageToken: next}
+	for _, t := range found {
+		out.Tasks = append(out.Tasks, taskMessage(t))
+	}
+	return out, nil
+}
+
+func taskMessage(t gateway.Task) *v1.Task {
+	out := &v1.Task{
+		Id: t.ID.String(), RootId: t.Root.String(), Depth: uint32(t.Depth), Purpose: t.Purpose,
+		User: t.User, Agent: t.Agent, Tenant: t.Tenant, Scope: scopeMessage(t.Scope), Budget: budget(t.Budget),
+		State:    v1.TaskState(v1.TaskState_value["TASK_STATE_"+string(t.State)]),
+		Deadline: timestamp(t.Budget.Deadline), CreateTime: timestamp(t.Created), EndTime: timestamp(t.Ended),
+	}
+	if t.Parent != uuid.Nil {
+		out.ParentId = t.Parent.String()
+	}
+	return out
+}
+
+func budget(b gateway.Budget) *v1.Budget {
+	return &v1.Budget{
+		Calls:      &v1.Meter{Limit: count(b.Limit), Used: count(b.Used), Remaining: count(b.Remaining)},
+		ExpireTime: timestamp(b.Deadline),
+	}
+}
+
+func scopeSpec(s *v1.Scope) authz.ScopeSpec {
+	out := authz.ScopeSpec{Type: authz.DetailType, AllTables: s.GetAllTables(), AllSubjects: s.GetAllSubjects(),
+		Subjects: s.GetSubjects(), Filter: s.GetFilter()}
+	for _, t := range s.GetTables() {
+		out.Tables = append(out.Tables, whence.TableName(t))
+	}
+	for _, a := range s.GetActions() {
+		out.Actions = append(out.Actions, authz.Action(a))
+	}
+	return out
+}
+
+func scopeMessage(s authz.ScopeSpec) *v1.Scope {
+	out := &v1.Scope{AllTables: s.AllTables, AllSubjects: s.AllSubjects, Subjects: s.Subjects, Filter: s.Filter}
+	for _, t := range s.Tables {
+		out.Tables = append(out.Tables, string(t))
+	}
+	for _, a := range s.Actions {
+		out.Actions = append(out.Actions, string(a))
+	}
+	return out
+}
+
+// pageSize is the contract's: 0 means 100.
+func pageSize(n uint32) int {
+	if n == 0 {
+		return 100
+	}
+	return int(n)
+}
+
+func optionalID(field, s string) (uuid.UUID, error) {
+	if s == "" {
+		return uuid.Nil, nil
+	}
+	return requiredID(field, s)
+}
+
+func requiredID(field, s string) (uuid.UUID, error) {
+	id, err := uuid.Parse(s)
+	if err != nil {
+		return uuid.Nil, whence.Invalid(field, "INVALID_ID", field+" is not an id: want 36 characters such as 01980000-0000-7000-8000-000000000000")
+	}
+	return id, nil
+}

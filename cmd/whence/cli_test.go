@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
+)
+
+// outcome is what a command line did.
+type outcome struct {
+	args     []string
+	status   int
+	out, err string
+}
+
+// cli runs a command line as main does; --url and --token are added for the
+// commands that take them.
+func (w *running) cli(t *testing.T, args ...string) outcome {
+	t.Helper()
+	return command(t, w.credentialed(args)...)
+}
+
+func (w *running) credentialed(args []string) []string {
+	token := ""
+	switch args[0] {
+	case "source", "table", "answer", "audit":
+		token = w.env["WHENCE_OPERATOR_TOKEN"]
+	case "query", "record":
+		token = w.env["WHENCE_AGENT_TOKEN"]
+	case "task":
+		token = w.env["WHENCE_AGENT_TOKEN"]
+		if len(args) > 1 && args[1] == "list" {
+			token = w.env["WHENCE_OPERATOR_TOKEN"]
+		}
+	case "token":
+		if len(args) > 1 && args[1] == "exchange" {
+			token = w.env["WHENCE_OPERATOR_TOKEN"]
+		}
+	}
+	if token == "" {
+		return args
+	}
+	return append(append([]string{}, args...), "--url", w.url, "--token", token)
+}
+
+func command(t *testing.T, args ...string) outcome {
+	t.Helper()
+	var out, log strings.Builder
+	status := run(t.Context(), args, &out, &log)
+	return outcome{args, status, out.String(), log.String()}
+}
+
+// is checks the status and that the command wrote every one of the words.
+func (o outcome) is(t *testing.T, status int, words ...string) {
+	t.Helper()
+	if o.status != status {
+		t.Errorf("whence %s: status %d, want %d\n%s%s", strings.Join(o.args, " "), o.status, status, o.out, o.err)
+	}
+	for _, word := range words {
+		if !strings.Contains(o.out+o.err, word) {
+			t.Errorf("whence %s does not say %q:\n%s%s", strings.Join(o.args, " "), word, o.out, o.err)
+		}
+	}
+}
+
+// testCommandLine walks through the commands as a person would, and through the
+// same with --json as a script would.
+func testCommandLine(t *testing.T, w *running) {
+	w.exec(t, `create table public.larder (id int primary key, owner text, what text, kept timestamptz)`)
+	w.exec(t, `insert into public.larder values (1, 'ann', 'damson jam of last autumn', now()), (2, 'bob', 'pickled samphire', now())`)
+	w.cli(t, "table", "register", "app", "public.larder", "--text", "what", "--subject", "owner", "--attribute", "owner",
+		"--time", "kept", "--half-life", "48h", "--wait").is(t, 0, "LIVE")
+	memory, source, secret := w.env["WHENCE_DATABASE_URL"], w.env["WHENCE_SOURCE_URL"], w.env["WHENCE_SECRET_KEY"]
+
+	var asked v1.QueryResponse
+	w.json(t, &asked, "query", "damson jam", "--table", "app.public.larder", "--limit", "1")
+	if len(asked.GetHits()) != 1 {
+		t.Fatalf("%d hits", len(asked.GetHits()))
+	}
+	answer, task := asked.GetAnswerId(), taskOf(t, w)
+	for _, c := range []struct {
+		args  []string
+		words []string
+	}{
+		{[]string{"source"}, []string{"SOURCE", "app", "STREAMING"}},
+		{[]string{"source", "list"}, []string{"app"}},
+		{[]string{"source", "get", "app"}, []string{"app", "STREAMING"}},
+		{[]string{"table"}, []string{"app.public.larder", "LIVE"}},
+		{[]string{"table", "list", "--source", "app"}, []string{"app.public.larder", "2/2"}},
+		{[]string{"table", "get", "app.public.larder"}, []string{"LIVE", "embedding calls: 2 made"}},
+		{[]string{"table", "watch", "app.public.larder"}, []string{"LIVE"}},
+		{[]string{"query", "damson jam"}, []string{"app.public.larder", "damson jam", "answer ", "source app applied to", "calls left"}},
+		{[]string{"query", "samphire", "--subject", "bob", "--filter", "owner=bob", "--recency-weight", "0.5", "--half-life", "1h", "--fresh-only"},
+			[]string{"pickled samphire", "FRESH"}},
+		{[]string{"query", "zyzzyva", "--subject", "nobody"}, []string{"nothing found"}},
+		{[]string{"record", "app.public.larder", "id=1"}, []string{"version 1", "LIVE", "damson jam"}},
+		{[]string{"answer"}, []string{"TIME", answer, "damson jam"}},
+		{[]string{"answer", "list", "--task", task}, []string{answer}},
+		{[]string{"answer", "get", answer}, []string{"damson jam", "dev-agent", "shown: version 1", "now: version 1"}},
+		{[]string{"answer", "trace", "app.public.larder", "id=1"}, []string{"1 versions", answer}},
+		{[]string{"audit"}, []string{"DECISION", "ALLOWED"}},
+		{[]string{"audit", "list", "--call", "whence.v1.MemoryService/Query", "--limit", "5"}, []string{"whence.v1.MemoryService/Query"}},
+		{[]string{"audit", "list", "--refused"}, []string{"DECISION"}},
+		{[]string{"task", "get"}, []string{"dev-agent", "ACTIVE", "/1000000"}},
+		{[]string{"task", "list"}, []string{"dev-agent", "ACTIVE"}},
+		{[]string{"task", "delegate", "helper", "count jars", "--all-tables", "--subject", "ann", "--calls", "3"}, []string{"ey"}},
+		{[]string{"token", "exchange", "helper", "count jars", "--all-tables", "--all-subjects", "--calls", "3"}, []string{"ey"}},
+		{[]string{"token", "operator", "ops", "--role", "viewer", "--database-url", memory, "--secret-key", secret, "--issuer", w.env["WHENCE_ISSUER"]}, []string{"ey"}},
+		{[]string{"doctor", "--database-url", memory, "--source-url", source, "--secret-key", secret, "--url", w.url},
+			[]string{"ok    memory database", "ok    migrations", "ok    secret key", "ok    source", "ok    server"}},
+		{[]string{"migrate", "--database-url", memory}, []string{"up to date"}},
+		{[]string{"--help"}, []string{"Usage: whence", "doctor", "token"}},
+		{[]string{"query", "--help"}, []string{"Usage: whence query", "--fresh-only"}},
+		{[]string{"dev", "--help"}, []string{"--data", "--listen"}},
+	} {
+		t.Run(strings.Join(c.args[:min(2, len(c.args))], "_"), func(t *testing.T) {
+			o := w.cli(t, c.args...)
+			o.is(t, 0, c.words...)
+			if o.err != "" && !strings.Contains(o.err, "level=") {
+				t.Errorf("whence %s complains: %s", strings.Join(c.args, " "), o.err)
+			}
+			if c.args[len(c.args)-1] == "--help" { // for people only
+				return
+			}
+			o = w.cli(t, append(c.args, "--json")...)
+			o.is(t, 0)
+			decoder := json.NewDecoder(strings.NewReader(o.out))
+			for n := 0; decoder.More() || n == 0; n++ { // a stream is several values
+				var v any
+				if err := decoder.Decode(&v); err != nil {
+					t.Fatalf("whence %s --json: %v\n%s", strings.Join(c.args, " "), err, o.out)
+				}
+			}
+		})
+	}
+	for _, c := range []struct {
+		status int
+		args   []string
+		words  []string
+	}{
+		{2, []string{"quarry"}, []string{"quarry", "--help"}},
+		{2, []string{"query"}, []string{"text"}},
+		{2, []string{"query", "x", "--tabel", "y"}, []string{"tabel"}},
+		{2, []string{"table", "register", "app", "public.larder"}, []string{"--text"}},
+		{2, []string{"serve", "--roles", "cook"}, []string{"cook"}},
+		{1, []string{"record", "app.public.larder", "id=9"}, []string{"not_found", "RECORD_NOT_FOUND"}},
+		{1, []string{"table", "get", "app.public.cellar"}, []string{"not_found"}},
+		{1, []string{"token", "exchange", "helper"}, nil},
+		{1, []string{"doctor", "--database-url", memory, "--secret-key", "short"}, []string{"MEND  secret key", "base64"}},
+		{1, []string{"dev", "--data", "/dev/null/x"}, nil},
+	} {
+		w.cli(t, c.args...).is(t, c.status, c.words...)
+	}
+	command(t, "query", "x", "--url", w.url).is(t, 1, "WHENCE_AGENT_TOKEN")
+	command(t, "query", "x", "--url", "http://127.0.0.1:1", "--token", "x").is(t, 1)
+
+	// Tokens that the command line prints work.
+	token := strings.TrimSpace(w.cli(t, "token", "exchange", "helper", "count jars", "--table", "app.public.larder", "--subject", "ann").out)
+	command(t, "query", "samphire", "--url", w.url, "--token", token).is(t, 0, "damson jam") // nothing of bob's
+	command(t, "task", "end", "--url", w.url, "--token", token).is(t, 0, "ENDED")
+	command(t, "query", "samphire", "--url", w.url, "--token", token).is(t, 1, "TASK_ENDED")
+
+	w.cli(t, "source", "pause", "app-of-nobody").is(t, 1, "not_found")
+	w.cli(t, "table", "unregister", "app.public.larder").is(t, 0, "forgotten")
+	w.cli(t, "table", "get", "app.public.larder").is(t, 1, "not_found")
+}
+
+// json runs a command with --json and reads what it prints as the API's message.
+func (w *running) json(t *testing.T, into proto.Message, args ...string) {
+	t.Helper()
+	o := w.cli(t, append(args, "--json")...)
+	o.is(t, 0)
+	if err := protojson.Unmarshal([]byte(o.out), into); err != nil {
+		t.Fatalf("whence %s: %v\n%s", strings.Join(args, " "), err, o.out)
+	}
+}
+
+func taskOf(t *testing.T, w *running) string {
+	t.Helper()
+	var res v1.GetTaskResponse
+	w.agent().must(t, "TaskService/GetTask", &v1.GetTaskRequest{}, &res)
+	return res.GetTask().GetId()
+}
+
+// testWatchFromTheCommandLine watches a table while its rows are copied.
+func testWatchFromTheCommandLine(t *testing.T, w *running) {
+	w.exec(t, `create table public.crowd (id int primary key, what text)`)
+	w.exec(t, `insert into public.crowd select i, 'guest ' || i || ' brings a present' from generate_series(1, 3000) i`)
+	w.cli(t, "table", "register", "app", "public.crowd", "--template", "{{id}}: {{what}}", "--wait").is(t, 0, "LIVE", "rows 3000/3000", "pending 0")
+
+	// A watcher who leaves is no error.
+	ctx, cancel := context.WithCancel(t.Context())
+	var out, log strings.Builder
+	cancel()
+	if s := run(ctx, w.credentialed([]string{"table", "watch", "app.public.crowd"}), &out, &log); s > 1 {
+		t.Errorf("status %d: %s", s, log.String())
+	}
+}

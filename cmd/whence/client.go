@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
+)
+
+// server says where the API is; commands embed it.
+type server struct {
+	URL string `name:"url" env:"WHENCE_URL" default:"http://127.0.0.1:7171" help:"Base URL of the server."`
+}
+
+// operatorFlags are for calls that need an operator's credential.
+type operatorFlags struct {
+	server `embed:""`
+	Token  string `env:"WHENCE_OPERATOR_TOKEN" help:"An operator's token." placeholder:"TOKEN"`
+}
+
+// agentFlags are for calls that need a task's credential.
+type agentFlags struct {
+	server `embed:""`
+	Token  string `env:"WHENCE_AGENT_TOKEN" help:"A task's token." placeholder:"TOKEN"`
+}
+
+func (f operatorFlags) client() (*connect.Client, error) {
+	return dial(f.URL, f.Token, "WHENCE_OPERATOR_TOKEN")
+}
+
+func (f agentFlags) client() (*connect.Client, error) {
+	return dial(f.URL, f.Token, "WHENCE_AGENT_TOKEN")
+}
+
+func dial(url, token, variable string) (*connect.Client, error) {
+	if token == "" {
+		return nil, fmt.Errorf("no credential: set %s or give --token (whence dev writes both tokens to dev.env in its data folder)", variable)
+	}
+	authorize := func(next connect.ClientFunc) connect.ClientFunc {
+		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
+			info, ok := connect.CallInfoForClientContext(ctx)
+			if !ok {
+				ctx, info = connect.NewClientContext(ctx)
+			}
+			info.RequestHeader().Set("Authorization", "Bearer "+token)
+			return next(ctx, spec)
+		}
+	}
+	return connect.NewClient(connecthttp.NewTransport(http.DefaultClient, strings.TrimRight(url, "/")), authorize), nil
+}
+
+func (f operatorFlags) sources() (whencev1connect.SourceServiceClient, error) {
+	c, err := f.client()
+	return whencev1connect.NewSourceServiceClient(c), err
+}
+
+func (f operatorFlags) audit() (whencev1connect.AuditServiceClient, error) {
+	c, err := f.client()
+	return whencev1connect.NewAuditServiceClient(c), err
+}
+
+func (f operatorFlags) admin() (whencev1connect.AdminServiceClient, error) {
+	c, err := f.client()
+	return whencev1connect.NewAdminServiceClient(c), err
+}
+
+func (f agentFlags) memory() (whencev1connect.MemoryServiceClient, error) {
+	c, err := f.client()
+	return whencev1connect.NewMemoryServiceClient(c), err
+}
+
+func (f agentFlags) tasks() (whencev1connect.TaskServiceClient, error) {
+	c, err := f.client()
+	return whencev1connect.NewTaskServiceClient(c), err
+}
+
+var printer = protojson.MarshalOptions{Multiline: true, Indent: "  ", EmitDefaultValues: true}
+
+// show prints the message as JSON when that was asked for, and calls human otherwise.
+func show(a *app, m proto.Message, human func()) error {
+	if !a.json {
+		human()
+		return nil
+	}
+	b, err := printer.Marshal(m)
+	if err != nil {
+		return err
+	}
+	a.printf("%s\n", b)
+	return nil
+}
+
+// showJSON prints any value as JSON.
+func showJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// explain adds what an error's details say to its message.
+func explain(err error) string {
+	var ce *connect.Error
+	if !errors.As(err, &ce) {
+		return err.Error()
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", ce.Code(), ce.Message())
+	for _, d := range ce.Details() {
+		m, err := connectproto.UnmarshalErrorDetail(d)
+		if err != nil {
+			continue
+		}
+		switch m := m.(type) {
+		case *errdetails.ErrorInfo:
+			fmt.Fprintf(&b, " (%s)", m.GetReason())
+		case *errdetails.RetryInfo:
+			fmt.Fprintf(&b, "; try again in %s", m.GetRetryDelay().AsDuration())
+		}
+	}
+	return b.String()
+}
+
+// interactive tells whether w is a terminal, where progress may be drawn over.
+func interactive(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// ago writes a duration as people read it.
+func ago(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	}
+	return d.Round(time.Second).String()
+}

@@ -1,0 +1,82 @@
+// Command whence is the server, the development server and the command line of
+// Whence. Apart from dev, serve, migrate, doctor and token operator, its
+// subcommands are ordinary clients of the public API.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// cli is the grammar of the command line.
+type cli struct {
+	Dev     devCmd     `cmd:"" help:"Run everything on this machine: a private Postgres, a source to play with, the server."`
+	Serve   serveCmd   `cmd:"" help:"Run the server against a memory database."`
+	Migrate migrateCmd `cmd:"" help:"Bring the memory database to this version's schema."`
+	Doctor  doctorCmd  `cmd:"" help:"Check the memory database, a source and a running server, and say what to mend."`
+
+	Source sourceCmd `cmd:"" help:"Connect Postgres databases."`
+	Table  tableCmd  `cmd:"" help:"Register tables and watch their capture."`
+	Query  queryCmd  `cmd:"" help:"Ask, as an agent does."`
+	Record recordCmd `cmd:"" help:"Show one record, as an agent sees it."`
+	Answer answerCmd `cmd:"" help:"Show which memories fed an answer, and which answers a record fed."`
+	Audit  auditCmd  `cmd:"" help:"Read the audit log."`
+	Task   taskCmd   `cmd:"" help:"Look at, delegate and end tasks."`
+	Token  tokenCmd  `cmd:"" help:"Get credentials."`
+
+	JSON bool `name:"json" help:"Print JSON: the API's own messages." short:"j"`
+}
+
+// app is what every command runs with.
+type app struct {
+	ctx  context.Context
+	out  io.Writer
+	err  io.Writer
+	json bool
+}
+
+func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
+
+// run is main without the process: it parses, runs one command, and returns the
+// exit status: 0 when it succeeded, 1 when it failed, 2 when the words are off.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var c cli
+	exited, status := false, 0
+	parser, err := kong.New(&c, kong.Name("whence"),
+		kong.Description("A provenance-first memory database server for AI agents."),
+		kong.UsageOnError(), kong.Writers(stdout, stderr),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Exit(func(code int) { exited, status = true, code }))
+	if err != nil {
+		fmt.Fprintln(stderr, "whence:", err)
+		return 2
+	}
+	parsed, err := parser.Parse(args)
+	if exited { // --help
+		return status
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "whence:", err)
+		fmt.Fprintln(stderr, "Run whence --help for the commands.")
+		return 2
+	}
+	a := &app{ctx: ctx, out: stdout, err: stderr, json: c.JSON}
+	if err := parsed.Run(a); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(stderr, "whence:", explain(err))
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,23 @@
+package main
+
+import (
+	"github.com/whence-db/whence/migrations"
+)
+
+type migrateCmd struct {
+	DatabaseURL string `name:"database-url" env:"WHENCE_DATABASE_URL" required:"" help:"Connection string of the memory database." placeholder:"DSN"`
+}
+
+func (c *migrateCmd) Run(a *app) error {
+	if err := checkMemoryDatabase(a.ctx, c.DatabaseURL); err != nil {
+		return err
+	}
+	if err := migrations.Up(a.ctx, c.DatabaseURL); err != nil {
+		return err
+	}
+	if a.json {
+		return showJSON(a.out, map[string]any{"migrated": true})
+	}
+	a.printf("the memory database is up to date\n")
+	return nil
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
+)
+
+type queryCmd struct {
+	agentFlags    `embed:""`
+	Text          string            `arg:"" help:"The question."`
+	Table         []string          `help:"Only these registered tables." placeholder:"NAME"`
+	Subject       []string          `help:"Only these subjects." sep:"none"`
+	Filter        map[string]string `help:"Attributes that must be equal." placeholder:"NAME=VALUE"`
+	Limit         uint32            `help:"The most hits to return, 1 to 200." default:"10"`
+	RecencyWeight *float64          `help:"How much age may cost, 0 to 1."`
+	HalfLife      time.Duration     `help:"Age at which recency has fallen to one half."`
+	FreshOnly     bool              `help:"Only fresh hits."`
+}
+
+func (c *queryCmd) Run(a *app) error {
+	client, err := c.memory()
+	if err != nil {
+		return err
+	}
+	req := &v1.QueryRequest{Text: c.Text, Tables: c.Table, Subjects: c.Subject, Filter: c.Filter,
+		Limit: &c.Limit, FreshOnly: c.FreshOnly}
+	if c.RecencyWeight != nil || c.HalfLife != 0 {
+		req.Recency = &v1.Recency{Weight: c.RecencyWeight}
+		if c.HalfLife != 0 {
+			req.Recency.HalfLife = durationpb.New(c.HalfLife)
+		}
+	}
+	res, err := client.Query(a.ctx, req)
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() {
+		printHits(a, res.GetHits())
+		if res.GetDegraded() {
+			a.printf("degraded: %s\n", res.GetDegradedReason())
+		}
+		printWatermark(a, res.GetWatermark())
+		a.printf("answer %s; %d of %d calls left\n", res.GetAnswerId(),
+			res.GetBudget().GetCalls().GetRemaining(), res.GetBudget().GetCalls().GetLimit())
+	})
+}
+
+type recordCmd struct {
+	agentFlags `embed:""`
+	Table      string            `arg:"" help:"The registered name, source.schema.name."`
+	Key        map[string]string `arg:"" help:"The key, as column=value."`
+}
+
+func (c *recordCmd) Run(a *app) error {
+	client, err := c.memory()
+	if err != nil {
+		return err
+	}
+	res, err := client.GetRecord(a.ctx, &v1.GetRecordRequest{Table: c.Table, Key: keyStruct(c.Key)})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() {
+		r := res.GetRecord()
+		a.printf("%s %s  version %d  %s  %s\n%s\n", r.GetTable(), keyText(r.GetKey()), r.GetVersion(),
+			plain(r.GetState()), freshnessText(r.GetFreshness()), r.GetText())
+	})
+}
+
+func printHits(a *app, hits []*v1.Hit) {
+	if len(hits) == 0 {
+		a.printf("nothing found\n")
+		return
+	}
+	for i, h := range hits {
+		a.printf("%2d. %.3f  %-22s  %s %s v%d at %s\n", i+1, h.GetScore().GetFinal(), freshnessText(h.GetFreshness()),
+			h.GetOrigin().GetTable(), keyText(h.GetOrigin().GetKey()), h.GetOrigin().GetVersion(), h.GetOrigin().GetLsn())
+		a.printf("    %s\n", line(h.GetText(), 160))
+		if h.MatchedText != nil {
+			a.printf("    matched before it changed: %s\n", line(h.GetMatchedText(), 130))
+		}
+	}
+}
+
+func printWatermark(a *app, ws []*v1.Watermark) {
+	for _, w := range ws {
+		lag := "lag not known"
+		if w.Lag != nil {
+			lag = ago(w.GetLag().AsDuration()) + " ago"
+		}
+		a.printf("source %s applied to %s, complete as of %s\n", w.GetSource(), w.GetLsn(), lag)
+	}
+}
+
+// plain drops an enum value's type prefix: TABLE_STATE_LIVE is LIVE.
+func plain(v fmt.Stringer) string {
+	s := v.String()
+	for _, prefix := range []string{"SOURCE_STATE_", "TABLE_STATE_", "RECORD_STATE_", "TASK_STATE_", "FRESHNESS_STATE_", "FRESHNESS_REASON_", "DECISION_"} {
+		s = strings.TrimPrefix(s, prefix)
+	}
+	return s
+}
+
+func freshnessText(f *v1.Freshness) string {
+	s := plain(f.GetState())
+	for _, r := range f.GetReasons() {
+		s += " " + plain(r)
+	}
+	return s
+}
+
+func keyText(k *structpb.Struct) string {
+	b, err := k.MarshalJSON()
+	if err != nil {
+		return "{}"
+	}
+	return string(b)
+}
+
+func keyStruct(m map[string]string) *structpb.Struct {
+	out := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+	for k, v := range m {
+		out.Fields[k] = structpb.NewStringValue(v)
+	}
+	return out
+}
+
+// line folds white space and cuts at n characters.
+func line(s string, n int) string {
+	r := []rune(strings.Join(strings.Fields(s), " "))
+	if len(r) <= n {
+		return string(r)
+	}
+	return string(r[:n]) + " …"
+}
+
+func columns(a *app, header string, rows func(w *tabwriter.Writer)) {
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, header)
+	rows(w)
+	_ = w.Flush()
+}

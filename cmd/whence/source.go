@@ -1,0 +1,134 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
+)
+
+type sourceCmd struct {
+	Create sourceCreate `cmd:"" help:"Connect a database and start to capture it."`
+	List   sourceList   `cmd:"" default:"1" help:"List sources."`
+	Get    sourceGet    `cmd:"" help:"Show one source and how far its capture is."`
+	Pause  sourcePause  `cmd:"" help:"Stop capture for a while."`
+	Resume sourceResume `cmd:"" help:"Go on after a pause, or after mending what broke."`
+	Delete sourceDelete `cmd:"" help:"Forget a source, and drop its slot and publication."`
+}
+
+type sourceCreate struct {
+	operatorFlags `embed:""`
+	Name          string `arg:"" help:"Name for the source."`
+	DSN           string `name:"dsn" help:"Connection string; stored encrypted." xor:"dsn" required:""`
+	DSNEnv        string `name:"dsn-env" help:"Environment variable of the server that holds the connection string." xor:"dsn" required:""`
+}
+
+func (c *sourceCreate) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.CreateSource(a.ctx, &v1.CreateSourceRequest{Name: c.Name, Dsn: c.DSN, DsnEnv: c.DSNEnv})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { printSources(a, res.GetSource()) })
+}
+
+type sourceList struct {
+	operatorFlags `embed:""`
+}
+
+func (c *sourceList) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.ListSources(a.ctx, &v1.ListSourcesRequest{})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { printSources(a, res.GetSources()...) })
+}
+
+type sourceName struct {
+	operatorFlags `embed:""`
+	Name          string `arg:"" help:"The source's name."`
+}
+
+type sourceGet struct {
+	sourceName `embed:""`
+}
+
+func (c *sourceGet) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.GetSource(a.ctx, &v1.GetSourceRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { printSources(a, res.GetSource()) })
+}
+
+type sourcePause struct {
+	sourceName `embed:""`
+}
+
+func (c *sourcePause) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.PauseSource(a.ctx, &v1.PauseSourceRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { printSources(a, res.GetSource()) })
+}
+
+type sourceResume struct {
+	sourceName `embed:""`
+}
+
+func (c *sourceResume) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.ResumeSource(a.ctx, &v1.ResumeSourceRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { printSources(a, res.GetSource()) })
+}
+
+type sourceDelete struct {
+	sourceName `embed:""`
+}
+
+func (c *sourceDelete) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.DeleteSource(a.ctx, &v1.DeleteSourceRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { a.printf("source %s is deleted\n", c.Name) })
+}
+
+func printSources(a *app, sources ...*v1.Source) {
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "SOURCE\tSTATE\tLSN\tLAG\tTABLES\tERROR")
+	for _, s := range sources {
+		lag := "not known"
+		if s.Lag != nil {
+			lag = ago(s.GetLag().AsDuration())
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", s.GetName(), plain(s.GetState()), s.GetLsn(), lag, s.GetTables(), s.GetError())
+	}
+	_ = w.Flush()
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
+)
+
+type tableCmd struct {
+	Register   tableRegister   `cmd:"" help:"Start to remember a table."`
+	List       tableList       `cmd:"" default:"1" help:"List registered tables."`
+	Get        tableGet        `cmd:"" help:"Show one table and its status."`
+	Watch      tableWatch      `cmd:"" help:"Follow a table's backfill until all of it can be found."`
+	Unregister tableUnregister `cmd:"" help:"Forget a table with its records."`
+}
+
+type tableRegister struct {
+	operatorFlags   `embed:""`
+	Source          string        `arg:"" help:"The source's name."`
+	Table           string        `arg:"" help:"The table, as schema.name."`
+	Text            []string      `help:"Columns to render to text, one a paragraph." xor:"text" required:"" placeholder:"COLUMN"`
+	Template        string        `help:"Template that renders the text, such as '{{title}}: {{body}}'." xor:"text" required:""`
+	Subject         string        `help:"Column that says whom or what a row is about." placeholder:"COLUMN"`
+	Time            string        `help:"Column of the event time; otherwise the commit time counts." placeholder:"COLUMN"`
+	Attribute       []string      `help:"Columns to return with hits and to filter by." placeholder:"COLUMN"`
+	HalfLife        time.Duration `help:"Age at which recency has fallen to one half."`
+	FreshnessTarget time.Duration `help:"The largest capture lag at which a hit is fresh."`
+	Purge           bool          `help:"Remove every text and vector of a row when it is deleted."`
+	Wait            bool          `help:"Show progress until the table is live and embedded." short:"w"`
+}
+
+func (c *tableRegister) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	req := &v1.RegisterTableRequest{Source: c.Source, Table: c.Table, TextColumns: c.Text, TextTemplate: c.Template,
+		SubjectColumn: c.Subject, TimeColumn: c.Time, AttributeColumns: c.Attribute}
+	if c.HalfLife != 0 {
+		req.HalfLife = durationpb.New(c.HalfLife)
+	}
+	if c.FreshnessTarget != 0 {
+		req.FreshnessTarget = durationpb.New(c.FreshnessTarget)
+	}
+	if c.Purge {
+		req.OnDelete = v1.OnDelete_ON_DELETE_PURGE
+	}
+	res, err := client.RegisterTable(a.ctx, req)
+	if err != nil {
+		return err
+	}
+	if !c.Wait {
+		return show(a, res, func() { printTables(a, &v1.TableWithStatus{Table: res.GetTable(), Status: res.GetStatus()}) })
+	}
+	return (&tableWatch{operatorFlags: c.operatorFlags, Name: res.GetTable().GetName()}).Run(a)
+}
+
+type tableList struct {
+	operatorFlags `embed:""`
+	Source        string `help:"Only this source's tables."`
+}
+
+func (c *tableList) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.ListTables(a.ctx, &v1.ListTablesRequest{Source: c.Source})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { printTables(a, res.GetTables()...) })
+}
+
+type tableGet struct {
+	operatorFlags `embed:""`
+	Name          string `arg:"" help:"The registered name, source.schema.name."`
+}
+
+func (c *tableGet) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.GetTable(a.ctx, &v1.GetTableRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() {
+		printTables(a, &v1.TableWithStatus{Table: res.GetTable(), Status: res.GetStatus()})
+		a.printf("embedding calls: %d made, %d saved\n", res.GetStatus().GetCalls().GetMade(), res.GetStatus().GetCalls().GetSaved())
+	})
+}
+
+type tableUnregister struct {
+	operatorFlags `embed:""`
+	Name          string `arg:"" help:"The registered name, source.schema.name."`
+}
+
+func (c *tableUnregister) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.UnregisterTable(a.ctx, &v1.UnregisterTableRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { a.printf("table %s is forgotten\n", c.Name) })
+}
+
+type tableWatch struct {
+	operatorFlags `embed:""`
+	Name          string `arg:"" help:"The registered name, source.schema.name."`
+}
+
+// Run draws two bars on a terminal and prints a line a change elsewhere.
+func (c *tableWatch) Run(a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	stream, err := client.WatchTable(a.ctx, &v1.WatchTableRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	report := func(st *v1.TableStatus) {
+		a.printf("%-11s rows %d/%d  chunks %d  pending %d\n", plain(st.GetState()),
+			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetChunks(), st.GetPending())
+	}
+	if interactive(a.out) && !a.json {
+		bars := newBars(a)
+		defer bars.done()
+		report = bars.set
+	}
+	for {
+		res, err := stream.Receive()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		st := res.GetStatus()
+		if a.json {
+			if err := show(a, res, nil); err != nil {
+				return err
+			}
+		} else {
+			report(st)
+		}
+		switch st.GetState() {
+		case v1.TableState_TABLE_STATE_BROKEN, v1.TableState_TABLE_STATE_SCHEMA_CHANGED:
+			return fmt.Errorf("%s: %s", c.Name, st.GetError())
+		case v1.TableState_TABLE_STATE_LIVE:
+			if st.GetPending() == 0 {
+				return nil
+			}
+		}
+	}
+}
+
+// bars shows rows copied and chunks embedded.
+type bars struct {
+	progress    *mpb.Progress
+	rows, texts *mpb.Bar
+}
+
+func newBars(a *app) *bars {
+	p := mpb.NewWithContext(a.ctx, mpb.WithOutput(a.out), mpb.WithWidth(48))
+	bar := func(name string) *mpb.Bar {
+		return p.AddBar(0,
+			mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR), decor.CountersNoUnit("%d / %d", decor.WCSyncSpace)),
+			mpb.AppendDecorators(decor.Percentage(decor.WCSyncSpace), decor.AverageSpeed(0, " %.0f/s"), decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace)))
+	}
+	return &bars{progress: p, rows: bar("rows copied"), texts: bar("chunks embedded")}
+}
+
+func (b *bars) set(st *v1.TableStatus) {
+	f := st.GetBackfill()
+	live := st.GetState() == v1.TableState_TABLE_STATE_LIVE
+	b.rows.SetTotal(int64(max(f.GetRowsTotal(), f.GetRowsDone(), 1)), false)
+	b.rows.SetCurrent(int64(f.GetRowsDone()))
+	if live {
+		b.rows.SetTotal(-1, true)
+	}
+	b.texts.SetTotal(int64(max(st.GetChunks(), 1)), false)
+	b.texts.SetCurrent(int64(st.GetChunks()) - int64(st.GetPending()))
+	if live && st.GetPending() == 0 {
+		b.texts.SetTotal(-1, true)
+	}
+}
+
+func (b *bars) done() {
+	b.rows.Abort(false)
+	b.texts.Abort(false)
+	b.progress.Wait()
+}
+
+func printTables(a *app, tables ...*v1.TableWithStatus) {
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "TABLE\tSTATE\tROWS\tRECORDS\tCHUNKS\tPENDING\tERROR")
+	for _, t := range tables {
+		st := t.GetStatus()
+		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%d\t%d\t%d\t%s\n", t.GetTable().GetName(), plain(st.GetState()),
+			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetRecords(), st.GetChunks(), st.GetPending(), st.GetError())
+	}
+	_ = w.Flush()
+}

@@ -1,0 +1,227 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/internal/pgtest"
+)
+
+// Concurrent writers, while capture is stopped, cut off and made to fail at
+// random: in the end the sink equals the source, and the slot was never
+// confirmed beyond the checkpoint. A failing seed is in the test's name.
+func TestRandomly(t *testing.T) {
+	seeds := 4
+	if testing.Short() {
+		seeds = 1
+	}
+	for range seeds {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprint(seed), func(t *testing.T) { randomly(t, seed) })
+	}
+}
+
+func randomly(t *testing.T, seed uint64) {
+	random := rand.New(rand.NewPCG(seed, 0))
+	notes, other := table(1, "notes", "id"), table(2, "other", "id")
+	s := newSource(t, `create table notes (id int primary key, body text, n int default 0);
+		create table other (id int primary key, body text, n int default 0);
+		alter table notes alter body set storage external; alter table other replica identity full;
+		insert into notes select i, repeat('n' || i, i * 20) from generate_series(1, 300) i;
+		insert into other select i, repeat('o' || i, i) from generate_series(1, 300) i`, notes, other)
+	s.cfg.BackfillBatch, s.cfg.IdleCheckpoint = 20, 50*time.Millisecond
+	faults := make(chan struct{}, 1000)
+	s.sink.setFault(func(string) error {
+		select {
+		case <-faults:
+			return errInjected
+		default:
+			return nil
+		}
+	})
+	ctx, finish := context.WithCancel(t.Context())
+	var g errgroup.Group
+	for range 3 {
+		w := writer{random: rand.New(rand.NewPCG(random.Uint64(), 1)), db: s.db}
+		g.Go(func() error { return w.run(ctx) })
+	}
+	g.Go(func() error { return s.watchSlot(ctx) })
+	c, stop := s.start()
+	for range 25 {
+		time.Sleep(time.Duration(random.IntN(150)) * time.Millisecond)
+		switch random.IntN(5) {
+		case 0:
+			if err := stop(); !errors.Is(err, context.Canceled) {
+				t.Fatalf("Run returned %v", err)
+			}
+			c, stop = s.start()
+		case 1:
+			s.cut()
+		case 2, 3:
+			faults <- struct{}{}
+		case 4:
+			again := []whence.Table{notes, other}[random.IntN(2)]
+			again.Definition = 2 + random.Int32N(1000)
+			s.sink.register(again)
+			c.Poke()
+		}
+	}
+	finish()
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	s.settle()
+	s.compare(notes)
+	s.compare(other)
+}
+
+// writer commits, and rolls back, transactions of random changes.
+type writer struct {
+	random *rand.Rand
+	db     *pgtest.DB
+}
+
+func (w writer) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := pgx.BeginFunc(ctx, w.db.Pool, func(tx pgx.Tx) error {
+			for range 1 + w.random.IntN(8) {
+				if err := w.change(ctx, tx); err != nil {
+					return err
+				}
+			}
+			if w.random.IntN(10) == 0 {
+				return errInjected
+			}
+			return nil
+		})
+		if err != nil && ctx.Err() == nil && !errors.Is(err, errInjected) && !isCode(err, "40P01") && !isCode(err, "23505") {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w writer) change(ctx context.Context, tx pgx.Tx) error {
+	name := []string{"notes", "other"}[w.random.IntN(2)]
+	id, id2 := w.random.IntN(400), w.random.IntN(400)
+	text := strings.Repeat(fmt.Sprint(w.random.IntN(1000)), 1+w.random.IntN(2000))
+	var sql string
+	var args []any
+	switch w.random.IntN(20) {
+	case 0, 1, 2, 3, 4, 5:
+		sql, args = `insert into `+name+` values ($1, $2) on conflict do nothing`, []any{id, text}
+	case 6, 7, 8, 9:
+		sql, args = `update `+name+` set n = n + 1 where id between $1 and $1 + 5`, []any{id}
+	case 10, 11, 12:
+		sql, args = `update `+name+` set body = $2 where id = $1`, []any{id, text}
+	case 13, 14:
+		sql, args = `update `+name+` set id = $2 where id = $1 and not exists (select 1 from `+name+` where id = $2)`, []any{id, id2}
+	case 15, 16, 17:
+		sql, args = `delete from `+name+` where id between $1 and $1 + 3`, []any{id}
+	case 18:
+		sql = `savepoint a; insert into ` + name + ` values (1000); rollback to savepoint a`
+	case 19:
+		if w.random.IntN(10) > 0 {
+			return nil
+		}
+		sql = `truncate ` + name
+	}
+	_, err := tx.Exec(ctx, sql, args...)
+	return err
+}
+
+func (s *source) watchSlot(ctx context.Context) error {
+	for sleep(ctx, 5*time.Millisecond) == nil {
+		var text *string
+		err := s.db.Pool.QueryRow(ctx, `select confirmed_flush_lsn::text from pg_replication_slots where slot_name = $1`, s.cfg.Slot).Scan(&text)
+		if errors.Is(err, pgx.ErrNoRows) || ctx.Err() != nil || text == nil {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		confirmed, err := whence.ParseLSN(*text)
+		if err != nil {
+			return err
+		}
+		if checkpoint, _ := s.sink.now(); checkpoint != 0 && confirmed > checkpoint {
+			return fmt.Errorf("the slot is confirmed to %s, the checkpoint is %s", confirmed, checkpoint)
+		}
+	}
+	return nil
+}
+
+// The source's server is killed while it is written to, and comes back.
+func TestSourceCrashes(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.OwnCluster(t, map[string]string{"fsync": "on"})
+	notes := table(1, "notes", "id")
+	sink := newMemorySink(t, notes)
+	pool := &pgtest.DB{DSN: cluster.DSN("postgres"), Name: "postgres"}
+	s := &source{t: t, db: pool, sink: sink, cfg: Config{ConnString: pool.DSN, Slot: "whence_crash", Publication: "whence_pub", Sink: sink,
+		Look: 50 * time.Millisecond, Probe: 50 * time.Millisecond, MaximumBackoff: 200 * time.Millisecond, IdleCheckpoint: 100 * time.Millisecond}}
+	connect := func() *pgx.Conn {
+		conn, err := pgx.Connect(t.Context(), pool.DSN)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	conn := connect()
+	if _, err := conn.Exec(t.Context(), notesDDL); err != nil {
+		t.Fatal(err)
+	}
+	_, stop := s.start()
+	next := 0
+	for range 3 {
+		var g errgroup.Group
+		g.Go(func() error { // until the server dies
+			for {
+				if _, err := conn.Exec(context.Background(), `insert into notes values ($1, 'x')`, next); err != nil {
+					return nil
+				}
+				next++
+			}
+		})
+		time.Sleep(400 * time.Millisecond)
+		cluster.Kill()
+		_ = g.Wait()
+		next++ // whether the last one committed is not known
+		if err := cluster.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.cfg.ConnString = cluster.DSN("postgres")
+		conn = connect()
+	}
+	goal := func() whence.LSN {
+		flushed, _, err := position(t.Context(), conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return flushed
+	}()
+	s.eventually("caught up", func() bool {
+		state, _ := sink.state(1)
+		_, p := sink.now()
+		return state == whence.TableLive && p.LSN >= goal
+	})
+	s.compare(notes)
+	if err := stop(); !errors.Is(err, context.Canceled) {
+		t.Errorf("Run returned %v", err)
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if next < 10 {
+		t.Errorf("only %d rows were written", next)
+	}
+}

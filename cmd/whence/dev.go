@@ -125,7 +125,7 @@ func (c *devCmd) prepare(ctx context.Context, s *process, cluster *pgcluster.Clu
 		{"WHENCE_DATABASE_URL", cluster.DSN("whence")},
 		{sourceVariable, cluster.DSN("app")},
 		{"WHENCE_OPERATOR_TOKEN", operator},
-		{"WHENCE_AGENT_TOKEN", agent.Token},
+		{"WHENCE_AGENT_TOKEN", agent},
 		{"WHENCE_SECRET_KEY", secret},
 		{"WHENCE_ISSUER", s.issuer.Name()},
 	})

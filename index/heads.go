@@ -77,14 +77,19 @@ func (x *Index) Heads(ctx context.Context, tx pgx.Tx, table int32, keys []whence
 	return heads, nil
 }
 
-const touchHeads = `update whence.records set lsn = @lsn where id = any(@ids)`
+const touchHeads = `
+update whence.records r set lsn = n.lsn::pg_lsn from unnest(@ids::bigint[], @lsns::text[]) as n(id, lsn) where r.id = n.id`
 
-// Touch records that a snapshot at lsn showed these records just as they are.
-func (x *Index) Touch(ctx context.Context, tx pgx.Tx, records []int64, lsn whence.LSN) error {
+// Touch records that each record is known to be, at a newer position, what it was.
+func (x *Index) Touch(ctx context.Context, tx pgx.Tx, records []int64, at []whence.LSN) error {
 	if len(records) == 0 {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, touchHeads, pgx.NamedArgs{"ids": records, "lsn": lsn}); err != nil {
+	lsns := make([]string, len(at))
+	for i, l := range at {
+		lsns[i] = l.String()
+	}
+	if _, err := tx.Exec(ctx, touchHeads, pgx.NamedArgs{"ids": records, "lsns": lsns}); err != nil {
 		return fmt.Errorf("touch heads: %w", err)
 	}
 	return nil

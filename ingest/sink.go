@@ -1,0 +1,317 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/cdc"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+// sink stores one source's stream. Units and backfill batches take turns.
+type sink struct {
+	r      *Registry
+	id     int32
+	source string
+	wake   func() // there may be texts to embed
+
+	turn  chan struct{} // holds a token while nobody writes
+	known whence.LSN    // the checkpoint as this process wrote or read it last; whoever has the turn owns it
+}
+
+var _ cdc.Sink = (*sink)(nil)
+
+func newSink(r *Registry, s Source, wake func()) *sink {
+	k := &sink{r: r, id: s.ID, source: s.Name, wake: wake, turn: make(chan struct{}, 1)}
+	k.turn <- struct{}{}
+	return k
+}
+
+func (s *sink) take(ctx context.Context) error {
+	select {
+	case <-s.turn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *sink) give() { s.turn <- struct{}{} }
+
+const (
+	selectStart = `
+select c.lsn, coalesce(s.system_id, '') from whence.sources s left join whence.checkpoints c on c.source_id = s.id
+where s.id = @id and not s.deleting`
+	attachSource     = `update whence.sources set system_id = @system where id = @id and not deleting`
+	insertCheckpoint = `insert into whence.checkpoints (source_id, lsn) values (@id, @lsn)`
+)
+
+// Start reads the checkpoint.
+func (s *sink) Start(ctx context.Context) (lsn whence.LSN, system string, err error) {
+	if err := s.take(ctx); err != nil {
+		return 0, "", err
+	}
+	defer s.give()
+	err = s.r.pool.QueryRow(ctx, selectStart, pgx.NamedArgs{"id": s.id}).Scan(&lsn, &system)
+	if err != nil {
+		return 0, "", fmt.Errorf("read the checkpoint of %s: %w", s.source, pg.Translate(err))
+	}
+	if lsn == 0 {
+		system = ""
+	}
+	s.known = lsn
+	return lsn, system, nil
+}
+
+// Attach writes the first checkpoint.
+func (s *sink) Attach(ctx context.Context, lsn whence.LSN, system string) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.give()
+	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
+		args := pgx.NamedArgs{"id": s.id, "lsn": lsn, "system": system}
+		tag, err := tx.Exec(ctx, attachSource, args)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return deletingError(s.source)
+		}
+		_, err = tx.Exec(ctx, insertCheckpoint, args)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", s.source, err)
+	}
+	s.known = lsn
+	return nil
+}
+
+// Tables reads the registered tables; it does not wait for a turn.
+func (s *sink) Tables(ctx context.Context) ([]whence.Table, error) {
+	infos, err := readTables(ctx, s.r.pool, s.source)
+	if err != nil {
+		return nil, err
+	}
+	tables := make([]whence.Table, len(infos))
+	for i, t := range infos {
+		tables[i] = t.Table
+	}
+	return tables, nil
+}
+
+// The checkpoint moves only from where this process knows it to be: a process
+// that lost the source to another one cannot write over what that one did. The
+// statement's beginning stands for now, so that waiting for the row's lock does
+// not make the source seem caught up to a later moment.
+const (
+	moveCheckpoint = `
+update whence.checkpoints
+set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes,
+    caught_up_at = greatest(caught_up_at, statement_timestamp() - @ago::interval)
+where source_id = @id and lsn = @known::pg_lsn`
+
+	// What Caught reports may be lost in a crash, so nobody waits for the disk.
+	lazily = `select set_config('synchronous_commit', 'off', true)`
+)
+
+func (s *sink) checkpointArgs(p cdc.Progress) pgx.NamedArgs {
+	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "ago": nil}
+	if !p.CommitTime.IsZero() {
+		args["commit"] = p.CommitTime
+	}
+	if p.CaughtUpFor >= 0 {
+		args["ago"] = p.CaughtUpFor
+	}
+	return args
+}
+
+var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER",
+	Message: "the checkpoint is not where this process left it: another one captures the source, or it was deleted"}
+
+// Caught records progress without data.
+func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.give()
+	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
+		b := &pgx.Batch{}
+		b.Queue(lazily)
+		b.Queue(moveCheckpoint, s.checkpointArgs(p)).Exec(expectOne)
+		return tx.SendBatch(ctx, b).Close()
+	})
+	if err != nil {
+		return fmt.Errorf("record progress of %s: %w", s.source, err)
+	}
+	s.known = max(s.known, p.LSN)
+	return nil
+}
+
+const failTable = `
+update whence.tables set state = @state, error = @error
+where id = @id and source_id = @source and state <> 'UNREGISTERING'`
+
+// TableFailed sets a table's state.
+func (s *sink) TableFailed(ctx context.Context, table int32, state whence.TableState, message string) error {
+	args := pgx.NamedArgs{"id": table, "source": s.id, "state": string(state), "error": message}
+	if _, err := s.r.pool.Exec(ctx, failTable, args); err != nil {
+		return fmt.Errorf("set the state of a table: %w", pg.Translate(err))
+	}
+	s.r.log.WarnContext(ctx, "a table cannot be captured", "source", s.source, "table", table, "state", state, "reason", message)
+	return nil
+}
+
+// capturedTable is a definition with what is derived from it, once a unit.
+type capturedTable struct {
+	whence.Table
+	columns []string
+	text    []string // the columns that its text is rendered from
+}
+
+func capturing(t whence.Table) *capturedTable {
+	return &capturedTable{Table: t, columns: t.Columns(), text: textColumns(t)}
+}
+
+// unit is one transaction with the turn. After release it is dead.
+type unit struct {
+	*sink
+	tx        pgx.Tx
+	tables    map[int32]*capturedTable // as read when the unit first needed them
+	touched   map[int32]bool           // tables that it has written to
+	gone      map[int32]bool           // tables that are not registered any more
+	unsettled []int64
+	released  bool
+}
+
+var _ cdc.Unit = (*unit)(nil)
+
+// Begin opens a transaction.
+func (s *sink) Begin(ctx context.Context) (cdc.Unit, error) {
+	u, err := s.begin(ctx)
+	if err != nil {
+		return nil, err // not u: a nil *unit is no nil Unit
+	}
+	return u, nil
+}
+
+func (s *sink) begin(ctx context.Context) (*unit, error) {
+	if err := s.take(ctx); err != nil {
+		return nil, err
+	}
+	tx, err := s.r.pool.Begin(ctx)
+	if err != nil {
+		s.give()
+		return nil, fmt.Errorf("begin: %w", pg.Translate(err))
+	}
+	return &unit{sink: s, tx: tx, touched: map[int32]bool{}, gone: map[int32]bool{}}, nil
+}
+
+// table returns a definition; nil when the table is not registered any more.
+func (u *unit) table(ctx context.Context, id int32) (*capturedTable, error) {
+	if t := u.tables[id]; t != nil || u.gone[id] {
+		return t, nil
+	}
+	infos, err := readTables(ctx, u.tx, u.source)
+	if err != nil {
+		return nil, err
+	}
+	if u.tables == nil {
+		u.tables = map[int32]*capturedTable{}
+	}
+	for _, t := range infos {
+		if u.tables[t.ID] == nil {
+			u.tables[t.ID] = capturing(t.Table)
+		}
+	}
+	u.gone[id] = u.tables[id] == nil
+	return u.tables[id], nil
+}
+
+const selectDefinitions = `select id, definition from whence.tables where id = any(@ids) and state <> 'UNREGISTERING'`
+
+// Commit moves the checkpoint and ends the transaction. With the checkpoint's
+// lock held no definition can change, so the comparison holds until the commit.
+func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
+	if u.released {
+		return errors.New("the unit has ended")
+	}
+	b := &pgx.Batch{}
+	b.Queue(moveCheckpoint, u.checkpointArgs(p)).Exec(expectOne)
+	now := map[int32]int32{}
+	ids := make([]int32, 0, len(u.touched))
+	for id := range u.touched {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	if len(ids) > 0 {
+		b.Queue(selectDefinitions, pgx.NamedArgs{"ids": ids}).Query(func(rows pgx.Rows) error {
+			var id, definition int32
+			_, err := pgx.ForEachRow(rows, []any{&id, &definition}, func() error { now[id] = definition; return nil })
+			return err
+		})
+	}
+	if err := u.tx.SendBatch(ctx, b).Close(); err != nil {
+		return fmt.Errorf("move the checkpoint: %w", pg.Translate(err))
+	}
+	for _, id := range ids {
+		if now[id] != u.tables[id].Definition {
+			return redefined(u.tables[id].Table)
+		}
+	}
+	if err := u.tx.Commit(ctx); err != nil {
+		return fmt.Errorf("commit: %w", pg.Translate(err))
+	}
+	u.known = max(u.known, p.LSN)
+	u.release()
+	u.committed(ctx, u.unsettled)
+	return nil
+}
+
+// committed does what follows a commit; none of it may be needed for what was
+// committed to be right.
+func (s *sink) committed(ctx context.Context, unsettled []int64) {
+	if err := s.r.index.Settle(ctx, unsettled); err != nil {
+		s.r.log.WarnContext(ctx, "superseded chunks stay until the next look for them", "source", s.source, "error", err)
+	}
+	s.wake()
+}
+
+// Rollback gives the unit up.
+func (u *unit) Rollback(ctx context.Context) error {
+	if u.released {
+		return nil
+	}
+	defer u.release()
+	if err := u.tx.Rollback(ctx); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+		return fmt.Errorf("roll back: %w", err)
+	}
+	return nil
+}
+
+func (u *unit) release() {
+	u.released = true
+	u.give()
+}
+
+// redefined is the error of work that began under another definition: the
+// stream is to start over from the checkpoint.
+func redefined(t whence.Table) *whence.Error {
+	return &whence.Error{Kind: whence.ErrAborted, Reason: "TABLE_REDEFINED", RetryAfter: time.Millisecond,
+		Message: fmt.Sprintf("%s was registered otherwise or unregistered meanwhile; its changes are read again", t.Name())}
+}
+
+func expectOne(tag pgconn.CommandTag) error {
+	if tag.RowsAffected() != 1 {
+		return errLost
+	}
+	return nil
+}

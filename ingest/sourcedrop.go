@@ -1,0 +1,152 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/cdc"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+const (
+	markDeleting = `update whence.sources set deleting = true, error = null, retrying = false where name = @name`
+	noteError    = `
+update whence.sources set error = nullif(@error, ''), retrying = @retrying
+where id = @id and (error is distinct from nullif(@error, '') or retrying <> @retrying)`
+	selectTableIDs = `select id from whence.tables where source_id = @source`
+	deleteSource   = `delete from whence.sources where id = @id`
+)
+
+// handover is how long the deletion of a source waits for the process that
+// captures it to let go.
+const handover = 15 * time.Second
+
+// errCaptured means that some process captures the source just now.
+var errCaptured = errors.New("the source is being captured")
+
+// DeleteSource stops the capture of a source, drops its slot and publication
+// there and everything that was captured from it here. When the source cannot be
+// reached it stays marked for deletion, and the error holds the statements to
+// run by hand; with force it goes without them.
+func (r *Registry) DeleteSource(ctx context.Context, name string, force bool) error {
+	s, err := r.GetSource(ctx, name)
+	if err != nil {
+		return err
+	}
+	err = pg.InTx(ctx, r.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, markDeleting, pgx.NamedArgs{"name": name}); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, announce)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("delete source: %w", err)
+	}
+	for deadline := time.Now().Add(handover); ; {
+		err := r.dropSource(ctx, s, force)
+		if !errors.Is(err, errCaptured) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return deletingError(name)
+		}
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// dropSource removes a source that is marked for deletion, once nobody captures it.
+func (r *Registry) dropSource(ctx context.Context, s Source, force bool) error {
+	lock, err := lockSource(ctx, r.pool, s.ID)
+	if err != nil {
+		return err
+	}
+	if lock == nil {
+		return errCaptured
+	}
+	defer closeConn(ctx, lock)
+	if !force {
+		if err := r.dropSlot(ctx, s); err != nil {
+			_, _ = r.pool.Exec(ctx, noteError, pgx.NamedArgs{"id": s.ID, "error": err.Error(), "retrying": true})
+			return err
+		}
+	}
+	rows, err := r.pool.Query(ctx, selectTableIDs, pgx.NamedArgs{"source": s.ID})
+	if err != nil {
+		return fmt.Errorf("delete source: %w", pg.Translate(err))
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return fmt.Errorf("delete source: %w", pg.Translate(err))
+	}
+	for _, t := range tables {
+		if err := r.dropTable(ctx, t); err != nil {
+			return err
+		}
+	}
+	if _, err := r.pool.Exec(ctx, deleteSource, pgx.NamedArgs{"id": s.ID}); err != nil {
+		return fmt.Errorf("delete source: %w", pg.Translate(err))
+	}
+	return nil
+}
+
+func (r *Registry) dropSlot(ctx context.Context, s Source) error {
+	byHand := fmt.Sprintf("to remove what it left there by hand, run in the source database: "+
+		"SELECT pg_drop_replication_slot('%s'); DROP PUBLICATION IF EXISTS %s; then delete the source with force",
+		s.Slot, pgx.Identifier{s.Publication}.Sanitize())
+	dsn, err := r.dsn(s.Name, s.secrets)
+	if err == nil {
+		var conn *pgx.Conn
+		if conn, err = connect(ctx, s.Name, dsn); err == nil {
+			closeConn(ctx, conn)
+			ctx, cancel := context.WithTimeout(ctx, 3*connectTimeout)
+			defer cancel()
+			err = cdc.DropSlot(ctx, dsn, s.Slot, s.Publication)
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return &whence.Error{Kind: whence.ErrUnavailable, Reason: "SOURCE_UNREACHABLE", RetryAfter: 10 * time.Second,
+		Metadata: map[string]string{"source": s.Name, "slot": s.Slot, "publication": s.Publication},
+		Message:  fmt.Sprintf("the source %q is marked for deletion, but its slot could not be dropped (%v); it is tried again; %s", s.Name, err, byHand)}
+}
+
+const tryLock = `select pg_try_advisory_lock(hashtext('whence capture'), @id)`
+
+// lockSource takes the right to capture a source, which lasts as long as the
+// connection that it returns; nil when another has it.
+func lockSource(ctx context.Context, pool *pgxpool.Pool, id int32) (*pgx.Conn, error) {
+	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
+	if err != nil {
+		return nil, fmt.Errorf("lock source: %w", pg.Translate(err))
+	}
+	var ours bool
+	if err := conn.QueryRow(ctx, tryLock, pgx.NamedArgs{"id": id}).Scan(&ours); err != nil || !ours {
+		closeConn(ctx, conn)
+		if err != nil {
+			return nil, fmt.Errorf("lock source: %w", pg.Translate(err))
+		}
+		return nil, nil //nolint:nilnil // documented
+	}
+	return conn, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

@@ -75,6 +75,7 @@ func toConnect(ctx context.Context, log *slog.Logger, procedure string, err erro
 	case connect.CodeFailedPrecondition:
 		out = detail(out, &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
 			{Type: e.Reason, Subject: e.Field, Description: e.Message}}})
+	default: // the reason says it all
 	}
 	return out
 }

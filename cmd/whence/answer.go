@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -19,12 +20,12 @@ type answerGet struct {
 	ID            string `arg:"" help:"The answer's id."`
 }
 
-func (c *answerGet) Run(a *app) error {
+func (c *answerGet) Run(ctx context.Context, a *app) error {
 	client, err := c.audit()
 	if err != nil {
 		return err
 	}
-	res, err := client.GetAnswer(a.ctx, &v1.GetAnswerRequest{AnswerId: c.ID})
+	res, err := client.GetAnswer(ctx, &v1.GetAnswerRequest{AnswerId: c.ID})
 	if err != nil {
 		return err
 	}
@@ -53,12 +54,12 @@ type answerList struct {
 	Limit         uint32 `help:"The most to list." default:"50"`
 }
 
-func (c *answerList) Run(a *app) error {
+func (c *answerList) Run(ctx context.Context, a *app) error {
 	client, err := c.audit()
 	if err != nil {
 		return err
 	}
-	res, err := client.ListAnswers(a.ctx, &v1.ListAnswersRequest{Task: c.Task, Agent: c.Agent, User: c.User, PageSize: c.Limit})
+	res, err := client.ListAnswers(ctx, &v1.ListAnswersRequest{Task: c.Task, Agent: c.Agent, User: c.User, PageSize: c.Limit})
 	if err != nil {
 		return err
 	}
@@ -78,12 +79,12 @@ type answerTrace struct {
 	Key           map[string]string `arg:"" help:"The key, as column=value."`
 }
 
-func (c *answerTrace) Run(a *app) error {
+func (c *answerTrace) Run(ctx context.Context, a *app) error {
 	client, err := c.audit()
 	if err != nil {
 		return err
 	}
-	res, err := client.TraceRecord(a.ctx, &v1.TraceRecordRequest{Table: c.Table, Key: keyStruct(c.Key)})
+	res, err := client.TraceRecord(ctx, &v1.TraceRecordRequest{Table: c.Table, Key: keyStruct(c.Key)})
 	if err != nil {
 		return err
 	}

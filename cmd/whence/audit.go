@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -23,7 +24,7 @@ type auditList struct {
 	PageToken     string `help:"Token of the page to list."`
 }
 
-func (c *auditList) Run(a *app) error {
+func (c *auditList) Run(ctx context.Context, a *app) error {
 	client, err := c.audit()
 	if err != nil {
 		return err
@@ -32,7 +33,7 @@ func (c *auditList) Run(a *app) error {
 	if c.Refused {
 		req.Decision = v1.Decision_DECISION_REFUSED
 	}
-	res, err := client.ListEntries(a.ctx, req)
+	res, err := client.ListEntries(ctx, req)
 	if err != nil {
 		return err
 	}

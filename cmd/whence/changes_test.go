@@ -86,17 +86,21 @@ func (c *chronicle) add(row int, e edition) {
 	c.rows[row] = append(c.rows[row], e)
 }
 
-// least is the oldest edition of a row that an answer with this watermark may show.
-func (c *chronicle) least(row int, lsn whence.LSN, caughtUp time.Time) int {
+// least is the oldest edition of a row that an answer with this watermark may
+// show, and why: it had committed by that position, or by that moment.
+func (c *chronicle) least(row int, lsn whence.LSN, caughtUp time.Time) (n int, why string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := 0
 	for _, e := range c.rows[row] {
-		if e.after <= lsn || e.acked.Before(caughtUp) {
-			n = e.number
+		switch {
+		case e.after <= lsn:
+			n, why = e.number, fmt.Sprintf("had committed by %v and the watermark says %v", e.after, lsn)
+		case e.acked.Before(caughtUp):
+			n, why = e.number, fmt.Sprintf("had committed at %v and the watermark says %v (between %v and %v, watermark %v)",
+				e.acked.UTC(), caughtUp.UTC(), e.before, e.after, lsn)
 		}
 	}
-	return n
+	return n, why
 }
 
 const phrase = "heliotrope lantern"
@@ -240,9 +244,8 @@ func (s *tally) check(res *v1.QueryResponse, c *chronicle, rows int) error {
 		default:
 			s.unknown++
 		}
-		if least := c.least(row, lsn, caughtUp); number < least {
-			return fmt.Errorf("row %d shows edition %d (%v) although %d had been applied at %s, caught up at %v",
-				row, number, h.GetFreshness(), least, mark.GetLsn(), caughtUp)
+		if least, why := c.least(row, lsn, caughtUp); number < least {
+			return fmt.Errorf("row %d shows edition %d (%v) although edition %d %s", row, number, h.GetFreshness(), least, why)
 		}
 	}
 	for row := 1; row <= rows; row++ {

@@ -56,15 +56,24 @@ func command(t *testing.T, args ...string) outcome {
 	return outcome{args, status, out.String(), log.String()}
 }
 
+// line is the command line without credentials.
+func (o outcome) line() string {
+	words := make([]string, len(o.args))
+	for i, a := range o.args {
+		words[i] = line(a, 60)
+	}
+	return strings.Join(words, " ")
+}
+
 // is checks the status and that the command wrote every one of the words.
 func (o outcome) is(t *testing.T, status int, words ...string) {
 	t.Helper()
 	if o.status != status {
-		t.Errorf("whence %s: status %d, want %d\n%s%s", strings.Join(o.args, " "), o.status, status, o.out, o.err)
+		t.Errorf("whence %s: status %d, want %d\n%s%s", o.line(), o.status, status, o.out, o.err)
 	}
 	for _, word := range words {
 		if !strings.Contains(o.out+o.err, word) {
-			t.Errorf("whence %s does not say %q:\n%s%s", strings.Join(o.args, " "), word, o.out, o.err)
+			t.Errorf("whence %s does not say %q:\n%s%s", o.line(), word, o.out, o.err)
 		}
 	}
 }
@@ -162,7 +171,10 @@ func testCommandLine(t *testing.T, w *running) {
 
 	// Tokens that the command line prints work.
 	token := strings.TrimSpace(w.cli(t, "token", "exchange", "helper", "count jars", "--table", "app.public.larder", "--subject", "ann").out)
-	command(t, "query", "samphire", "--url", w.url, "--token", token).is(t, 0, "damson jam") // nothing of bob's
+	command(t, "query", "jam", "--url", w.url, "--token", token).is(t, 0, "damson jam")
+	if o := command(t, "query", "pickled samphire", "--url", w.url, "--token", token); strings.Contains(o.out, "pickled") {
+		t.Errorf("ann's task reads what is bob's: %s", o.out)
+	}
 	command(t, "task", "end", "--url", w.url, "--token", token).is(t, 0, "ENDED")
 	command(t, "query", "samphire", "--url", w.url, "--token", token).is(t, 1, "TASK_ENDED")
 

@@ -33,9 +33,9 @@ type devCmd struct {
 
 // Run starts the cluster, prepares both databases, serves, and stops everything
 // again, the database last.
-func (c *devCmd) Run(a *app) (err error) {
+func (c *devCmd) Run(ctx context.Context, a *app) (err error) {
 	log := newLog(a.err, c.Verbose)
-	if err := os.MkdirAll(c.Data, 0o711); err != nil {
+	if err := os.MkdirAll(c.Data, 0o711); err != nil { //nolint:gosec // the database's user must pass through
 		return err
 	}
 	postgresLog, err := os.OpenFile(filepath.Join(c.Data, "postgres.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -44,16 +44,16 @@ func (c *devCmd) Run(a *app) (err error) {
 	}
 	defer func() { _ = postgresLog.Close() }()
 	log.Info("starting Postgres", "data", c.Data, "log", postgresLog.Name())
-	cluster, err := pgcluster.Start(a.ctx, pgcluster.Config{Dir: c.Data, Durable: true, Log: postgresLog})
+	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: c.Data, Durable: true, Log: postgresLog})
 	if err != nil {
 		return err
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
 		err = errors.Join(err, cluster.Stop(ctx))
 	}()
-	return c.serve(a.ctx, a, cluster)
+	return c.serve(ctx, a, cluster)
 }
 
 func (c *devCmd) serve(ctx context.Context, a *app, cluster *pgcluster.Cluster) error {

@@ -30,13 +30,13 @@ type finding struct {
 }
 
 // Run checks whatever it was told of, and fails if anything needs mending.
-func (c *doctorCmd) Run(a *app) error {
+func (c *doctorCmd) Run(ctx context.Context, a *app) error {
 	var found []finding
 	check := func(name, subject string, fn func(context.Context) error) {
 		if subject == "" {
 			return
 		}
-		ctx, cancel := context.WithTimeout(a.ctx, 10*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
 		f := finding{Check: name, OK: true}
 		if err := fn(ctx); err != nil {

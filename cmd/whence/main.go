@@ -40,7 +40,6 @@ type cli struct {
 
 // app is what every command runs with.
 type app struct {
-	ctx  context.Context
 	out  io.Writer
 	err  io.Writer
 	json bool
@@ -73,8 +72,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "Run whence --help for the commands.")
 		return 2
 	}
-	a := &app{ctx: ctx, out: stdout, err: stderr, json: c.JSON}
-	if err := parsed.Run(a); err != nil && !errors.Is(err, context.Canceled) {
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	if err := parsed.Run(&app{out: stdout, err: stderr, json: c.JSON}); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintln(stderr, "whence:", explain(err))
 		return 1
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"github.com/whence-db/whence/migrations"
 )
 
@@ -8,11 +9,11 @@ type migrateCmd struct {
 	DatabaseURL string `name:"database-url" env:"WHENCE_DATABASE_URL" required:"" help:"Connection string of the memory database." placeholder:"DSN"`
 }
 
-func (c *migrateCmd) Run(a *app) error {
-	if err := checkMemoryDatabase(a.ctx, c.DatabaseURL); err != nil {
+func (c *migrateCmd) Run(ctx context.Context, a *app) error {
+	if err := checkMemoryDatabase(ctx, c.DatabaseURL); err != nil {
 		return err
 	}
-	if err := migrations.Up(a.ctx, c.DatabaseURL); err != nil {
+	if err := migrations.Up(ctx, c.DatabaseURL); err != nil {
 		return err
 	}
 	if a.json {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -188,8 +189,16 @@ func testPlainPaths(t *testing.T, w *running) {
 // written against.
 func testJSONShape(t *testing.T, w *running) {
 	w.exec(t, `create table public.shape (id bigint primary key, owner text, what text, note text)`)
-	w.exec(t, `insert into public.shape values (9007199254740993, 'ann', 'an icosahedron in brass', null)`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.shape", TextColumns: []string{"what"}, SubjectColumn: "owner", AttributeColumns: []string{"note", "owner"}})
+	w.exec(t, `insert into public.shape values (9007199254740993, 'ann', 'an icosahedron in brass', null)`)
+	ask := &v1.QueryRequest{Text: "brass icosahedron", Tables: []string{"app.public.shape"}}
+	eventually(t, showLimit, "the row is fresh", func() error {
+		hits := w.agent().query(t, ask).GetHits()
+		if len(hits) != 1 || hits[0].GetFreshness().GetState() != fresh {
+			return fmt.Errorf("%v", hits)
+		}
+		return nil
+	})
 	body, err := w.agent().post(t.Context(), "MemoryService/Query", []byte(`{"text":"brass icosahedron","tables":["app.public.shape"],"limit":3}`))
 	if err != nil {
 		t.Fatal(err)
@@ -206,11 +215,11 @@ func testJSONShape(t *testing.T, w *running) {
 			Text        string  `json:"text"`
 			MatchedText *string `json:"matchedText"`
 			Origin      struct {
-				Source, Table, Lsn, Digest string
-				Key                        map[string]string
-				Version                    int
-				EventTime                  string
-				Columns                    []string
+				Source, Table, Lsn, Digest, CommitTime string
+				Key                                    map[string]string
+				Version                                int
+				EventTime                              string
+				Columns                                []string
 			}
 			Embedding  struct{ Model, EmbeddedAt string }
 			Freshness  struct{ State, Behind string }
@@ -233,7 +242,7 @@ func testJSONShape(t *testing.T, w *running) {
 	}
 	o := h.Origin
 	if o.Source != "app" || o.Table != "app.public.shape" || o.Key["id"] != "9007199254740993" || o.Version != 1 || !strings.Contains(o.Lsn, "/") ||
-		len(o.Digest) != 64 || o.EventTime == "" || len(o.Columns) != 1 || o.Columns[0] != "what" {
+		len(o.Digest) != 64 || o.EventTime == "" || o.CommitTime == "" || len(o.Columns) != 1 || o.Columns[0] != "what" {
 		t.Errorf("the origin: %+v", o)
 	}
 	for name, part := range map[string]*float64{"final": h.Score.Final, "relevance": h.Score.Relevance, "recency": h.Score.Recency, "dense": h.Score.Dense, "lexical": h.Score.Lexical} {

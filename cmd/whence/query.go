@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -24,7 +25,7 @@ type queryCmd struct {
 	FreshOnly     bool              `help:"Only fresh hits."`
 }
 
-func (c *queryCmd) Run(a *app) error {
+func (c *queryCmd) Run(ctx context.Context, a *app) error {
 	client, err := c.memory()
 	if err != nil {
 		return err
@@ -37,7 +38,7 @@ func (c *queryCmd) Run(a *app) error {
 			req.Recency.HalfLife = durationpb.New(c.HalfLife)
 		}
 	}
-	res, err := client.Query(a.ctx, req)
+	res, err := client.Query(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -58,12 +59,12 @@ type recordCmd struct {
 	Key        map[string]string `arg:"" help:"The key, as column=value."`
 }
 
-func (c *recordCmd) Run(a *app) error {
+func (c *recordCmd) Run(ctx context.Context, a *app) error {
 	client, err := c.memory()
 	if err != nil {
 		return err
 	}
-	res, err := client.GetRecord(a.ctx, &v1.GetRecordRequest{Table: c.Table, Key: keyStruct(c.Key)})
+	res, err := client.GetRecord(ctx, &v1.GetRecordRequest{Table: c.Table, Key: keyStruct(c.Key)})
 	if err != nil {
 		return err
 	}

@@ -35,18 +35,18 @@ type serveCmd struct {
 	Migrate    bool `env:"WHENCE_MIGRATE" help:"Migrate the memory database first."`
 }
 
-func (c *serveCmd) Run(a *app) error {
+func (c *serveCmd) Run(ctx context.Context, a *app) error {
 	if c.Migrate {
-		if err := migrations.Up(a.ctx, c.DatabaseURL); err != nil {
+		if err := migrations.Up(ctx, c.DatabaseURL); err != nil {
 			return err
 		}
 	}
-	s, err := newServer(a.ctx, c.serveFlags, os.Getenv, newLog(a.err, c.Verbose))
+	s, err := newServer(ctx, c.serveFlags, os.Getenv, newLog(a.err, c.Verbose))
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	return s.run(a.ctx, func() error { a.printf("ready %s\n", s.url); return nil })
+	return s.run(ctx, func() error { a.printf("ready %s\n", s.url); return nil })
 }
 
 func newLog(w io.Writer, verbose bool) *slog.Logger {
@@ -55,7 +55,7 @@ func newLog(w io.Writer, verbose bool) *slog.Logger {
 		level = slog.LevelDebug
 	}
 	if interactive(w) {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly}))
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"text/tabwriter"
 
@@ -23,12 +24,12 @@ type sourceCreate struct {
 	DSNEnv        string `name:"dsn-env" help:"Environment variable of the server that holds the connection string." xor:"dsn" required:""`
 }
 
-func (c *sourceCreate) Run(a *app) error {
+func (c *sourceCreate) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.CreateSource(a.ctx, &v1.CreateSourceRequest{Name: c.Name, Dsn: c.DSN, DsnEnv: c.DSNEnv})
+	res, err := client.CreateSource(ctx, &v1.CreateSourceRequest{Name: c.Name, Dsn: c.DSN, DsnEnv: c.DSNEnv})
 	if err != nil {
 		return err
 	}
@@ -39,12 +40,12 @@ type sourceList struct {
 	operatorFlags `embed:""`
 }
 
-func (c *sourceList) Run(a *app) error {
+func (c *sourceList) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.ListSources(a.ctx, &v1.ListSourcesRequest{})
+	res, err := client.ListSources(ctx, &v1.ListSourcesRequest{})
 	if err != nil {
 		return err
 	}
@@ -60,12 +61,12 @@ type sourceGet struct {
 	sourceName `embed:""`
 }
 
-func (c *sourceGet) Run(a *app) error {
+func (c *sourceGet) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.GetSource(a.ctx, &v1.GetSourceRequest{Name: c.Name})
+	res, err := client.GetSource(ctx, &v1.GetSourceRequest{Name: c.Name})
 	if err != nil {
 		return err
 	}
@@ -76,12 +77,12 @@ type sourcePause struct {
 	sourceName `embed:""`
 }
 
-func (c *sourcePause) Run(a *app) error {
+func (c *sourcePause) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.PauseSource(a.ctx, &v1.PauseSourceRequest{Name: c.Name})
+	res, err := client.PauseSource(ctx, &v1.PauseSourceRequest{Name: c.Name})
 	if err != nil {
 		return err
 	}
@@ -92,12 +93,12 @@ type sourceResume struct {
 	sourceName `embed:""`
 }
 
-func (c *sourceResume) Run(a *app) error {
+func (c *sourceResume) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.ResumeSource(a.ctx, &v1.ResumeSourceRequest{Name: c.Name})
+	res, err := client.ResumeSource(ctx, &v1.ResumeSourceRequest{Name: c.Name})
 	if err != nil {
 		return err
 	}
@@ -108,12 +109,12 @@ type sourceDelete struct {
 	sourceName `embed:""`
 }
 
-func (c *sourceDelete) Run(a *app) error {
+func (c *sourceDelete) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.DeleteSource(a.ctx, &v1.DeleteSourceRequest{Name: c.Name})
+	res, err := client.DeleteSource(ctx, &v1.DeleteSourceRequest{Name: c.Name})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +38,7 @@ type tableRegister struct {
 	Wait            bool          `help:"Show progress until the table is live and embedded." short:"w"`
 }
 
-func (c *tableRegister) Run(a *app) error {
+func (c *tableRegister) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
@@ -53,14 +54,14 @@ func (c *tableRegister) Run(a *app) error {
 	if c.Purge {
 		req.OnDelete = v1.OnDelete_ON_DELETE_PURGE
 	}
-	res, err := client.RegisterTable(a.ctx, req)
+	res, err := client.RegisterTable(ctx, req)
 	if err != nil {
 		return err
 	}
 	if !c.Wait {
 		return show(a, res, func() { printTables(a, &v1.TableWithStatus{Table: res.GetTable(), Status: res.GetStatus()}) })
 	}
-	return (&tableWatch{operatorFlags: c.operatorFlags, Name: res.GetTable().GetName()}).Run(a)
+	return (&tableWatch{operatorFlags: c.operatorFlags, Name: res.GetTable().GetName()}).Run(ctx, a)
 }
 
 type tableList struct {
@@ -68,12 +69,12 @@ type tableList struct {
 	Source        string `help:"Only this source's tables."`
 }
 
-func (c *tableList) Run(a *app) error {
+func (c *tableList) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.ListTables(a.ctx, &v1.ListTablesRequest{Source: c.Source})
+	res, err := client.ListTables(ctx, &v1.ListTablesRequest{Source: c.Source})
 	if err != nil {
 		return err
 	}
@@ -85,12 +86,12 @@ type tableGet struct {
 	Name          string `arg:"" help:"The registered name, source.schema.name."`
 }
 
-func (c *tableGet) Run(a *app) error {
+func (c *tableGet) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.GetTable(a.ctx, &v1.GetTableRequest{Name: c.Name})
+	res, err := client.GetTable(ctx, &v1.GetTableRequest{Name: c.Name})
 	if err != nil {
 		return err
 	}
@@ -105,12 +106,12 @@ type tableUnregister struct {
 	Name          string `arg:"" help:"The registered name, source.schema.name."`
 }
 
-func (c *tableUnregister) Run(a *app) error {
+func (c *tableUnregister) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	res, err := client.UnregisterTable(a.ctx, &v1.UnregisterTableRequest{Name: c.Name})
+	res, err := client.UnregisterTable(ctx, &v1.UnregisterTableRequest{Name: c.Name})
 	if err != nil {
 		return err
 	}
@@ -123,12 +124,12 @@ type tableWatch struct {
 }
 
 // Run draws two bars on a terminal and prints a line a change elsewhere.
-func (c *tableWatch) Run(a *app) error {
+func (c *tableWatch) Run(ctx context.Context, a *app) error {
 	client, err := c.sources()
 	if err != nil {
 		return err
 	}
-	stream, err := client.WatchTable(a.ctx, &v1.WatchTableRequest{Name: c.Name})
+	stream, err := client.WatchTable(ctx, &v1.WatchTableRequest{Name: c.Name})
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func (c *tableWatch) Run(a *app) error {
 			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetChunks(), st.GetPending())
 	}
 	if interactive(a.out) && !a.json {
-		bars := newBars(a)
+		bars := newBars(ctx, a)
 		defer bars.done()
 		report = bars.set
 	}
@@ -165,6 +166,7 @@ func (c *tableWatch) Run(a *app) error {
 			if st.GetPending() == 0 {
 				return nil
 			}
+		default: // still on its way
 		}
 	}
 }
@@ -175,8 +177,8 @@ type bars struct {
 	rows, texts *mpb.Bar
 }
 
-func newBars(a *app) *bars {
-	p := mpb.NewWithContext(a.ctx, mpb.WithOutput(a.out), mpb.WithWidth(48))
+func newBars(ctx context.Context, a *app) *bars {
+	p := mpb.NewWithContext(ctx, mpb.WithOutput(a.out), mpb.WithWidth(48))
 	bar := func(name string) *mpb.Bar {
 		return p.AddBar(0,
 			mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR), decor.CountersNoUnit("%d / %d", decor.WCSyncSpace)),

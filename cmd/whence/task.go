@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -21,12 +22,12 @@ type taskGet struct {
 	agentFlags `embed:""`
 }
 
-func (c *taskGet) Run(a *app) error {
+func (c *taskGet) Run(ctx context.Context, a *app) error {
 	client, err := c.tasks()
 	if err != nil {
 		return err
 	}
-	res, err := client.GetTask(a.ctx, &v1.GetTaskRequest{})
+	res, err := client.GetTask(ctx, &v1.GetTaskRequest{})
 	if err != nil {
 		return err
 	}
@@ -46,7 +47,7 @@ type taskDelegate struct {
 	Lifetime    time.Duration `help:"How long it may last." default:"15m"`
 }
 
-func (c *taskDelegate) Run(a *app) error {
+func (c *taskDelegate) Run(ctx context.Context, a *app) error {
 	client, err := c.tasks()
 	if err != nil {
 		return err
@@ -56,7 +57,7 @@ func (c *taskDelegate) Run(a *app) error {
 	if c.Calls > 0 {
 		req.Budget = &v1.BudgetLimits{Calls: &c.Calls}
 	}
-	res, err := client.Delegate(a.ctx, req)
+	res, err := client.Delegate(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -67,12 +68,12 @@ type taskEnd struct {
 	agentFlags `embed:""`
 }
 
-func (c *taskEnd) Run(a *app) error {
+func (c *taskEnd) Run(ctx context.Context, a *app) error {
 	client, err := c.tasks()
 	if err != nil {
 		return err
 	}
-	res, err := client.EndTask(a.ctx, &v1.EndTaskRequest{})
+	res, err := client.EndTask(ctx, &v1.EndTaskRequest{})
 	if err != nil {
 		return err
 	}
@@ -84,12 +85,12 @@ type taskList struct {
 	Limit         uint32 `help:"The most to list." default:"50"`
 }
 
-func (c *taskList) Run(a *app) error {
+func (c *taskList) Run(ctx context.Context, a *app) error {
 	client, err := c.admin()
 	if err != nil {
 		return err
 	}
-	res, err := client.ListTasks(a.ctx, &v1.ListTasksRequest{PageSize: c.Limit})
+	res, err := client.ListTasks(ctx, &v1.ListTasksRequest{PageSize: c.Limit})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -33,7 +34,7 @@ type tokenExchange struct {
 	Lifetime      time.Duration     `help:"How long it may last." default:"15m"`
 }
 
-func (c *tokenExchange) Run(a *app) error {
+func (c *tokenExchange) Run(ctx context.Context, a *app) error {
 	details, err := json.Marshal([]map[string]any{{"type": "whence", "tables": c.Table, "allTables": c.AllTables,
 		"subjects": c.Subject, "allSubjects": c.AllSubjects, "filter": c.Filter, "actions": c.Action,
 		"budget": map[string]any{"calls": c.Calls}, "purpose": c.Purpose, "lifetime": c.Lifetime.String()}})
@@ -47,7 +48,7 @@ func (c *tokenExchange) Run(a *app) error {
 		"client_id":             {c.Agent},
 		"authorization_details": {string(details)},
 	}
-	req, err := http.NewRequestWithContext(a.ctx, http.MethodPost, strings.TrimRight(c.URL, "/")+"/oauth/token", strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(c.URL, "/")+"/oauth/token", strings.NewReader(form.Encode()))
 	if err != nil {
 		return err
 	}
@@ -90,17 +91,17 @@ type tokenOperator struct {
 }
 
 // Run signs with the stored key, which only who holds the secret key can unseal.
-func (c *tokenOperator) Run(a *app) error {
+func (c *tokenOperator) Run(ctx context.Context, a *app) error {
 	secret, err := seal.ParseKey(c.SecretKey)
 	if err != nil {
 		return err
 	}
-	pool, err := pg.NewPool(a.ctx, c.DatabaseURL, 2)
+	pool, err := pg.NewPool(ctx, c.DatabaseURL, 2)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	keys, err := authz.LoadKeys(a.ctx, authz.KeysConfig{Pool: pool, Seal: secret})
+	keys, err := authz.LoadKeys(ctx, authz.KeysConfig{Pool: pool, Seal: secret})
 	if err != nil {
 		return err
 	}

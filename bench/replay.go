@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"time"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/embedder/lexical"
+	"github.com/whence-db/whence/index"
+	"github.com/whence-db/whence/ingest"
+	"github.com/whence-db/whence/internal/pg"
+	"github.com/whence-db/whence/internal/seal"
+	"github.com/whence-db/whence/query"
+)
+
+// statement is what was sent to the driver, with its arguments as they were given.
+type statement struct {
+	sql  string
+	args []any
+}
+
+// recorder notes the statements of one connection at a time.
+type recorder struct{ said []statement }
+
+func (r *recorder) TraceQueryStart(ctx context.Context, _ *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
+	r.said = append(r.said, statement{d.SQL, slices.Clone(d.Args)})
+	return ctx
+}
+
+func (r *recorder) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// record runs each question through the query engine once and returns what the
+// engine sent to the database for it. This is what makes the rival's SQL the same
+// as the server's, whatever that becomes.
+func record(ctx context.Context, s *server, table whence.TableName, asked []string) ([][]statement, error) {
+	cfg, err := pgxpool.ParseConfig(s.env["WHENCE_DATABASE_URL"])
+	if err != nil {
+		return nil, err
+	}
+	notes := &recorder{}
+	cfg.MaxConns = 1
+	cfg.ConnConfig.Tracer = notes
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer pool.Close()
+	engine, err := newEngine(pool, s.env["WHENCE_SECRET_KEY"])
+	if err != nil {
+		return nil, err
+	}
+	scope, err := everything(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([][]statement, len(asked))
+	for i, text := range asked {
+		notes.said = nil
+		if _, err := engine.Query(ctx, scope, query.Request{Text: text, Tables: []whence.TableName{table}}); err != nil {
+			return nil, err
+		}
+		// Replaying opens and ends its own transaction of the same kind.
+		out[i] = slices.DeleteFunc(notes.said, func(st statement) bool {
+			return strings.HasPrefix(st.sql, "begin") || st.sql == "commit" || st.sql == "rollback"
+		})
+	}
+	return out, nil
+}
+
+func newEngine(pool *pgxpool.Pool, secret string) (*query.Engine, error) {
+	key, err := seal.ParseKey(secret)
+	if err != nil {
+		return nil, err
+	}
+	x, err := index.New(index.Config{Pool: pool})
+	if err != nil {
+		return nil, err
+	}
+	registry, err := ingest.NewRegistry(ingest.Config{Pool: pool, Index: x, Seal: key})
+	if err != nil {
+		return nil, err
+	}
+	return query.New(query.Config{Index: x, Registry: registry, Pool: pool, Model: lexical.Default()})
+}
+
+// everything is the scope that the development task has, from a token of an
+// issuer that exists only here.
+func everything(ctx context.Context) (authz.Scope, error) {
+	const name = "http://bench.invalid"
+	keys := authz.NewEphemeralKeys()
+	issuer, err := authz.NewIssuer(authz.IssuerConfig{Name: name, Keys: keys})
+	if err != nil {
+		return authz.Scope{}, err
+	}
+	verifier, err := authz.NewVerifier(authz.VerifierConfig{Issuer: name, Keys: keys})
+	if err != nil {
+		return authz.Scope{}, err
+	}
+	task := uuid.New()
+	token, _, err := issuer.IssueTask(authz.TaskClaims{User: "bench", Agent: "bench", Task: task, Root: task, Lifetime: time.Minute,
+		Scope: authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.MemoryRead}}})
+	if err != nil {
+		return authz.Scope{}, err
+	}
+	p, err := verifier.Verify(ctx, token)
+	if err != nil {
+		return authz.Scope{}, err
+	}
+	return p.Scope, nil
+}
+
+// replay sends statements again in one read-only snapshot and reads every row,
+// without decoding any.
+func replay(ctx context.Context, pool *pgxpool.Pool, said []statement) error {
+	return pg.Snapshot(ctx, pool, func(tx pgx.Tx) error {
+		for _, st := range said {
+			rows, err := tx.Query(ctx, st.sql, st.args...)
+			if err != nil {
+				return err
+			}
+			for rows.Next() {
+				rows.RawValues()
+			}
+			rows.Close()
+			if err := rows.Err(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -198,6 +198,10 @@ with few as (select id from whence.records where table_id = @table limit @limit)
 texts as (select array_agg(c.digest) as digests from whence.chunks c join few on few.id = c.record_id),
 gone as (delete from whence.records r using few where r.id = few.id returning 1)
 select (select count(*) from gone), (select coalesce(digests, '{}') from texts)`
+	// Vectors of texts that the table held in the past.
+	dropVectors = `
+delete from whence.vectors v
+where v.table_id = @table and not exists (select from whence.chunks c where c.digest = v.digest)`
 	dropCounts = `delete from whence.embedding_calls where table_id = @table`
 )
 
@@ -229,6 +233,9 @@ func (x *Index) DropTable(ctx context.Context, tx pgx.Tx, table int32) error {
 		if n < batch {
 			break
 		}
+	}
+	if _, err := tx.Exec(ctx, dropVectors, pgx.NamedArgs{"table": table}); err != nil {
+		return fmt.Errorf("drop vectors: %w", err)
 	}
 	if _, err := tx.Exec(ctx, dropCounts, pgx.NamedArgs{"table": table}); err != nil {
 		return fmt.Errorf("drop counts: %w", err)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/google/uuid"
@@ -15,14 +16,27 @@ import (
 
 type tasks struct{ gateway *gateway.Gateway }
 
-// GetTask returns the caller's own task.
+// GetTask returns the caller's own task, or one below it.
 func (t *tasks) GetTask(ctx context.Context, req *v1.GetTaskRequest) (*v1.GetTaskResponse, error) {
 	own := session(ctx).Principal.Task
-	if asked := req.GetId(); asked != "" && asked != own.String() {
-		return nil, notYours(asked)
-	}
-	task, err := t.gateway.GetTask(ctx, own)
+	id, err := optionalID("id", req.GetId())
 	if err != nil {
+		return nil, err
+	}
+	if id == uuid.Nil {
+		id = own
+	}
+	task, err := t.gateway.GetTask(ctx, id)
+	for above := task; err == nil && above.ID != own; { // at most gateway.MaxDepth steps
+		if above.Parent == uuid.Nil {
+			return nil, notYours(req.GetId())
+		}
+		above, err = t.gateway.GetTask(ctx, above.Parent)
+	}
+	switch {
+	case errors.Is(err, whence.ErrNotFound): // what is not there looks like what is not theirs
+		return nil, notYours(req.GetId())
+	case err != nil:
 		return nil, err
 	}
 	return &v1.GetTaskResponse{Task: taskMessage(task)}, nil
@@ -62,7 +76,7 @@ func (t *tasks) EndTask(ctx context.Context, req *v1.EndTaskRequest) (*v1.EndTas
 
 func notYours(id string) error {
 	return &whence.Error{Kind: whence.ErrDenied, Reason: "TASK_OUT_OF_SCOPE", Field: "id",
-		Message: "a credential reaches its own task only; leave the id out", Metadata: map[string]string{"task": id}}
+		Message: "a credential reaches its own task and those below it; leave the id out for its own", Metadata: map[string]string{"task": id}}
 }
 
 type admin struct {

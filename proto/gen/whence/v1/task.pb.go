@@ -491,7 +491,7 @@ func (x *DelegateResponse) GetTokenExpireTime() *timestamppb.Timestamp {
 // EndTaskRequest names a task.
 type EndTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A task below the caller's; empty: the caller's own.
+	// The caller's own task; may be left empty. Another one is refused.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Undo the task's reversible executions, newest first. Not yet implemented:
 	// true answers `unimplemented`.

@@ -278,24 +278,30 @@ func TestChangesDuringBackfill(t *testing.T) {
 	}
 }
 
-func TestTruncateDuringBackfill(t *testing.T) {
-	notes := table(1, "notes", "id")
-	s := newSource(t, notesDDL+`; insert into notes select i, 'x' from generate_series(1, 100) i`, notes)
-	s.cfg.BackfillBatch = 10
-	// The backfill's own lock would keep TRUNCATE waiting for it; the rows are
-	// few, so the server has sent them all and a DELETE does the same here.
-	var batches atomic.Int32
-	s.sink.setFault(func(step string) error {
-		if step == "backfill-rows" {
-			if batches.Add(1) == 2 {
-				s.exec(`delete from notes; insert into notes values (50, 'fifty')`)
-			}
-		}
-		return nil
-	})
-	s.start()
-	s.settle()
-	s.compare(notes)
+// Every row goes while the backfill still delivers what its snapshot shows.
+// (Once it reads, its lock keeps TRUNCATE waiting; before, TRUNCATE is first.)
+func TestEmptiedDuringBackfill(t *testing.T) {
+	for step, sql := range map[string]string{
+		"backfill-rows":  `delete from notes; insert into notes values (50, 'fifty')`,
+		"backfill-start": `truncate notes; insert into notes values (50, 'fifty')`,
+	} {
+		t.Run(step, func(t *testing.T) {
+			notes := table(1, "notes", "id")
+			s := newSource(t, notesDDL+`; insert into notes select i, 'x' from generate_series(1, 100) i`, notes)
+			s.cfg.BackfillBatch = 10
+			var done atomic.Bool
+			s.sink.setFault(func(at string) error {
+				if at == step && done.CompareAndSwap(false, true) {
+					s.exec(sql)
+				}
+				return nil
+			})
+			s.start()
+			s.settle()
+			s.settle() // the first may have begun before the rows went
+			s.compare(notes)
+		})
+	}
 }
 
 func TestLargeTransaction(t *testing.T) {
@@ -372,6 +378,37 @@ func TestIdleProgress(t *testing.T) {
 		_, p := s.sink.now()
 		return p.CaughtUpFor >= 0 && p.CaughtUpFor < 2*time.Second
 	})
+}
+
+// A transaction that wrote and pauses leaves the flushed log ending within a
+// record; what is committed is known to be applied all the same.
+func TestCaughtUpBesideAnOpenTransaction(t *testing.T) {
+	notes := table(1, "notes", "id")
+	s := newSource(t, notesDDL, notes)
+	s.start()
+	s.settle()
+	tx, err := s.db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	for i := range 3 {
+		_, err := tx.Exec(t.Context(), `insert into notes select $1, (select string_agg(md5(random()::text), '') from generate_series(1, 3000 + $1 * 777))`, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		written := time.Now()
+		// The server itself completes the record within 15 s.
+		for deadline := written.Add(8 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if _, p := s.sink.now(); p.CaughtUpFor >= 0 && time.Now().Add(-p.CaughtUpFor).After(written.Add(time.Second)) {
+				break
+			}
+			if time.Now().After(deadline) {
+				_, p := s.sink.now()
+				t.Fatalf("write %d: caught up for %v, %d bytes behind", i, p.CaughtUpFor, p.LagBytes)
+			}
+		}
+	}
 }
 
 var errInjected = errors.New("injected")

@@ -33,6 +33,7 @@ type session struct {
 	capped int64               // a batch weighs at most this much
 
 	durable atomic.Uint64 // the sink's checkpoint; written by apply
+	heard   atomic.Uint64 // how far the server says it has sent; written by receive
 	probes  probes
 	answer  chan struct{} // the server asked for a status
 	ask     chan struct{} // a new position is known: have the server say how far it has sent
@@ -138,8 +139,11 @@ func (s *session) receive(ctx context.Context) error {
 		}
 		switch m := raw.(type) {
 		case *pgproto3.CopyData:
-			if len(m.Data) == 18 && m.Data[0] == 'k' && m.Data[17] != 0 {
-				signal(s.answer)
+			if len(m.Data) == 18 && m.Data[0] == 'k' {
+				s.heard.Store(binary.BigEndian.Uint64(m.Data[1:9]))
+				if m.Data[17] != 0 {
+					signal(s.answer)
+				}
 			}
 			b.data = append(b.data, m.Data...)
 			b.ends = append(b.ends, len(b.data))
@@ -241,30 +245,6 @@ func (s *session) sendStatus(reply bool) error {
 	}
 	_, err := s.conn.Write(m)
 	return err
-}
-
-// probe remembers where the source's log ended and when. Once everything up to
-// there is applied, everything committed up to then is.
-func (s *session) probe(ctx context.Context) error {
-	tick := time.NewTicker(s.c.cfg.Probe)
-	defer tick.Stop()
-	for {
-		at := s.c.cfg.Now()
-		flushed, _, err := position(ctx, s.asker)
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return err
-		}
-		s.probes.add(flushed, at)
-		signal(s.ask)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
 }
 
 // durableLSN is the sink's checkpoint as far as this session knows.

@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -65,4 +66,59 @@ func (p *probes) progress(applied whence.LSN, now time.Time) (caughtUpFor time.D
 		return -1, lagBytes
 	}
 	return max(0, now.Sub(p.proven)), lagBytes
+}
+
+// nudgeEvery bounds how often the source is written to.
+const nudgeEvery = time.Second
+
+// nudgeSQL writes a few bytes that carry no transaction, which has the log's
+// writer complete what it had flushed in part.
+const nudgeSQL = `select pg_logical_emit_message(false, 'whence', '')`
+
+// probe remembers where the source's log ended and when. Once everything up to
+// there is applied, everything committed up to then is.
+//
+// The flushed log may end within a record of a transaction that is open and
+// pauses. The server cannot send up to there, and a source where nothing else
+// happens would look as if capture lagged; so after a while it is nudged.
+func (s *session) probe(ctx context.Context) error {
+	tick := time.NewTicker(s.c.cfg.Probe)
+	defer tick.Stop()
+	var before, heardBefore whence.LSN
+	nudged := s.c.cfg.Now()
+	for {
+		at := s.c.cfg.Now()
+		flushed, _, err := position(ctx, s.asker)
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return err
+		}
+		s.probes.add(flushed, at)
+		heard := whence.LSN(s.heard.Load())
+		if flushed == before && heard == heardBefore && heard < flushed && at.Sub(nudged) >= nudgeEvery {
+			if err := s.nudge(ctx); err != nil {
+				return err
+			}
+			nudged = at
+		}
+		before, heardBefore = flushed, heard
+		signal(s.ask)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// nudge is a courtesy: a source that forbids it is only shown as lagging more
+// often than it does.
+func (s *session) nudge(ctx context.Context) error {
+	_, err := s.asker.Exec(ctx, nudgeSQL)
+	if _, refused := permanent(err); refused {
+		return nil
+	}
+	return err
 }

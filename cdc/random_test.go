@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -168,6 +169,7 @@ func TestSourceCrashes(t *testing.T) {
 	sink := newMemorySink(t, notes)
 	pool := &pgtest.DB{DSN: cluster.DSN("postgres"), Name: "postgres"}
 	s := &source{t: t, db: pool, sink: sink, cfg: Config{ConnString: pool.DSN, Slot: "whence_crash", Publication: "whence_pub", Sink: sink,
+		Log:  slog.New(slog.DiscardHandler),
 		Look: 50 * time.Millisecond, Probe: 50 * time.Millisecond, MaximumBackoff: 200 * time.Millisecond, IdleCheckpoint: 100 * time.Millisecond}}
 	connect := func() *pgx.Conn {
 		conn, err := pgx.Connect(t.Context(), pool.DSN)

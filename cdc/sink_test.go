@@ -36,6 +36,7 @@ type memoryTable struct {
 	truncated whence.LSN
 	rowsDone  int
 	records   map[whence.Key]record
+	owing     map[whence.Key]bool // the records that miss something
 }
 
 type record struct {
@@ -57,9 +58,9 @@ func (s *memorySink) register(t whence.Table) {
 	defer s.mu.Unlock()
 	t.State = whence.TablePending
 	old := s.tables[t.ID]
-	s.tables[t.ID] = &memoryTable{Table: t, records: map[whence.Key]record{}}
+	s.tables[t.ID] = &memoryTable{Table: t, records: map[whence.Key]record{}, owing: map[whence.Key]bool{}}
 	if old != nil {
-		s.tables[t.ID].records, s.tables[t.ID].truncated = old.records, old.truncated
+		s.tables[t.ID].records, s.tables[t.ID].truncated, s.tables[t.ID].owing = old.records, old.truncated, old.owing
 	}
 }
 
@@ -285,6 +286,9 @@ func (s *memorySink) apply(t *memoryTable, ch Change) {
 		t.records[from] = record{lsn: ch.LSN}
 	}
 	t.records[key] = after
+	if len(after.missing) > 0 {
+		t.owing[key] = true
+	}
 }
 
 func (s *memorySink) key(t *memoryTable, v whence.Values) whence.Key {
@@ -312,12 +316,16 @@ func (s *memorySink) BackfillRows(ctx context.Context, id int32, snapshot whence
 		t.rowsDone += len(rows)
 		for _, row := range rows {
 			key := s.key(t, row)
-			for k, r := range t.records {
+			for k := range t.owing {
+				r := t.records[k]
 				for name, origin := range r.missing {
 					if origin == key {
 						r.row[name] = row[name]
-						delete(t.records[k].missing, name)
+						delete(r.missing, name)
 					}
+				}
+				if len(r.missing) == 0 {
+					delete(t.owing, k)
 				}
 			}
 			if r, there := t.records[key]; (!there || r.lsn < snapshot) && t.truncated < snapshot {

@@ -96,8 +96,12 @@ func (s *story) hit(rank int, h *v1.Hit) {
 	if h.MatchedText != nil {
 		s.screen.line("             %s", s.screen.paint(dim, cut("found by its old text: "+h.GetMatchedText(), width-13)))
 	}
-	s.screen.line("             %s", s.screen.paint(dim, cut(fmt.Sprintf("%s name=%s version %d at %s  relevance %.2f (%s) recency %.2f",
-		o.GetTable(), nameOf(o.GetKey()), o.GetVersion(), o.GetLsn(), sc.GetRelevance(), legs(sc), sc.GetRecency()), width-13)))
+	for _, l := range []string{
+		fmt.Sprintf("from %s name=%s, version %d at %s", o.GetTable(), nameOf(o.GetKey()), o.GetVersion(), o.GetLsn()),
+		fmt.Sprintf("relevance %.2f (%s), recency %.2f", sc.GetRelevance(), legs(sc), sc.GetRecency()),
+	} {
+		s.screen.line("             %s", s.screen.paint(dim, cut(l, width-13)))
+	}
 }
 
 // legs says which legs found a hit, and how well.

@@ -35,7 +35,7 @@ func (s *story) change(ctx context.Context) error {
 	if err := s.db.QueryRow(ctx, updateSQL, s.changed, note).Scan(&description, &lsn); err != nil {
 		return err
 	}
-	s.screen.line("   app=# update packages set description = %s || … where name = '%s'", quote(cut(note, 46)), s.changed)
+	s.screen.line("   app=# update packages set description = %s || …\n         where name = %s", quote(note), quote(s.changed))
 	wait, err := until(ctx, "the change is captured", func(ctx context.Context) (bool, error) {
 		res, err := s.agent.memory.GetRecord(ctx, &v1.GetRecordRequest{Table: table, Key: keyOf(s.changed)})
 		return res.GetRecord().GetVersion() > 1, err
@@ -115,7 +115,7 @@ func (s *story) remove(ctx context.Context) error {
 	if _, err := s.db.Exec(ctx, deleteSQL, s.gone); err != nil {
 		return err
 	}
-	s.screen.line("   app=# delete from packages where name = '%s'", s.gone)
+	s.screen.line("   app=# delete from packages where name = %s", quote(s.gone))
 	var last string
 	wait, err := until(ctx, "the deletion is captured", func(ctx context.Context) (bool, error) {
 		res, err := s.agent.memory.GetRecord(ctx, &v1.GetRecordRequest{Table: table, Key: keyOf(s.gone)})

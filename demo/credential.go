@@ -135,9 +135,9 @@ func (s *story) audited(ctx context.Context, task string) error {
 		switch {
 		case e.GetDecision() == v1.Decision_DECISION_ALLOWED:
 			allowed++
-		case e.GetCode() == connect.CodeResourceExhausted.String():
+		case e.GetReason() == "BUDGET_EXHAUSTED":
 			exhausted++
-		case e.GetCode() == connect.CodePermissionDenied.String():
+		case e.GetReason() == "SUBJECT_OUT_OF_SCOPE", e.GetReason() == "TABLE_OUT_OF_SCOPE":
 			denied++
 		}
 	}

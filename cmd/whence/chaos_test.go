@@ -150,7 +150,7 @@ func (x *arena) attach(t *testing.T, url string) *running {
 // row is a source row, as the index is to know it.
 type row struct{ title, body, owner, tag string }
 
-const null = "\x00null"
+const null = "<null>"
 
 // compare reads both sides and says where they first differ.
 func (x *arena) compare(ctx context.Context, w *running) error {

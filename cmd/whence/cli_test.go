@@ -160,7 +160,7 @@ func testCommandLine(t *testing.T, w *running) {
 		{2, []string{"serve", "--roles", "cook"}, []string{"cook"}},
 		{1, []string{"record", "app.public.larder", "id=9"}, []string{"not_found", "RECORD_NOT_FOUND"}},
 		{1, []string{"table", "get", "app.public.cellar"}, []string{"not_found"}},
-		{1, []string{"token", "exchange", "helper"}, nil},
+		{2, []string{"token", "exchange", "helper"}, []string{"purpose"}},
 		{1, []string{"doctor", "--database-url", memory, "--secret-key", "short"}, []string{"MEND  secret key", "base64"}},
 		{1, []string{"dev", "--data", "/dev/null/x"}, nil},
 	} {

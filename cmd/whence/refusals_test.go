@@ -175,8 +175,16 @@ func testSourceWithoutLogicalDecoding(t *testing.T, w *running) {
 		t.Fatal(err)
 	}
 	dsn := strings.Replace(cluster.DSN("poor"), "whence", "poor", 1)
-	w.cli(t, "migrate", "--database-url", dsn).is(t, 1, "extension", "vector")
 	w.cli(t, "serve", "--database-url", dsn, "--secret-key", seal.NewKey(), "--listen", "127.0.0.1:0").is(t, 1, "whence migrate")
+	w.cli(t, "doctor", "--database-url", dsn, "--source-url", "", "--url", "").is(t, 1, "CREATE EXTENSION vector")
+	for _, mend := range []string{`create extension vector`, `grant create on database poor to poor`} {
+		says := map[bool]string{true: "CREATE EXTENSION vector", false: "GRANT CREATE"}[strings.Contains(mend, "extension")]
+		w.cli(t, "migrate", "--database-url", dsn).is(t, 1, says, "poor")
+		if _, err := admin.Exec(ctx, mend); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.cli(t, "migrate", "--database-url", dsn).is(t, 0, "up to date")
 	admin.Close()
 }
 

@@ -21,7 +21,7 @@ var files embed.FS
 
 // Up applies every migration that the database lacks.
 func Up(ctx context.Context, dsn string) error {
-	return with(ctx, dsn, func(p *goose.Provider) error {
+	return with(ctx, dsn, makeSchema, func(p *goose.Provider) error {
 		if _, err := p.Up(ctx); err != nil {
 			return fmt.Errorf("migrate: %w", err)
 		}
@@ -29,9 +29,14 @@ func Up(ctx context.Context, dsn string) error {
 	})
 }
 
-// Pending tells whether the database lacks a migration.
+// Pending tells whether the database lacks a migration. It changes nothing, so
+// the role may be one that owns nothing.
 func Pending(ctx context.Context, dsn string) (pending bool, err error) {
-	err = with(ctx, dsn, func(p *goose.Provider) error {
+	started, err := started(ctx, dsn)
+	if err != nil || !started {
+		return true, err
+	}
+	err = with(ctx, dsn, "", func(p *goose.Provider) error {
 		pending, err = p.HasPending(ctx)
 		return err
 	})
@@ -44,17 +49,32 @@ func Pending(ctx context.Context, dsn string) (pending bool, err error) {
 const makeSchema = `
 do $$ begin
     perform pg_advisory_xact_lock(7310402417);
-    create schema if not exists whence;
+    if to_regnamespace('whence') is null then
+        create schema whence;
+    end if;
 end $$`
 
-func with(ctx context.Context, dsn string, fn func(*goose.Provider) error) error {
+// started tells whether any migration was ever applied.
+func started(ctx context.Context, dsn string) (yes bool, err error) {
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		return false, fmt.Errorf("migrate: %w", err)
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if err := conn.QueryRow(ctx, `select to_regclass('whence.migrations') is not null`).Scan(&yes); err != nil {
+		return false, fmt.Errorf("migrate: %w", err)
+	}
+	return yes, nil
+}
+
+func with(ctx context.Context, dsn, first string, fn func(*goose.Provider) error) error {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	db := stdlib.OpenDB(*cfg)
 	defer func(db *sql.DB) { _ = db.Close() }(db)
-	if _, err := db.ExecContext(ctx, makeSchema); err != nil {
+	if _, err := db.ExecContext(ctx, first); err != nil {
 		return fmt.Errorf("migrate: %w", err)
 	}
 	locker, err := lock.NewPostgresSessionLocker()

@@ -11,7 +11,7 @@ import (
 
 type answerCmd struct {
 	Get   answerGet   `cmd:"" help:"Show an answer: each hit as it was shown and as it is now."`
-	List  answerList  `cmd:"" default:"1" help:"List answers, newest first."`
+	List  answerList  `cmd:"" default:"withargs" help:"List answers, newest first."`
 	Trace answerTrace `cmd:"" help:"List the answers that a record fed."`
 }
 

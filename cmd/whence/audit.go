@@ -10,7 +10,7 @@ import (
 )
 
 type auditCmd struct {
-	List auditList `cmd:"" default:"1" help:"List entries, newest first."`
+	List auditList `cmd:"" default:"withargs" help:"List entries, newest first."`
 }
 
 type auditList struct {

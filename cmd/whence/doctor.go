@@ -103,6 +103,18 @@ const (
 	leastVector   = "0.8"
 )
 
+const selectAbilities = `
+select current_setting('server_version_num')::int,
+       coalesce((select extversion from pg_extension where extname = 'vector'),
+                (select default_version from pg_available_extensions where name = 'vector')),
+       current_user::text, current_database()::text,
+       exists (select from pg_extension where extname = 'vector')
+           or (select rolsuper from pg_roles where rolname = current_user)
+           or exists (select from pg_available_extension_versions v
+                      where v.name = 'vector' and (v.trusted or not v.superuser)
+                      and has_database_privilege(current_database(), 'CREATE')),
+       to_regclass('whence.migrations') is not null or has_database_privilege(current_database(), 'CREATE')`
+
 // checkMemoryDatabase tells, before a migration trips over it, what the server lacks.
 func checkMemoryDatabase(ctx context.Context, dsn string) error {
 	conn, err := pgx.Connect(ctx, dsn)
@@ -112,10 +124,9 @@ func checkMemoryDatabase(ctx context.Context, dsn string) error {
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	var version int
 	var vector *string
-	err = conn.QueryRow(ctx, `
-		select current_setting('server_version_num')::int,
-		       coalesce((select extversion from pg_extension where extname = 'vector'),
-		                (select default_version from pg_available_extensions where name = 'vector'))`).Scan(&version, &vector)
+	var role, database string
+	var mayInstall, mayCreate bool
+	err = conn.QueryRow(ctx, selectAbilities).Scan(&version, &vector, &role, &database, &mayInstall, &mayCreate)
 	switch {
 	case err != nil:
 		return err
@@ -125,6 +136,11 @@ func checkMemoryDatabase(ctx context.Context, dsn string) error {
 		return errors.New("the server has no pgvector: install it (Debian 13: apt-get install postgresql-17-pgvector; elsewhere scripts/setup-postgres builds it)")
 	case !atLeast(*vector, leastVector):
 		return fmt.Errorf("the server has pgvector %s; %s or newer is needed: install it, then ALTER EXTENSION vector UPDATE", *vector, leastVector)
+	case !mayInstall:
+		return fmt.Errorf("the role %q may not install pgvector: run CREATE EXTENSION vector in the database %q as a superuser", role, database)
+	case !mayCreate:
+		return fmt.Errorf("the role %q may not create a schema: run GRANT CREATE ON DATABASE %s TO %s as the database's owner",
+			role, pgx.Identifier{database}.Sanitize(), pgx.Identifier{role}.Sanitize())
 	}
 	return nil
 }

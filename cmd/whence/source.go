@@ -10,7 +10,7 @@ import (
 
 type sourceCmd struct {
 	Create sourceCreate `cmd:"" help:"Connect a database and start to capture it."`
-	List   sourceList   `cmd:"" default:"1" help:"List sources."`
+	List   sourceList   `cmd:"" default:"withargs" help:"List sources."`
 	Get    sourceGet    `cmd:"" help:"Show one source and how far its capture is."`
 	Pause  sourcePause  `cmd:"" help:"Stop capture for a while."`
 	Resume sourceResume `cmd:"" help:"Go on after a pause, or after mending what broke."`

@@ -17,7 +17,7 @@ import (
 
 type tableCmd struct {
 	Register   tableRegister   `cmd:"" help:"Start to remember a table."`
-	List       tableList       `cmd:"" default:"1" help:"List registered tables."`
+	List       tableList       `cmd:"" default:"withargs" help:"List registered tables."`
 	Get        tableGet        `cmd:"" help:"Show one table and its status."`
 	Watch      tableWatch      `cmd:"" help:"Follow a table's backfill until all of it can be found."`
 	Unregister tableUnregister `cmd:"" help:"Forget a table with its records."`

@@ -159,12 +159,11 @@ func (a *auditor) answerHit(ctx context.Context, scope authz.Scope, ref query.Re
 		return nil, fmt.Errorf("stored hit: %w", err)
 	}
 	if now == nil {
-		out.Changed, out.Now = true, &v1.RecordNow{State: v1.RecordState_RECORD_STATE_DELETED,
-			Freshness: freshness(whence.Freshness{State: whence.Stale, Reasons: []whence.FreshnessReason{whence.SourceDeleted}, Behind: -1})}
+		out.Changed, out.Now = true, &v1.RecordNow{}
 		return out, nil
 	}
 	out.Now = &v1.RecordNow{State: recordState(now.Deleted), Version: uint32(now.Version), Lsn: now.LSN.String(),
-		CommitTime: timestamp(now.CommitTime), Text: now.Text, Freshness: freshness(now.Freshness)}
+		CommitTime: timestamp(now.CommitTime), Text: now.Text, Freshness: freshness(rejudged(now, h.Version))}
 	out.Changed = now.Version != h.Version
 	if !out.Changed {
 		return out, nil
@@ -178,6 +177,17 @@ func (a *auditor) answerHit(ctx context.Context, scope authz.Scope, ref query.Re
 	}
 	out.Changes = differences(was.Columns, now.Columns)
 	return out, nil
+}
+
+// rejudged is the freshness by now of what was shown of a version: the record's
+// own, and stale when the record has a newer one.
+func rejudged(now *query.Record, shown int32) whence.Freshness {
+	f := now.Freshness
+	if now.Version == shown || now.Deleted || slices.Contains(f.Reasons, whence.SourceChanged) {
+		return f
+	}
+	f.State, f.Reasons = whence.Stale, append([]whence.FreshnessReason{whence.SourceChanged}, f.Reasons...)
+	return f
 }
 
 // differences compares two versions column by column.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -101,8 +102,13 @@ func prepare(stream connect.ServerStream, req proto.Message) (digest [sha256.Siz
 
 func undecodable(err error) error {
 	var ce *connect.Error
-	if errors.As(err, &ce) && ce.Code() == connect.CodeInvalidArgument {
+	switch {
+	case !errors.As(err, &ce):
+		return err
+	case ce.Code() == connect.CodeInvalidArgument:
 		return whence.Invalid("", "MALFORMED_REQUEST", ce.Message())
+	case ce.Code() == connect.CodeResourceExhausted: // of the server's limits, not of a budget
+		return whence.Invalid("", "REQUEST_TOO_LARGE", fmt.Sprintf("the request is larger than %d bytes; send less in one call", maxRequest))
 	}
 	return err
 }

@@ -109,27 +109,32 @@ func (s *sink) Tables(ctx context.Context) ([]whence.Table, error) {
 }
 
 // The checkpoint moves only from where this process knows it to be: a process
-// that lost the source to another one cannot write over what that one did. The
-// statement's beginning stands for now, so that waiting for the row's lock does
-// not make the source seem caught up to a later moment.
+// that lost the source to another one cannot write over what that one did.
+//
+// The moment that the source is caught up to is carried over to the database's
+// clock by way of the transaction's beginning, which this process saw a moment
+// later (began). So the way to the database and waiting there make it seem
+// earlier than it was, never later.
 const (
 	moveCheckpoint = `
 update whence.checkpoints
 set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes,
-    caught_up_at = greatest(caught_up_at, statement_timestamp() - @ago::interval)
+    caught_up_at = greatest(caught_up_at, transaction_timestamp() + @since_began::interval)
 where source_id = @id and lsn = @known::pg_lsn`
 
 	// What Caught reports may be lost in a crash, so nobody waits for the disk.
 	lazily = `select set_config('synchronous_commit', 'off', true)`
 )
 
-func (s *sink) checkpointArgs(p cdc.Progress) pgx.NamedArgs {
-	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "ago": nil}
+// checkpointArgs are moveCheckpoint's, in a transaction that had begun by began;
+// caughtUp is the moment that p speaks of.
+func (s *sink) checkpointArgs(p cdc.Progress, caughtUp, began time.Time) pgx.NamedArgs {
+	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "since_began": nil}
 	if !p.CommitTime.IsZero() {
 		args["commit"] = p.CommitTime
 	}
 	if p.CaughtUpFor >= 0 {
-		args["ago"] = p.CaughtUpFor
+		args["since_began"] = caughtUp.Sub(began)
 	}
 	return args
 }
@@ -139,6 +144,7 @@ var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER
 
 // Caught records progress without data.
 func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
+	caughtUp := time.Now().Add(-p.CaughtUpFor)
 	if err := s.take(ctx); err != nil {
 		return err
 	}
@@ -146,7 +152,7 @@ func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
 	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		b.Queue(lazily)
-		b.Queue(moveCheckpoint, s.checkpointArgs(p)).Exec(expectOne)
+		b.Queue(moveCheckpoint, s.checkpointArgs(p, caughtUp, time.Now())).Exec(expectOne)
 		return tx.SendBatch(ctx, b).Close()
 	})
 	if err != nil {
@@ -185,6 +191,7 @@ func capturing(t whence.Table) *capturedTable {
 type unit struct {
 	*sink
 	tx        pgx.Tx
+	began     time.Time                // the transaction had begun by then
 	tables    map[int32]*capturedTable // as read when the unit first needed them
 	touched   map[int32]bool           // tables that it has written to
 	gone      map[int32]bool           // tables that are not registered any more
@@ -212,7 +219,11 @@ func (s *sink) begin(ctx context.Context) (*unit, error) {
 		s.give()
 		return nil, fmt.Errorf("begin: %w", pg.Translate(err))
 	}
-	return &unit{sink: s, tx: tx, touched: map[int32]bool{}, gone: map[int32]bool{}}, nil
+	if err := s.r.index.Prepare(ctx, tx); err != nil {
+		s.give()
+		return nil, errors.Join(pg.Translate(err), tx.Rollback(context.WithoutCancel(ctx)))
+	}
+	return &unit{sink: s, tx: tx, began: time.Now(), touched: map[int32]bool{}, gone: map[int32]bool{}}, nil
 }
 
 // table returns a definition; nil when the table is not registered any more.
@@ -244,8 +255,9 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	if u.released {
 		return errors.New("the unit has ended")
 	}
+	caughtUp := time.Now().Add(-p.CaughtUpFor)
 	b := &pgx.Batch{}
-	b.Queue(moveCheckpoint, u.checkpointArgs(p)).Exec(expectOne)
+	b.Queue(moveCheckpoint, u.checkpointArgs(p, caughtUp, u.began)).Exec(expectOne)
 	now := map[int32]int32{}
 	ids := make([]int32, 0, len(u.touched))
 	for id := range u.touched {
@@ -271,18 +283,18 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 		return fmt.Errorf("commit: %w", pg.Translate(err))
 	}
 	u.known = max(u.known, p.LSN)
-	u.release()
-	u.committed(ctx, u.unsettled)
+	u.committed(ctx)
 	return nil
 }
 
-// committed does what follows a commit; none of it may be needed for what was
-// committed to be right.
-func (s *sink) committed(ctx context.Context, unsettled []int64) {
-	if err := s.r.index.Settle(ctx, unsettled); err != nil {
-		s.r.log.WarnContext(ctx, "superseded chunks stay until the next look for them", "source", s.source, "error", err)
+// committed ends the turn and does what follows a commit; none of it may be
+// needed for what was committed to be right.
+func (u *unit) committed(ctx context.Context) {
+	defer u.wake()
+	defer u.release()
+	if err := u.r.index.Settle(ctx, u.unsettled); err != nil {
+		u.r.log.WarnContext(ctx, "superseded chunks stay until the next look for them", "source", u.source, "error", err)
 	}
-	s.wake()
 }
 
 // Rollback gives the unit up.

@@ -101,7 +101,7 @@ func (a *auditor) ListAnswers(ctx context.Context, req *v1.ListAnswersRequest) (
 	if err != nil {
 		return nil, err
 	}
-	answers, next, err := a.lineage.List(ctx, lineage.Filter{Task: task, Agent: req.GetAgent(), User: req.GetUser(),
+	answers, next, err := a.lineage.List(ctx, session(ctx).Principal.Scope, lineage.Filter{Task: task, Agent: req.GetAgent(), User: req.GetUser(),
 		Since: fromTimestamp(req.GetSince()), Until: fromTimestamp(req.GetUntil())},
 		lineage.Page{Size: pageSize(req.GetPageSize()), Token: req.GetPageToken()})
 	if err != nil {
@@ -124,7 +124,7 @@ func (a *auditor) GetAnswer(ctx context.Context, req *v1.GetAnswerRequest) (*v1.
 	if err != nil {
 		return nil, err
 	}
-	an, err := a.lineage.Get(ctx, id)
+	an, err := a.lineage.Get(ctx, session(ctx).Principal.Scope, id)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +214,7 @@ func (a *auditor) TraceRecord(ctx context.Context, req *v1.TraceRecordRequest) (
 	if err != nil {
 		return nil, err
 	}
-	counts, uses, next, err := a.lineage.Trace(ctx, row.Table, key, lineage.Page{Size: pageSize(req.GetPageSize()), Token: req.GetPageToken()})
+	counts, uses, next, err := a.lineage.Trace(ctx, scope, row.Table, key, lineage.Page{Size: pageSize(req.GetPageSize()), Token: req.GetPageToken()})
 	if err != nil {
 		return nil, err
 	}

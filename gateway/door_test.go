@@ -15,6 +15,7 @@ import (
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/authztest"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/internal/pgtest"
 	"github.com/whence-db/whence/lineage"
@@ -93,7 +94,7 @@ func TestWhatIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := answers.Get(t.Context(), id)
+	a, err := answers.Get(t.Context(), authztest.Operator(t, authz.RoleViewer).Scope, id)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/authztest"
 	"github.com/whence-db/whence/internal/pg"
 	"github.com/whence-db/whence/internal/pgtest"
 	"github.com/whence-db/whence/lineage"
@@ -79,7 +81,7 @@ func TestAnAnswerIsReadAsItWasGiven(t *testing.T) {
 	bare := lineage.Answer{ID: newID(t), At: noon, Request: json.RawMessage("null"), Hits: []lineage.Hit{}}
 	insert(t, s, db, full, bare)
 	for _, want := range []lineage.Answer{full, bare} {
-		got, err := s.Get(t.Context(), want.ID)
+		got, err := s.Get(t.Context(), everything(t), want.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +90,7 @@ func TestAnAnswerIsReadAsItWasGiven(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	if _, err := s.Get(t.Context(), newID(t)); !errors.Is(err, whence.ErrNotFound) {
+	if _, err := s.Get(t.Context(), everything(t), newID(t)); !errors.Is(err, whence.ErrNotFound) {
 		t.Errorf("an unknown answer: %v", err)
 	}
 }
@@ -104,7 +106,7 @@ func TestListByPage(t *testing.T) {
 	var got []uuid.UUID
 	page := lineage.Page{Size: 10}
 	for {
-		as, next, err := s.List(t.Context(), lineage.Filter{User: "u"}, page)
+		as, next, err := s.List(t.Context(), everything(t), lineage.Filter{User: "u"}, page)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,12 +127,12 @@ func TestListByPage(t *testing.T) {
 		t.Error(diff)
 	}
 
-	as, _, err := s.List(t.Context(), lineage.Filter{Agent: "a1", Since: noon, Until: noon.Add(time.Minute)}, lineage.Page{})
+	as, _, err := s.List(t.Context(), everything(t), lineage.Filter{Agent: "a1", Since: noon, Until: noon.Add(time.Minute)}, lineage.Page{})
 	if err != nil || len(as) != 1 || as[0].ID != all[1].ID {
 		t.Errorf("by agent and time: %v, %v", as, err)
 	}
 	var e *whence.Error
-	if _, _, err := s.List(t.Context(), lineage.Filter{}, lineage.Page{Token: "nonsense"}); !errors.As(err, &e) || e.Field != "pageToken" {
+	if _, _, err := s.List(t.Context(), everything(t), lineage.Filter{}, lineage.Page{Token: "nonsense"}); !errors.As(err, &e) || e.Field != "pageToken" {
 		t.Errorf("a made-up token: %v", err)
 	}
 }
@@ -154,7 +156,7 @@ func TestTrace(t *testing.T) {
 	var got []string
 	page := lineage.Page{Size: 2}
 	for {
-		n, uses, next, err := s.Trace(t.Context(), table, key, page)
+		n, uses, next, err := s.Trace(t.Context(), everything(t), table, key, page)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +178,7 @@ func TestTrace(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	n, uses, _, err := s.Trace(t.Context(), "app.public.other", key, lineage.Page{})
+	n, uses, _, err := s.Trace(t.Context(), everything(t), "app.public.other", key, lineage.Page{})
 	if err != nil || n != (lineage.Counts{}) || len(uses) != 0 {
 		t.Errorf("a record that no answer showed: %+v %v %v", n, uses, err)
 	}
@@ -190,5 +192,47 @@ func TestInsertRefusesAHitWithoutOrigin(t *testing.T) {
 	})
 	if err == nil {
 		t.Error("a hit that names no row was stored")
+	}
+}
+
+func everything(t *testing.T) authz.Scope {
+	t.Helper()
+	return authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.MemoryRead}})
+}
+
+func TestAnAnswerOutsideTheScopeIsNotThere(t *testing.T) {
+	t.Parallel()
+	s, db := open(t)
+	acme, other := "acme", "other"
+	key, table := whence.Key(`{"id":"1"}`), whence.TableName("app.public.docs")
+	hit := func(subject *string) lineage.Hit {
+		return lineage.Hit{RecordID: 1, Table: table, Key: key, Version: 1, Subject: subject, Shown: json.RawMessage(`{}`)}
+	}
+	answer := func(hits ...lineage.Hit) lineage.Answer {
+		return lineage.Answer{ID: newID(t), At: time.Now().UTC(), Tenant: "t", Agent: "a", User: "u",
+			Request: json.RawMessage(`{}`), Hits: hits}
+	}
+	own, mixed, nobodys := answer(hit(&acme)), answer(hit(&acme), hit(&other)), answer(hit(nil))
+	insert(t, s, db, own, mixed, nobodys)
+	read := []authz.Action{authz.MemoryRead}
+	for name, c := range map[string]struct {
+		spec authz.ScopeSpec
+		want int
+	}{
+		"everything":      {authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: read}, 3},
+		"one subject":     {authz.ScopeSpec{AllTables: true, Subjects: []string{acme}, Actions: read}, 1},
+		"another table":   {authz.ScopeSpec{Tables: []whence.TableName{"app.public.x"}, AllSubjects: true, Actions: read}, 0},
+		"with a filter":   {authz.ScopeSpec{AllTables: true, AllSubjects: true, Filter: map[string]string{"a": "b"}, Actions: read}, 0},
+		"without reading": {authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.TaskDelegate}}, 0},
+	} {
+		scope := authztest.Scope(t, c.spec)
+		as, _, err := s.List(t.Context(), scope, lineage.Filter{}, lineage.Page{})
+		n, uses, _, terr := s.Trace(t.Context(), scope, table, key, lineage.Page{})
+		if err != nil || terr != nil || len(as) != c.want || len(uses) != c.want || n.Answers != int64(c.want) {
+			t.Errorf("%s: listed %d, traced %d of %d, want %d (%v, %v)", name, len(as), len(uses), n.Answers, c.want, err, terr)
+		}
+		if _, err := s.Get(t.Context(), scope, mixed.ID); (err == nil) != (c.want == 3) {
+			t.Errorf("%s: the mixed answer: %v", name, err)
+		}
 	}
 }

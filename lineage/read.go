@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/internal/pg"
 )
 
@@ -36,6 +37,28 @@ const (
 	MaxPage     = 1000
 )
 
+// An answer lies within a scope when all that it showed does. Attributes are not
+// kept apart from what was shown, so a scope with a filter on them sees nothing.
+const (
+	hitInScope = `@reads and coalesce((@allTables or o.table_name = any(@tables)) and (@allSubjects or o.subject = any(@subjects)), false)`
+
+	answerInScope = `(@reads and not exists (
+    select from whence.answer_hits o where o.answer_id = a.id and not (` + hitInScope + `)))`
+)
+
+// within adds the scope to a statement's arguments.
+func within(scope authz.Scope, args pgx.NamedArgs) pgx.NamedArgs {
+	allTables, tables := scope.Tables()
+	allSubjects, subjects := scope.Subjects()
+	names := make([]string, len(tables))
+	for i, t := range tables {
+		names[i] = string(t)
+	}
+	args["reads"] = scope.Allows(authz.MemoryRead) && len(scope.Filter()) == 0
+	args["allTables"], args["tables"], args["allSubjects"], args["subjects"] = allTables, names, allSubjects, subjects
+	return args
+}
+
 const answerColumnsSQL = `
 select a.id, a.at, a.tenant, coalesce(a.task_id, @none), a.agent, a.user_id, a.request, a.watermark, coalesce(a.degraded, ''),
        (select count(*) from whence.answer_hits h where h.answer_id = a.id)`
@@ -43,7 +66,7 @@ select a.id, a.at, a.tenant, coalesce(a.task_id, @none), a.agent, a.user_id, a.r
 const (
 	getSQL = answerColumnsSQL + `
 from whence.answers a
-where a.id = @id`
+where a.id = @id and ` + answerInScope
 
 	hitsSQL = `
 select record_id, table_name, key, version, subject, hit
@@ -52,11 +75,11 @@ where answer_id = @id
 order by rank`
 )
 
-// Get returns an answer with its hits, best first. It is for callers who may see
-// every answer: whoever calls it has made sure of that. An unknown id is ErrNotFound.
-func (s *Store) Get(ctx context.Context, id uuid.UUID) (a Answer, err error) {
+// Get returns an answer with its hits, best first. An id that is unknown or
+// outside the scope is ErrNotFound.
+func (s *Store) Get(ctx context.Context, scope authz.Scope, id uuid.UUID) (a Answer, err error) {
 	err = pg.Snapshot(ctx, s.pool, func(tx pgx.Tx) error {
-		a, err = query(ctx, tx, scanAnswer, pgx.CollectExactlyOneRow, getSQL, pgx.NamedArgs{"id": id, "none": uuid.Nil})
+		a, err = query(ctx, tx, scanAnswer, pgx.CollectExactlyOneRow, getSQL, within(scope, pgx.NamedArgs{"id": id, "none": uuid.Nil}))
 		if err != nil {
 			return err
 		}
@@ -76,7 +99,7 @@ func (s *Store) Get(ctx context.Context, id uuid.UUID) (a Answer, err error) {
 const (
 	listSQL = answerColumnsSQL + `
 from whence.answers a
-where true`
+where ` + answerInScope
 
 	beforeSQL  = ` and (a.at, a.id) < ((select at from whence.answers where id = @before), @before)`
 	byTaskSQL  = ` and a.task_id = @task`
@@ -87,17 +110,17 @@ where true`
 	newestSQL  = ` order by a.at desc, a.id desc limit @limit`
 )
 
-// List returns answers without their hits, newest first, and the token of the
+// List returns the scope's answers without their hits, newest first, and the token of the
 // next page, which is empty after the last one. Answers given meanwhile do not
 // shift the pages. A token that List did not make is an ErrInvalid.
-func (s *Store) List(ctx context.Context, f Filter, p Page) (answers []Answer, next string, err error) {
+func (s *Store) List(ctx context.Context, scope authz.Scope, f Filter, p Page) (answers []Answer, next string, err error) {
 	size, before, err := p.parse()
 	if err != nil {
 		return nil, "", err
 	}
 	var q strings.Builder
 	q.WriteString(listSQL)
-	args := pgx.NamedArgs{"none": uuid.Nil, "limit": size + 1} // one more tells whether there is a next page
+	args := within(scope, pgx.NamedArgs{"none": uuid.Nil, "limit": size + 1}) // one more tells whether there is a next page
 	and := func(use bool, condition, name string, value any) {
 		if use {
 			q.WriteString(condition)
@@ -137,32 +160,33 @@ type Use struct {
 
 const (
 	countUsesSQL = `
-select count(distinct answer_id), count(*)
-from whence.answer_hits
-where table_name = @table and key = @key`
+select count(distinct o.answer_id), count(*)
+from whence.answer_hits o join whence.answers a on a.id = o.answer_id
+where o.table_name = @table and o.key = @key and ` + answerInScope
 
 	// Ids grow with time, so the index on (table_name, key, answer_id) read
 	// backwards gives the newest first.
 	usesSQL = answerColumnsSQL + `, u.rank, u.version
-from (select distinct on (answer_id) answer_id, rank, version
-      from whence.answer_hits
-      where table_name = @table and key = @key and (@before::uuid = @none::uuid or answer_id < @before::uuid)
-      order by answer_id desc, rank
+from (select distinct on (o.answer_id) o.answer_id, o.rank, o.version
+      from whence.answer_hits o join whence.answers a on a.id = o.answer_id
+      where o.table_name = @table and o.key = @key and (@before::uuid = @none::uuid or o.answer_id < @before::uuid)
+        and ` + answerInScope + `
+      order by o.answer_id desc, o.rank
       limit @limit) u
 join whence.answers a on a.id = u.answer_id
 order by a.id desc`
 )
 
-// Trace tells which answers showed a record: how many over all, then page by page
+// Trace tells which of the scope's answers showed a record: how many over all, then page by page
 // which, newest first. Both are read in one snapshot. A record that no answer
 // showed has zero counts, whether or not it exists.
-func (s *Store) Trace(ctx context.Context, table whence.TableName, key whence.Key, p Page) (n Counts, uses []Use, next string, err error) {
+func (s *Store) Trace(ctx context.Context, scope authz.Scope, table whence.TableName, key whence.Key, p Page) (n Counts, uses []Use, next string, err error) {
 	size, before, err := p.parse()
 	if err != nil {
 		return Counts{}, nil, "", err
 	}
-	args := pgx.NamedArgs{"table": pg.Text(string(table)), "key": pg.Text(string(key)),
-		"none": uuid.Nil, "before": before, "limit": size + 1}
+	args := within(scope, pgx.NamedArgs{"table": pg.Text(string(table)), "key": pg.Text(string(key)),
+		"none": uuid.Nil, "before": before, "limit": size + 1})
 	err = pg.Snapshot(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := tx.QueryRow(ctx, countUsesSQL, args).Scan(&n.Answers, &n.Hits); err != nil {
 			return err

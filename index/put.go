@@ -66,18 +66,40 @@ func (x *Index) Put(ctx context.Context, tx pgx.Tx, ms []Mutation) (unsettled []
 		return nil, fmt.Errorf("put: %w", err)
 	}
 	p.queueChunks(b)
-	if b.Len() > 0 {
-		if err := tx.SendBatch(ctx, b).Close(); err != nil {
-			return nil, fmt.Errorf("put: %w", err)
-		}
+	holdings, embedded := p.holdings(), map[whence.Digest]bool{}
+	if digests := digestsOf(holdings); len(digests) > 0 {
+		b.Queue(selectEmbedded, pgx.NamedArgs{"digests": digests}).Query(func(rows pgx.Rows) error { return scanEmbedded(rows, embedded) })
 	}
-	if len(p.known) == 0 {
-		return nil, nil
-	}
-	if err := supersede(ctx, tx, p.known); err != nil {
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return nil, fmt.Errorf("put: %w", err)
 	}
-	return left(ctx, tx, p.known)
+	gone, unsettled := spent(holdings, embedded)
+	if err := drop(ctx, tx, gone); err != nil {
+		return nil, fmt.Errorf("put: %w", err)
+	}
+	return unsettled, nil
+}
+
+// holdings returns what the records have once the kept chunks are taken out.
+func (p *plan) holdings() (out []holding) {
+	for _, e := range p.entries {
+		if len(p.held[e.id]) == 0 {
+			continue
+		}
+		h := holding{record: e.id, deleted: e.last.Deleted, owed: len(e.last.Missing) > 0}
+		for _, c := range e.last.Chunks {
+			h.head = append(h.head, c.Origin().Digest)
+		}
+		for d, ids := range p.held[e.id] {
+			for _, id := range ids {
+				h.superseded = append(h.superseded, held{id: id, table: e.last.Table.ID, digest: d})
+			}
+		}
+		if len(h.superseded) > 0 {
+			out = append(out, h)
+		}
+	}
+	return out
 }
 
 type plan struct {
@@ -153,11 +175,9 @@ where v.record_id = n.id and v.version = n.version`
 	replaceChunks = `
 update whence.chunks c set version = c.version - 1 from unnest(@ids::bigint[], @versions::int[]) as n(id, version)
 where c.record_id = n.id and c.version = n.version`
-	// The lock keeps a chunk that is to be kept from being reaped meanwhile.
 	selectHeld = `
 select id, record_id, digest from whence.chunks where record_id = any(@ids)
-order by record_id, version desc, ordinal
-for update`
+order by record_id, version desc, ordinal`
 )
 
 // writeRecords stores the heads, learns the new records' ids and reads which

@@ -3,7 +3,8 @@ package index
 import (
 	"context"
 	"fmt"
-	"time"
+	"maps"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
@@ -11,52 +12,97 @@ import (
 	"github.com/whence-db/whence/internal/pg"
 )
 
+// held is a chunk that a record has.
+type held struct {
+	id     int64
+	table  int32
+	digest whence.Digest
+}
+
+// holding is what one record has: the chunks of its head, and superseded ones.
+type holding struct {
+	record     int64
+	deleted    bool
+	owed       bool            // the head lacks columns, so it replaces nothing yet
+	head       []whence.Digest // of the head's chunks
+	superseded []held
+}
+
+// spent returns the superseded chunks that serve nobody any more: all of a
+// deleted record, those without a vector, and all once each chunk of the head
+// has its vector. The records that keep some are returned too.
+func spent(holdings []holding, embedded map[whence.Digest]bool) (gone []held, keeping []int64) {
+	for _, h := range holdings {
+		complete := !h.owed
+		for _, d := range h.head {
+			complete = complete && embedded[d]
+		}
+		kept := false
+		for _, c := range h.superseded {
+			if h.deleted || complete || !embedded[c.digest] {
+				gone = append(gone, c)
+			} else {
+				kept = true
+			}
+		}
+		if kept {
+			keeping = append(keeping, h.record)
+		}
+	}
+	return gone, keeping
+}
+
+const selectEmbedded = `
+select digest from whence.vectors
+where space_id = (select id from whence.spaces where current) and digest = any(@digests) and embedding is not null`
+
+// digestsOf lists the texts whose vectors decide.
+func digestsOf(holdings []holding) (digests [][]byte) {
+	for _, h := range holdings {
+		if h.deleted {
+			continue
+		}
+		for _, d := range h.head {
+			digests = append(digests, d[:])
+		}
+		for _, c := range h.superseded {
+			digests = append(digests, c.digest[:])
+		}
+	}
+	return digests
+}
+
+// scanEmbedded collects which texts have a vector.
+func scanEmbedded(rows pgx.Rows, embedded map[whence.Digest]bool) error {
+	var digest []byte
+	_, err := pgx.ForEachRow(rows, []any{&digest}, func() error {
+		embedded[whence.Digest(digest)] = true
+		return nil
+	})
+	return err
+}
+
 const (
-	// What serves nobody: every chunk of a deleted record, superseded chunks
-	// without a vector, and all superseded ones once each chunk of the head has
-	// its vector. A head that still owes columns replaces nothing yet.
-	deleteSuperseded = `
-delete from whence.chunks c using whence.records r
-where r.id = any(@ids) and c.record_id = r.id
-  and (r.deleted or c.version < r.version and (
-        not exists (
-            select from whence.vectors v join whence.spaces s on s.id = v.space_id
-            where s.current and v.digest = c.digest and v.embedding is not null)
-        or r.missing is null and not exists (
-            select from whence.chunks h where h.record_id = r.id and h.version = r.version and not exists (
-                select from whence.vectors v join whence.spaces s on s.id = v.space_id
-                where s.current and v.digest = h.digest and v.embedding is not null))))
-returning c.table_id, c.digest`
-
-	reapSuperseded = `
-with spent as (
-    select c.id from whence.chunks c join whence.records r on r.id = c.record_id
-    where r.id = any(@ids) and c.version < r.version and r.missing is null and not exists (
-        select from whence.chunks h where h.record_id = r.id and h.version = r.version and not exists (
-            select from whence.vectors v join whence.spaces s on s.id = v.space_id
-            where s.current and v.digest = h.digest and v.embedding is not null))
-    for update of c skip locked
-)
-delete from whence.chunks c using spent where c.id = spent.id
-returning c.table_id, c.digest`
-
-	selectLeft = `
-select distinct r.id from whence.records r join whence.chunks c on c.record_id = r.id and c.version < r.version
-where r.id = any(@ids)`
-
-	// A table that purges what is deleted keeps no vector of a text that it no
-	// longer holds, unless another chunk has the same text.
-	forgetVectors = `
-delete from whence.vectors v using whence.spaces s
-where v.space_id = s.id and v.digest = any(@digests)
-  and not exists (select from whence.chunks c where c.digest = v.digest)`
-
-	selectPurging = `select id from whence.tables where id = any(@tables) and on_delete = 'PURGE'`
+	selectHoldings = `
+select r.id, r.deleted, r.missing is not null, c.id, c.table_id, c.digest, c.version < r.version
+from whence.records r join whence.chunks c on c.record_id = r.id
+where r.id = any(@ids)
+order by r.id, c.id`
+	// Whoever changes a record's chunks holds the record's lock.
+	lockRecords = `select id from whence.records where id = any(@ids) order by id for no key update`
+	// Statements that work on a batch are planned for that batch: a plan that was
+	// kept from when the tables were empty would read them whole.
+	planAnew = `
+select set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit', 'off', true),
+    set_config('max_parallel_workers_per_gather', '0', true)`
 )
 
-// supersede removes the superseded chunks that Put itself can tell to be spent.
-func supersede(ctx context.Context, tx pgx.Tx, records []int64) error {
-	return deleteChunks(ctx, tx, deleteSuperseded, records)
+// Prepare sets tx up for statements over batches. Call it first.
+func (x *Index) Prepare(ctx context.Context, tx pgx.Tx) error {
+	if _, err := tx.Exec(ctx, planAnew); err != nil {
+		return fmt.Errorf("prepare: %w", err)
+	}
+	return nil
 }
 
 // reap removes the superseded chunks of those records whose heads are fully
@@ -64,181 +110,138 @@ func supersede(ctx context.Context, tx pgx.Tx, records []int64) error {
 // sees a head that was put meanwhile, or that head's Settle sees the
 // embeddings. It never waits for a lock; what it skips, the holder settles.
 func (x *Index) reap(ctx context.Context, tx pgx.Tx, records []int64) error {
-	return deleteChunks(ctx, tx, reapSuperseded, records)
+	return x.settle(ctx, tx, lockRecords+` skip locked`, records)
 }
 
 // Settle removes what an embedding that was committed during the transaction of
-// a Put made superfluous, and nobody else saw. Call it after that transaction.
+// a Put made superfluous, and nobody else saw. Call it after that transaction,
+// and before another one that may Heads the same records.
 func (x *Index) Settle(ctx context.Context, records []int64) error {
 	if len(records) == 0 {
 		return nil
 	}
-	err := pg.InTx(ctx, x.pool, func(tx pgx.Tx) error {
-		return deleteChunks(ctx, tx, deleteSuperseded, records)
-	})
+	err := pg.InTx(ctx, x.pool, func(tx pgx.Tx) error { return x.settle(ctx, tx, lockRecords, records) })
 	if err != nil {
 		return fmt.Errorf("settle: %w", err)
 	}
 	return nil
 }
 
-// left returns which of the records still hold superseded chunks.
-func left(ctx context.Context, tx pgx.Tx, records []int64) ([]int64, error) {
-	rows, err := tx.Query(ctx, selectLeft, pgx.NamedArgs{"ids": records})
-	if err != nil {
-		return nil, err
+func (x *Index) settle(ctx context.Context, tx pgx.Tx, locking string, records []int64) error {
+	if err := x.Prepare(ctx, tx); err != nil {
+		return err
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
+	rows, err := tx.Query(ctx, locking, pgx.NamedArgs{"ids": records})
+	if err != nil {
+		return fmt.Errorf("lock records: %w", err)
+	}
+	if records, err = pgx.CollectRows(rows, pgx.RowTo[int64]); err != nil || len(records) == 0 {
+		return err
+	}
+	holdings, err := readHoldings(ctx, tx, records)
+	if err != nil {
+		return err
+	}
+	embedded := map[whence.Digest]bool{}
+	if digests := digestsOf(holdings); len(digests) > 0 {
+		rows, err := tx.Query(ctx, selectEmbedded, pgx.NamedArgs{"digests": digests})
+		if err != nil {
+			return fmt.Errorf("read which texts have vectors: %w", err)
+		}
+		if err := scanEmbedded(rows, embedded); err != nil {
+			return fmt.Errorf("read which texts have vectors: %w", err)
+		}
+	}
+	gone, _ := spent(holdings, embedded)
+	return drop(ctx, tx, gone)
 }
 
-func deleteChunks(ctx context.Context, tx pgx.Tx, sql string, records []int64) error {
-	rows, err := tx.Query(ctx, sql, pgx.NamedArgs{"ids": records})
+func readHoldings(ctx context.Context, tx pgx.Tx, records []int64) (out []holding, err error) {
+	rows, err := tx.Query(ctx, selectHoldings, pgx.NamedArgs{"ids": records})
 	if err != nil {
-		return fmt.Errorf("delete superseded chunks: %w", err)
+		return nil, fmt.Errorf("read chunks: %w", err)
 	}
-	gone := make(map[int32][][]byte)
-	var table int32
-	var digest []byte
-	_, err = pgx.ForEachRow(rows, []any{&table, &digest}, func() error {
-		gone[table] = append(gone[table], append([]byte(nil), digest...))
+	var (
+		h          holding
+		c          held
+		digest     []byte
+		superseded bool
+	)
+	_, err = pgx.ForEachRow(rows, []any{&h.record, &h.deleted, &h.owed, &c.id, &c.table, &digest, &superseded}, func() error {
+		if n := len(out); n == 0 || out[n-1].record != h.record {
+			out = append(out, h)
+		}
+		last := &out[len(out)-1]
+		c.digest = whence.Digest(digest)
+		if superseded || h.deleted {
+			last.superseded = append(last.superseded, c)
+		} else {
+			last.head = append(last.head, c.digest)
+		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("delete superseded chunks: %w", err)
+		return nil, fmt.Errorf("read chunks: %w", err)
 	}
-	return forget(ctx, tx, gone)
+	return out, nil
 }
 
-// forget removes the vectors of texts that tables which purge have let go of.
-func forget(ctx context.Context, tx pgx.Tx, gone map[int32][][]byte) error {
+const (
+	deleteChunks  = `delete from whence.chunks where id = any(@ids)`
+	selectPurging = `select id from whence.tables where id = any(@tables) and on_delete = 'PURGE'`
+	selectStill   = `select distinct digest from whence.chunks where digest = any(@digests)`
+	deleteVectors = `
+delete from whence.vectors where space_id in (select id from whence.spaces) and digest = any(@digests)`
+)
+
+// drop deletes chunks. A table that purges what is deleted keeps no vector of a
+// text that it no longer holds, unless another chunk has the same text.
+func drop(ctx context.Context, tx pgx.Tx, gone []held) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	tables := make([]int32, 0, len(gone))
-	for t := range gone {
-		tables = append(tables, t)
+	ids := make([]int64, len(gone))
+	digests := map[int32][][]byte{}
+	for i, c := range gone {
+		ids[i] = c.id
+		digests[c.table] = append(digests[c.table], c.digest[:])
 	}
+	if _, err := tx.Exec(ctx, deleteChunks, pgx.NamedArgs{"ids": ids}); err != nil {
+		return fmt.Errorf("delete superseded chunks: %w", err)
+	}
+	tables := slices.Sorted(maps.Keys(digests))
 	rows, err := tx.Query(ctx, selectPurging, pgx.NamedArgs{"tables": tables})
 	if err != nil {
-		return fmt.Errorf("forget vectors: %w", err)
+		return fmt.Errorf("look for tables that purge: %w", err)
 	}
 	purging, err := pgx.CollectRows(rows, pgx.RowTo[int32])
 	if err != nil {
-		return fmt.Errorf("forget vectors: %w", err)
+		return fmt.Errorf("look for tables that purge: %w", err)
 	}
 	for _, t := range purging {
-		if _, err := tx.Exec(ctx, forgetVectors, pgx.NamedArgs{"digests": gone[t]}); err != nil {
-			return fmt.Errorf("forget vectors: %w", err)
+		if err := forget(ctx, tx, digests[t]); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-const (
-	deleteOlder = `
-with gone as (
-    update whence.records
-    set version = version + 1, lsn = @lsn::pg_lsn, commit_time = @commit::timestamptz, deleted = true, missing = null,
-        subject = case when @purge::bool then null else subject end,
-        event_time = case when @purge::bool then null else event_time end,
-        attributes = case when @purge::bool then '{}'::jsonb else attributes end
-    where table_id = @table and not deleted and lsn < @before::pg_lsn
-    returning id, version
-)
-insert into whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest)
-select id, version, @lsn::pg_lsn, @xid::bigint, @commit::timestamptz, true, @definition::int, '{}'::jsonb, '', @digest::bytea from gone
-returning record_id`
-	purgeOlder = `
-delete from whence.versions v using whence.records r
-where r.id = any(@ids) and v.record_id = r.id and v.version < r.version`
-)
-
-// Commit is the position of a change that concerns a whole table.
-type Commit struct {
-	LSN  whence.LSN
-	XID  *uint32   // nil when it was a backfill that noticed
-	Time time.Time // zero then
-}
-
-// DeleteOlder marks every record of a table deleted that is older than before,
-// in one version of its own at position at: what a truncation does, and what the
-// end of a backfill does to rows that its snapshot no longer held.
-func (x *Index) DeleteOlder(ctx context.Context, tx pgx.Tx, t whence.Table, before whence.LSN, at Commit) error {
-	none := whence.DigestOf("")
-	var xid *int64
-	if at.XID != nil {
-		n := int64(*at.XID)
-		xid = &n
-	}
-	rows, err := tx.Query(ctx, deleteOlder, pgx.NamedArgs{
-		"table": t.ID, "before": before, "lsn": at.LSN, "xid": xid, "commit": timeOrNull(at.Time),
-		"definition": t.Definition, "digest": none[:], "purge": t.OnDelete == whence.OnDeletePurge,
-	})
-	if err != nil {
-		return fmt.Errorf("delete older records: %w", err)
-	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return fmt.Errorf("delete older records: %w", err)
-	}
-	if len(ids) == 0 {
+// forget removes the vectors of texts that no chunk holds.
+func forget(ctx context.Context, tx pgx.Tx, digests [][]byte) error {
+	if len(digests) == 0 {
 		return nil
 	}
-	if t.OnDelete == whence.OnDeletePurge {
-		if _, err := tx.Exec(ctx, purgeOlder, pgx.NamedArgs{"ids": ids}); err != nil {
-			return fmt.Errorf("purge older records: %w", err)
-		}
-	}
-	return supersede(ctx, tx, ids)
-}
-
-const (
-	dropRecords = `
-with few as (select id from whence.records where table_id = @table limit @limit),
-texts as (select array_agg(c.digest) as digests from whence.chunks c join few on few.id = c.record_id),
-gone as (delete from whence.records r using few where r.id = few.id returning 1)
-select (select count(*) from gone), (select coalesce(digests, '{}') from texts)`
-	// Vectors of texts that the table held in the past.
-	dropVectors = `
-delete from whence.vectors v
-where v.table_id = @table and not exists (select from whence.chunks c where c.digest = v.digest)`
-	dropCounts = `delete from whence.embedding_calls where table_id = @table`
-)
-
-// DropSome removes at most limit records of a table with all that hangs on
-// them, vectors that no other chunk needs included, and tells how many it removed.
-func (x *Index) DropSome(ctx context.Context, tx pgx.Tx, table int32, limit int) (int, error) {
-	var n int
-	var digests [][]byte
-	err := tx.QueryRow(ctx, dropRecords, pgx.NamedArgs{"table": table, "limit": limit}).Scan(&n, &digests)
+	rows, err := tx.Query(ctx, selectStill, pgx.NamedArgs{"digests": digests})
 	if err != nil {
-		return 0, fmt.Errorf("drop records: %w", err)
+		return fmt.Errorf("forget vectors: %w", err)
 	}
-	if len(digests) > 0 {
-		if _, err := tx.Exec(ctx, forgetVectors, pgx.NamedArgs{"digests": digests}); err != nil {
-			return 0, fmt.Errorf("drop vectors: %w", err)
-		}
+	still := map[whence.Digest]bool{}
+	if err := scanEmbedded(rows, still); err != nil {
+		return fmt.Errorf("forget vectors: %w", err)
 	}
-	return n, nil
-}
-
-// DropTable removes everything that the index holds of a table.
-func (x *Index) DropTable(ctx context.Context, tx pgx.Tx, table int32) error {
-	const batch = 10_000
-	for {
-		n, err := x.DropSome(ctx, tx, table, batch)
-		if err != nil {
-			return err
-		}
-		if n < batch {
-			break
-		}
-	}
-	if _, err := tx.Exec(ctx, dropVectors, pgx.NamedArgs{"table": table}); err != nil {
-		return fmt.Errorf("drop vectors: %w", err)
-	}
-	if _, err := tx.Exec(ctx, dropCounts, pgx.NamedArgs{"table": table}); err != nil {
-		return fmt.Errorf("drop counts: %w", err)
+	digests = slices.DeleteFunc(slices.Clone(digests), func(d []byte) bool { return still[whence.Digest(d)] })
+	if _, err := tx.Exec(ctx, deleteVectors, pgx.NamedArgs{"digests": digests}); err != nil {
+		return fmt.Errorf("forget vectors: %w", err)
 	}
 	return nil
 }

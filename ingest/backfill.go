@@ -104,8 +104,7 @@ func (s *sink) inTurn(ctx context.Context, fn func(*unit) error) error {
 	if err != nil {
 		return errors.Join(pg.Translate(err), u.Rollback(context.WithoutCancel(ctx)))
 	}
-	u.release()
-	s.committed(ctx, u.unsettled)
+	u.committed(ctx)
 	return nil
 }
 

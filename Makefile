@@ -8,6 +8,7 @@ SHELL := bash
 ADDR ?= 127.0.0.1:7171
 DATA ?= .whence
 FUZZTIME ?= 30s
+KILLS ?= 20
 TEST ?=
 
 golangci := go tool -modfile=tools/go.mod golangci-lint
@@ -50,8 +51,8 @@ fuzz: ## run every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: chaos
-chaos: setup ## run the tests that kill processes five times over
-	go test -timeout 60m -count 5 -run 'Chaos|Crash|Kill' ./...
+chaos: setup ## run the tests that kill processes, with KILLS kills (20)
+	@scripts/chaos $(KILLS)
 
 .PHONY: generate
 generate: ## regenerate the code that comes from proto/

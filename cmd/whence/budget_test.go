@@ -14,7 +14,8 @@ import (
 )
 
 // testBudget makes four times as many calls at once as the task may.
-func testBudget(t *testing.T, w *running) {
+func (w *running) testBudget(t *testing.T) {
+	t.Parallel()
 	const limit, calls = 50, 200
 	budget := uint32(limit)
 	agent, task := w.agent().delegate(t, &v1.DelegateRequest{Agent: "spender", Purpose: "spend everything at once",
@@ -24,14 +25,13 @@ func testBudget(t *testing.T, w *running) {
 	for i := range calls {
 		g.Go(func() error {
 			var res v1.QueryResponse
-			switch err := agent.call(ctx, "MemoryService/Query", &v1.QueryRequest{Text: fmt.Sprintf("question %d", i)}, &res); {
-			case err == nil:
+			err := agent.call(ctx, "MemoryService/Query", &v1.QueryRequest{Text: fmt.Sprintf("question %d", i)}, &res)
+			if err == nil {
 				answered.Add(1)
 				return nil
-			default:
-				exhausted.Add(1)
-				return spent(err, task.GetId())
 			}
+			exhausted.Add(1)
+			return spent(err, task.GetId())
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -20,7 +20,8 @@ import (
 const fresh = v1.FreshnessState_FRESHNESS_STATE_FRESH
 
 // testChangesShow follows one row through every kind of change.
-func testChangesShow(t *testing.T, w *running) {
+func (w *running) testChangesShow(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.fleet (id int primary key, what text not null, colour text)`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.fleet", TextColumns: []string{"what"}, AttributeColumns: []string{"colour"}})
 	ask := &v1.QueryRequest{Text: "pelican freighter", Tables: []string{"app.public.fleet"}}
@@ -119,7 +120,8 @@ var editionPattern = regexp.MustCompile(`edition (\d+)\.`)
 // testNoGapNoLie asks, while rows change all the time, a question that the old
 // and the new text of each row answer: every answer must have every row, and
 // nothing older than the watermark says.
-func testNoGapNoLie(t *testing.T, w *running) {
+func (w *running) testNoGapNoLie(t *testing.T) {
+	t.Parallel()
 	const rows, lasts = 6, 6 * time.Second
 	w.exec(t, `create table public.houses (id int primary key, what text not null)`)
 	c := &chronicle{rows: map[int][]edition{}}
@@ -159,7 +161,7 @@ func rewrite(ctx context.Context, w *running, c *chronicle, rows int) (n int, er
 	defer conn.Release()
 	next := map[int]int{}
 	for ; ctx.Err() == nil; n++ {
-		row := 1 + rand.IntN(rows) //nolint:gosec // any row will do
+		row := 1 + rand.IntN(rows)
 		next[row]++
 		e := edition{number: 1 + next[row]}
 		detached := context.WithoutCancel(ctx)
@@ -176,7 +178,7 @@ func rewrite(ctx context.Context, w *running, c *chronicle, rows int) (n int, er
 		c.add(row, e)
 		select {
 		case <-ctx.Done():
-		case <-time.After(time.Duration(rand.IntN(30)) * time.Millisecond): //nolint:gosec // any pause will do
+		case <-time.After(time.Duration(rand.IntN(30)) * time.Millisecond):
 		}
 	}
 	return n, nil

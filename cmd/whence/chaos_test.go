@@ -33,13 +33,13 @@ func TestChaosKillWhileRowsChange(t *testing.T) {
 	t.Parallel()
 	kills, seed := number(t, chaosKills, 5), uint64(number(t, chaosSeed, int(time.Now().UnixNano()&0xffffff)))
 	t.Logf("%d kills with %s=%d", kills, chaosSeed, seed)
-	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // it is to be repeatable
+	random := rand.New(rand.NewPCG(seed, 1))
 	x := newArena(t)
 
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var g errgroup.Group
-	writer := &scribe{random: rand.New(rand.NewPCG(seed, 2)), dsn: x.cluster.DSN("app"), undone: map[int]bool{}} //nolint:gosec // see above
+	writer := &scribe{random: rand.New(rand.NewPCG(seed, 2)), dsn: x.cluster.DSN("app"), undone: map[int]bool{}}
 	g.Go(func() error { return writer.run(ctx) })
 
 	for n := range kills {

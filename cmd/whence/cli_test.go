@@ -80,7 +80,8 @@ func (o outcome) is(t *testing.T, status int, words ...string) {
 
 // testCommandLine walks through the commands as a person would, and through the
 // same with --json as a script would.
-func testCommandLine(t *testing.T, w *running) {
+func (w *running) testCommandLine(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.larder (id int primary key, owner text, what text, kept timestamptz)`)
 	w.exec(t, `insert into public.larder values (1, 'ann', 'damson jam of last autumn', now()), (2, 'bob', 'pickled samphire', now())`)
 	w.cli(t, "table", "register", "app", "public.larder", "--text", "what", "--subject", "owner", "--attribute", "owner",
@@ -201,7 +202,8 @@ func taskOf(t *testing.T, w *running) string {
 }
 
 // testWatchFromTheCommandLine watches a table while its rows are copied.
-func testWatchFromTheCommandLine(t *testing.T, w *running) {
+func (w *running) testWatchFromTheCommandLine(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.crowd (id int primary key, what text)`)
 	w.exec(t, `insert into public.crowd select i, 'guest ' || i || ' brings a present' from generate_series(1, 3000) i`)
 	w.cli(t, "table", "register", "app", "public.crowd", "--template", "{{id}}: {{what}}", "--wait").is(t, 0, "LIVE", "rows 3000/3000", "pending 0")

@@ -43,7 +43,7 @@ func (c *devCmd) Run(ctx context.Context, a *app) (err error) {
 		return err
 	}
 	defer func() { _ = postgresLog.Close() }()
-	log.Info("starting Postgres", "data", c.Data, "log", postgresLog.Name())
+	log.InfoContext(ctx, "starting Postgres", "data", c.Data, "log", postgresLog.Name())
 	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: c.Data, Durable: true, Log: postgresLog})
 	if err != nil {
 		return err

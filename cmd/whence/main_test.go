@@ -19,11 +19,11 @@ func TestMain(m *testing.M) {
 		// test run that is killed leaves no server behind.
 		go func() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
-			os.Exit(3) //nolint:forbidigo // nobody is left to be told
+			os.Exit(3)
 		}()
-		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) //nolint:forbidigo // this is main
+		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
-	os.Exit(pgtest.Main(m)) //nolint:forbidigo // this is main
+	os.Exit(pgtest.Main(m))
 }
 
 // TestDevelopmentServer runs what one undisturbed `whence dev` can show. Each
@@ -31,27 +31,17 @@ func TestMain(m *testing.M) {
 func TestDevelopmentServer(t *testing.T) {
 	t.Parallel()
 	w := startDev(t)
-	for _, part := range []struct {
-		name string
-		test func(*testing.T, *running)
-	}{
-		{"ChangesShow", testChangesShow},
-		{"NoGapNoLie", testNoGapNoLie},
-		{"TenMegabyteRow", testTenMegabyteRow},
-		{"Budget", testBudget},
-		{"Refusals", testRefusals},
-		{"SourceWithoutLogicalDecoding", testSourceWithoutLogicalDecoding},
-		{"CommandLine", testCommandLine},
-		{"WatchFromTheCommandLine", testWatchFromTheCommandLine},
-		{"AnswersThenAndNow", testAnswersThenAndNow},
-		{"SecondServer", testSecondServer},
-		{"Protocols", testProtocols},
-		{"PlainPaths", testPlainPaths},
-		{"JSONShape", testJSONShape},
-	} {
-		t.Run(part.name, func(t *testing.T) {
-			t.Parallel()
-			part.test(t, w)
-		})
-	}
+	t.Run("ChangesShow", w.testChangesShow)
+	t.Run("NoGapNoLie", w.testNoGapNoLie)
+	t.Run("TenMegabyteRow", w.testTenMegabyteRow)
+	t.Run("Budget", w.testBudget)
+	t.Run("Refusals", w.testRefusals)
+	t.Run("SourceWithoutLogicalDecoding", w.testSourceWithoutLogicalDecoding)
+	t.Run("CommandLine", w.testCommandLine)
+	t.Run("WatchFromTheCommandLine", w.testWatchFromTheCommandLine)
+	t.Run("AnswersThenAndNow", w.testAnswersThenAndNow)
+	t.Run("SecondServer", w.testSecondServer)
+	t.Run("Protocols", w.testProtocols)
+	t.Run("PlainPaths", w.testPlainPaths)
+	t.Run("JSONShape", w.testJSONShape)
 }

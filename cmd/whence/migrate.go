@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+
 	"github.com/whence-db/whence/migrations"
 )
 

@@ -21,7 +21,8 @@ import (
 )
 
 // testProtocols makes the same calls over every wire protocol.
-func testProtocols(t *testing.T, w *running) {
+func (w *running) testProtocols(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.clocks (id int primary key, what text)`)
 	w.exec(t, `insert into public.clocks values (7, 'a verge escapement')`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.clocks", TextColumns: []string{"what"}})
@@ -131,7 +132,8 @@ func (c caller) get(t *testing.T, path string) (int, http.Header, string) {
 
 // testPlainPaths looks at everything that is served without a credential, and
 // at calls by GET.
-func testPlainPaths(t *testing.T, w *running) {
+func (w *running) testPlainPaths(t *testing.T) {
+	t.Parallel()
 	anyone := caller{http: w.http, url: w.url}
 	for _, p := range []struct {
 		path, kind string
@@ -187,7 +189,8 @@ func testPlainPaths(t *testing.T, w *running) {
 
 // testJSONShape holds the names of the JSON form, which other programs are
 // written against.
-func testJSONShape(t *testing.T, w *running) {
+func (w *running) testJSONShape(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.shape (id bigint primary key, owner text, what text, note text)`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.shape", TextColumns: []string{"what"}, SubjectColumn: "owner", AttributeColumns: []string{"note", "owner"}})
 	w.exec(t, `insert into public.shape values (9007199254740993, 'ann', 'an icosahedron in brass', null)`)

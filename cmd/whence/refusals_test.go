@@ -23,12 +23,13 @@ type bad struct {
 }
 
 // testRefusals makes every call of testdata/refusals.txt.
-func testRefusals(t *testing.T, w *running) {
+func (w *running) testRefusals(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.shelf (id int primary key, owner text, what text)`)
 	w.exec(t, `insert into public.shelf values (1, 'ann', 'a crate of quinces'), (2, 'bob', 'a crate of medlars')`)
 	w.exec(t, `create table public.keyless (what text)`)
 	w.exec(t, `create table public.desk (id int primary key, owner text, what text)`)
-	w.exec(t, `create view public.sight as select * from public.desk`)
+	w.exec(t, `create view public.sight as select id, what from public.desk`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.shelf", TextColumns: []string{"what"}, SubjectColumn: "owner"})
 	w.register(t, &v1.RegisterTableRequest{Table: "public.desk", TextColumns: []string{"what"}, SubjectColumn: "owner"})
 	tokens := credentials(t, w)
@@ -158,7 +159,8 @@ func readBad(t *testing.T, path string) (cases []bad) {
 
 // A database whose server does not decode its log is refused in words that say
 // which setting to change, by the API and by doctor.
-func testSourceWithoutLogicalDecoding(t *testing.T, w *running) {
+func (w *running) testSourceWithoutLogicalDecoding(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.OwnCluster(t, map[string]string{"wal_level": "replica"})
 	r := w.operator().refused(t, "SourceService/CreateSource", &v1.CreateSourceRequest{Name: "plain", Dsn: cluster.DSN("postgres")})
 	bad{code: "failed_precondition", reason: "WAL_LEVEL_NOT_LOGICAL", says: []string{"wal_level", "logical", "restart"}}.check(t, r)
@@ -189,7 +191,8 @@ func testSourceWithoutLogicalDecoding(t *testing.T, w *running) {
 }
 
 // testTenMegabyteRow captures a row of 10 MB and finds what stands at its end.
-func testTenMegabyteRow(t *testing.T, w *running) {
+func (w *running) testTenMegabyteRow(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.tome (id int primary key, what text not null)`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.tome", TextColumns: []string{"what"}})
 	w.exec(t, `insert into public.tome select 1, string_agg('Chapter ' || i || ' tells of nothing in particular, at some length, again and again.', E'\n\n') || E'\n\nAt the very end a kestrel alights.'

@@ -182,7 +182,7 @@ type child struct {
 // is still running when the test ends is killed.
 func spawn(t *testing.T, env map[string]string, args ...string) *child {
 	t.Helper()
-	c := &child{cmd: exec.Command(os.Args[0], args...), out: newJournal(), log: newJournal(), ended: make(chan struct{})} //nolint:noctx // killed below
+	c := &child{cmd: exec.Command(os.Args[0], args...), out: newJournal(), log: newJournal(), ended: make(chan struct{})}
 	c.cmd.Env = append(os.Environ(), asMain+"=1")
 	for name, value := range env {
 		c.cmd.Env = append(c.cmd.Env, name+"="+value)

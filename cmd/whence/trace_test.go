@@ -19,7 +19,8 @@ func idKey(id string) *structpb.Struct {
 
 // testAnswersThenAndNow keeps an answer, changes one of its rows, deletes another,
 // and looks at it again: what was shown stays, what is now stands beside it.
-func testAnswersThenAndNow(t *testing.T, w *running) {
+func (w *running) testAnswersThenAndNow(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.tides (id int primary key, place text, what text)`)
 	w.exec(t, `insert into public.tides values (1, 'harbour', 'samovar tide at the harbour'), (2, 'pier', 'samovar tide at the pier'),
 		(3, 'bar', 'samovar tide at the bar')`)
@@ -154,7 +155,8 @@ func traced(t *testing.T, w *running, first, task string) {
 
 // testSecondServer joins another server by dev.env's variables: it honours the
 // same tokens and gives the same answers.
-func testSecondServer(t *testing.T, w *running) {
+func (w *running) testSecondServer(t *testing.T) {
+	t.Parallel()
 	w.exec(t, `create table public.moths (id int primary key, what text)`)
 	w.exec(t, `insert into public.moths select i, 'hawkmoth number ' || i from generate_series(1, 9) i`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.moths", TextColumns: []string{"what"}})

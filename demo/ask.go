@@ -16,7 +16,7 @@ const question = "play chess against the computer"
 
 func (s *story) ask(ctx context.Context) error {
 	for i, q := range []*v1.QueryRequest{
-		ask(question, 4),
+		theQuestion(4),
 		{Text: "convert pictures to another format", Limit: limit(3), Subjects: []string{"graphics"}},
 		{Text: "which process is using the network", Limit: limit(3), Filter: map[string]string{"section": "net"}},
 	} {
@@ -40,8 +40,9 @@ func (s *story) ask(ctx context.Context) error {
 	return nil
 }
 
-func ask(text string, n uint32) *v1.QueryRequest {
-	return &v1.QueryRequest{Text: text, Limit: limit(n)}
+// theQuestion asks it, for n hits.
+func theQuestion(n uint32) *v1.QueryRequest {
+	return &v1.QueryRequest{Text: question, Limit: limit(n)}
 }
 
 func limit(n uint32) *uint32 { return &n }

@@ -121,7 +121,8 @@ func parseAvailable(r io.Reader, at time.Time) ([]row, error) {
 	}
 	for {
 		line, err := in.ReadString('\n')
-		if err != nil && !errors.Is(err, io.EOF) {
+		last := errors.Is(err, io.EOF)
+		if err != nil && !last {
 			return nil, err
 		}
 		text := strings.TrimRight(line, "\r\n")
@@ -129,12 +130,12 @@ func parseAvailable(r io.Reader, at time.Time) ([]row, error) {
 			started = true
 			current.take(text)
 		}
-		if text == "" || err != nil {
-			if ferr := finish(); ferr != nil {
-				return nil, ferr
+		if text == "" || last {
+			if err := finish(); err != nil {
+				return nil, err
 			}
 		}
-		if err != nil {
+		if last {
 			return rows, nil
 		}
 	}

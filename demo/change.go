@@ -77,7 +77,7 @@ func (s *story) change(ctx context.Context) error {
 func (s *story) again(ctx context.Context, name, when string) (*v1.QueryResponse, error) {
 	s.screen.line("\n   %s%s", s.screen.paint(bold, "? "+question), s.screen.paint(dim, "  again: "+when))
 	at := time.Now()
-	res, err := s.agent.memory.Query(ctx, ask(question, 4))
+	res, err := s.agent.memory.Query(ctx, theQuestion(4))
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +131,7 @@ func (s *story) remove(ctx context.Context) error {
 		return err
 	}
 	s.screen.line("   GetRecord %s: %s, within %s of the commit", s.gone, s.screen.state(last), took(wait))
-	res, err := s.query(ctx, s.agent, ask(question, 4))
+	res, err := s.query(ctx, s.agent, theQuestion(4))
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func (s *story) delegate(ctx context.Context) error {
 		strings.Join(t.GetScope().GetSubjects(), ", "), strings.Join(t.GetScope().GetActions(), ", "), t.GetBudget().GetCalls().GetLimit())
 	helper := newAgent(s.http, s.env["WHENCE_URL"], res.GetToken())
 
-	inside, err := s.query(ctx, helper, ask(question, 2))
+	inside, err := s.query(ctx, helper, theQuestion(2))
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (s *story) denied(ctx context.Context, helper agent, q *v1.QueryRequest) er
 func (s *story) spend(ctx context.Context, helper agent) error {
 	for range calls + 1 {
 		s.screen.line("\n   %s%s", s.screen.paint(bold, "? "+question), s.screen.paint(dim, "  once more"))
-		res, err := helper.memory.Query(ctx, ask(question, 1))
+		res, err := helper.memory.Query(ctx, theQuestion(1))
 		if err == nil {
 			m := res.GetBudget().GetCalls()
 			s.screen.line("   answer %s; %d of %d calls left", res.GetAnswerId(), m.GetRemaining(), m.GetLimit())

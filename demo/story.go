@@ -154,12 +154,16 @@ func (s *story) register(ctx context.Context) error {
 		return err
 	}
 	t := res.GetTable()
-	s.screen.line("   %s  key %s  text %q  subject %s  time %s", t.GetName(), t.GetKeyColumns(), t.GetTextTemplate(),
-		t.GetSubjectColumn(), t.GetTimeColumn())
-	watch, leave := context.WithCancel(ctx)
-	defer leave()
-	stream, err := s.op.sources.WatchTable(watch, &v1.WatchTableRequest{Name: t.GetName()})
+	s.screen.line("   %s  text %q  subject %s  time %s", t.GetName(), t.GetTextTemplate(), t.GetSubjectColumn(), t.GetTimeColumn())
+	return s.follow(ctx, t.GetName(), began)
+}
+
+// follow shows how a table's capture gets on until everything can be found.
+func (s *story) follow(ctx context.Context, name string, began time.Time) error {
+	ctx, leave := context.WithCancel(ctx)
+	stream, err := s.op.sources.WatchTable(ctx, &v1.WatchTableRequest{Name: name})
 	if err != nil {
+		leave()
 		return err
 	}
 	defer func() { leave(); _ = stream.Close() }()
@@ -167,38 +171,37 @@ func (s *story) register(ctx context.Context) error {
 	complete := false
 	defer func() { p.done(complete) }()
 	var live time.Duration
-	for {
+	for !complete {
 		res, err := stream.Receive()
 		if err != nil {
 			return fmt.Errorf("watch the table: %w", err)
 		}
 		st := res.GetStatus()
 		p.show(st)
-		switch st.GetState() {
-		case v1.TableState_TABLE_STATE_BROKEN, v1.TableState_TABLE_STATE_SCHEMA_CHANGED:
+		if st.GetError() != "" {
 			return errors.New(st.GetError())
-		case v1.TableState_TABLE_STATE_LIVE:
-			if live == 0 {
-				live = time.Since(began)
-			}
-			if st.GetPending() > 0 {
-				continue
-			}
+		}
+		if st.GetState() != v1.TableState_TABLE_STATE_LIVE {
+			continue
+		}
+		if live == 0 {
+			live = time.Since(began)
+		}
+		if complete = st.GetPending() == 0; complete {
 			all := time.Since(began)
-			complete = true
-			p.done(complete)
+			p.done(true)
 			rows, texts := st.GetBackfill().GetRowsDone(), st.GetCalls().GetMade()
 			s.screen.line("   %s  %s rows copied in %s: %s rows/s", s.screen.state(plain(st.GetState())), number(rows), took(live), rate(rows, live))
-			s.screen.line("   %s texts embedded by %s after registration: %s texts/s, beside the copying", number(texts), took(all), rate(texts, all))
-			return nil
+			s.screen.line("   all %s texts embedded %s after registration: %s texts/s", number(texts), took(all), rate(texts, all))
 		}
 	}
+	return nil
 }
 
 func (s *story) end() error {
 	s.screen.line("\n%s", s.screen.paint(bold, "Done in "+took(time.Since(s.began))+"."))
-	s.screen.line("   make dev        the same server, to stay: it prints its address and writes credentials to .whence/dev.env")
-	s.screen.line("   bin/whence -h   everything above as commands: table, query, answer, task, audit")
+	s.screen.line("   make dev       the same server, to stay; credentials are written to .whence/dev.env")
+	s.screen.line("   bin/whence -h  all of the above as commands: table, query, answer, task, audit")
 	return nil
 }
 

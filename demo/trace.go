@@ -63,7 +63,7 @@ func (s *story) traceRow(ctx context.Context) error {
 	s.screen.line("\n   %s", s.screen.paint(bold, "Row "+table+" name="+s.changed))
 	s.screen.line("   %d versions, %d chunks, %d answers", n.GetVersions(), n.GetChunks(), n.GetAnswers())
 	for _, v := range res.GetVersions() {
-		s.screen.line("   version %d at %-11s %s", v.GetVersion(), v.GetLsn(), s.screen.paint(dim, cut(v.GetText(), width-27)))
+		s.screen.line("   version %d at %-10s  %s", v.GetVersion(), v.GetLsn(), s.screen.paint(dim, cut(v.GetText(), width-29)))
 	}
 	for _, a := range res.GetAnswers() {
 		since := "current"

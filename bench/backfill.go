@@ -17,6 +17,7 @@ import (
 // backfillResult compares bringing a table into memory with copying its columns.
 type backfillResult struct {
 	Rows     int    `json:"rows"`
+	Rounds   int    `json:"rounds"`
 	Live     figure `json:"live_rows_per_second"`     // until the table was LIVE
 	Embedded figure `json:"embedded_rows_per_second"` // until every text had its vector
 	Copy     figure `json:"copy_rows_per_second"`
@@ -34,7 +35,8 @@ func registeredName(round int) whence.TableName {
 
 // measureBackfill runs rounds of both, each first every other time. Every round
 // has a table with texts of its own, for a text that was embedded before costs
-// nothing. Only the last round's table stays registered.
+// nothing. Only the last round's table stays registered. A slow machine gets fewer
+// rounds: none begins once backfillBudget is spent.
 func measureBackfill(ctx context.Context, s *server, rounds int, write func(round int) []article) (backfillResult, error) {
 	source, err := pgx.Connect(ctx, s.env["WHENCE_SOURCE_URL"])
 	if err != nil {
@@ -49,6 +51,7 @@ func measureBackfill(ctx context.Context, s *server, rounds int, write func(roun
 
 	var live, embedded, copied []float64
 	var rows int
+	begun := time.Now()
 	for round := range rounds {
 		articles := write(round)
 		rows = len(articles)
@@ -70,16 +73,17 @@ func measureBackfill(ctx context.Context, s *server, rounds int, write func(roun
 			}
 			live, embedded = append(live, l.Seconds()), append(embedded, e.Seconds())
 		}
-		if round < rounds-1 {
-			if _, err := s.sources.UnregisterTable(ctx, &whencev1.UnregisterTableRequest{Name: string(registeredName(round))}); err != nil {
-				return backfillResult{}, err
-			}
+		if round == rounds-1 || time.Since(begun) > backfillBudget {
+			break
+		}
+		if _, err := s.sources.UnregisterTable(ctx, &whencev1.UnregisterTableRequest{Name: string(registeredName(round))}); err != nil {
+			return backfillResult{}, err
 		}
 	}
 	if _, err := memory.Exec(ctx, "vacuum analyze"); err != nil {
 		return backfillResult{}, err
 	}
-	return backfillResult{Rows: rows,
+	return backfillResult{Rows: rows, Rounds: len(live),
 		Live: rate(rows, live), Embedded: rate(rows, embedded), Copy: rate(rows, copied),
 		LiveRatio: pairwise(live, copied), EmbeddedRatio: pairwise(embedded, copied)}, nil
 }
@@ -93,8 +97,9 @@ func rate(rows int, seconds []float64) figure {
 }
 
 const (
-	backfillLimit = 10 * time.Minute
-	look          = 5 * time.Millisecond
+	backfillBudget = 40 * time.Second
+	backfillLimit  = 10 * time.Minute
+	look           = 5 * time.Millisecond
 )
 
 const stateSQL = `

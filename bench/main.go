@@ -53,7 +53,7 @@ func main() {
 }
 
 func parse(args []string, complaints io.Writer) (config, error) {
-	c := config{rounds: 5, backfills: 3, questions: 100, updates: 50}
+	c := config{rounds: 5, backfills: 3, questions: 50, updates: 50}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(complaints)
 	flags.IntVar(&c.rows, "rows", 20_000, "rows of the table")
@@ -97,7 +97,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	if err != nil {
 		return err
 	}
-	begun := time.Now()
+	begun, busy := time.Now(), loadAverages()
 	say := func(format string, args ...any) {
 		fmt.Fprintf(progress, "%5.1f s  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
 	}
@@ -116,6 +116,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	if err != nil {
 		return err
 	}
+	r.Environment.Load = busy
 	r.Seconds = time.Since(begun).Seconds()
 	if c.json {
 		e := json.NewEncoder(out)
@@ -127,7 +128,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 
 // measure runs everything; the server's end fails it.
 func measure(ctx context.Context, c config, s *server, most int, say func(string, ...any)) (*report, error) {
-	r := &report{Questions: c.questions, Rounds: c.rounds, RoundSeconds: c.perSide.Seconds() / float64(c.rounds), Backfills: c.backfills}
+	r := &report{Questions: c.questions, Rounds: c.rounds, RoundSeconds: c.perSide.Seconds() / float64(c.rounds)}
 	g, ctx := errgroup.WithContext(ctx)
 	ctx, done := context.WithCancel(ctx)
 	g.Go(func() error {
@@ -146,7 +147,7 @@ func measure(ctx context.Context, c config, s *server, most int, say func(string
 }
 
 func (r *report) fill(ctx context.Context, c config, s *server, most int, say func(string, ...any)) (err error) {
-	say("backfill against COPY, %d rounds of %d rows", c.backfills, c.rows)
+	say("backfill against COPY, up to %d rounds of %d rows", c.backfills, c.rows)
 	var last []article
 	r.Backfill, err = measureBackfill(ctx, s, c.backfills, func(round int) []article {
 		last = writeArticles(uint64(round+1), c.rows)
@@ -155,7 +156,7 @@ func (r *report) fill(ctx context.Context, c config, s *server, most int, say fu
 	if err != nil {
 		return err
 	}
-	table := c.backfills - 1
+	table := r.Backfill.Rounds - 1
 	if r.Environment, err = inspect(ctx, s, last); err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (r *report) fill(ctx context.Context, c config, s *server, most int, say fu
 		}
 		r.Queries = append(r.Queries, q)
 	}
-	say("from commit to answer, %d updates", c.updates)
+	say("from commit to answer, up to %d updates", c.updates)
 	r.Visible, err = measureVisible(ctx, s, table, c.rows, c.updates)
 	return err
 }

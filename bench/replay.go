@@ -4,12 +4,11 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"time"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"

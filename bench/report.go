@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/jackc/pgx/v5"
@@ -18,7 +20,6 @@ type report struct {
 	Rounds       int             `json:"rounds"`
 	RoundSeconds float64         `json:"round_seconds"`
 	Queries      []queryResult   `json:"queries"`
-	Backfills    int             `json:"backfill_rounds"`
 	Backfill     backfillResult  `json:"backfill"`
 	Visible      visibleResult   `json:"visible"`
 	Seconds      float64         `json:"seconds"` // that the run took
@@ -31,6 +32,7 @@ type environmentLine struct {
 	Go         string `json:"go"`
 	Postgres   string `json:"postgres"`
 	Pgvector   string `json:"pgvector"`
+	Load       string `json:"load,omitempty"` // the machine's load averages before the run, where the system tells
 	Durability string `json:"durability"`
 	Rows       int    `json:"rows"`
 	Chunks     int    `json:"chunks"`
@@ -44,6 +46,17 @@ select current_setting('server_version'), (select extversion from pg_extension w
        'fsync ' || current_setting('fsync') || ', synchronous_commit ' || current_setting('synchronous_commit'),
        (select count(*) from whence.chunks), s.model, s.dimensions
 from whence.spaces s where s.current`
+
+// loadAverages returns the load of the last 1, 5 and 15 minutes; empty where the
+// system does not tell.
+func loadAverages() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	fields := strings.Fields(string(b))
+	if err != nil || len(fields) < 3 {
+		return ""
+	}
+	return strings.Join(fields[:3], " ")
+}
 
 func inspect(ctx context.Context, s *server, rows []article) (environmentLine, error) {
 	e := environmentLine{Cores: runtime.NumCPU(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version(), Rows: len(rows)}
@@ -62,6 +75,9 @@ func inspect(ctx context.Context, s *server, rows []article) (environmentLine, e
 func (r *report) print(w io.Writer) error {
 	e := r.Environment
 	fmt.Fprintf(w, "machine  %d cores, %s, %s, PostgreSQL %s, pgvector %s\n", e.Cores, e.Platform, e.Go, e.Postgres, e.Pgvector)
+	if e.Load != "" {
+		fmt.Fprintf(w, "load     %s before the run (a busy machine spreads the figures)\n", e.Load)
+	}
 	fmt.Fprintf(w, "disk     %s; one durable insert alone takes %.2f ms (p50)\n", e.Durability, r.Commit)
 	fmt.Fprintf(w, "data     %d rows of %d bytes of text, %d chunks, %d dimensions (%s)\n\n",
 		e.Rows, e.TextBytes, e.Chunks, e.Dimensions, e.Model)
@@ -90,7 +106,7 @@ func (r *report) print(w io.Writer) error {
 	}
 
 	fmt.Fprintf(w, "\nBackfill: from RegisterTable on, and COPY out of the source and into the memory database\n")
-	fmt.Fprintf(w, "%d rounds of %d rows in turns; median of the rounds (lowest to highest)\n\n", r.Backfills, r.Backfill.Rows)
+	fmt.Fprintf(w, "%d rounds of %d rows in turns; median of the rounds (lowest to highest)\n\n", r.Backfill.Rounds, r.Backfill.Rows)
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "\trows/s\t\ttime ÷ COPY's\t\t")
 	for _, line := range []struct {

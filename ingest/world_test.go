@@ -35,7 +35,15 @@ const waitLimit = 60 * time.Second
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	t.Parallel()
-	w := &world{t: t, source: pgtest.Empty(t), memory: pgtest.New(t)}
+	source := pgtest.Empty(t)
+	w := newWorldWithoutSource(t)
+	w.source = source
+	return w
+}
+
+func newWorldWithoutSource(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, memory: pgtest.New(t)}
 	w.exec(w.memory, `insert into whence.spaces (model, dimensions, current) values ('test', 2, true)`)
 	x, err := index.New(index.Config{Pool: w.memory.Pool})
 	if err != nil {

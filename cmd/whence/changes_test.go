@@ -145,7 +145,7 @@ func (w *running) testNoGapNoLie(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range seen {
-		t.Logf("%d answers while %d updates: %d fresh hits, %d stale, %d unknown", s.answers, writes, s.fresh, s.stale, s.unknown)
+		t.Logf("%d answers while %d updates: %d fresh hits, %d stale, %d unknown%s", s.answers, writes, s.fresh, s.stale, s.unknown, s.why)
 		if s.answers == 0 || s.fresh == 0 || writes < rows {
 			t.Error("nothing was proved")
 		}
@@ -188,6 +188,7 @@ func rewrite(ctx context.Context, w *running, c *chronicle, rows int) (n int, er
 type tally struct {
 	answers, fresh, stale, unknown int
 	newest                         map[int]int
+	why                            string // of the last unknown hit
 }
 
 func (s *tally) poll(until, ctx context.Context, w *running, c *chronicle, rows int) error {
@@ -245,6 +246,7 @@ func (s *tally) check(res *v1.QueryResponse, c *chronicle, rows int) error {
 			s.stale++
 		default:
 			s.unknown++
+			s.why = fmt.Sprintf(" (answer %d: %s, behind %v)", s.answers+1, freshnessText(h.GetFreshness()), h.GetFreshness().GetBehind().AsDuration())
 		}
 		if least, why := c.least(row, lsn, caughtUp); number < least {
 			return fmt.Errorf("row %d shows edition %d (%v) although edition %d %s", row, number, h.GetFreshness(), least, why)

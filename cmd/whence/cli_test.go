@@ -89,11 +89,14 @@ func (w *running) testCommandLine(t *testing.T) {
 	memory, source, secret := w.env["WHENCE_DATABASE_URL"], w.env["WHENCE_SOURCE_URL"], w.env["WHENCE_SECRET_KEY"]
 
 	var asked v1.QueryResponse
-	w.json(t, &asked, "query", "damson jam", "--table", "app.public.larder", "--limit", "1")
+	clerk, own := w.agent().delegate(t, &v1.DelegateRequest{Agent: "clerk", Purpose: "keep the larder",
+		Scope: &v1.Scope{AllTables: true, AllSubjects: true, Actions: []string{"memory:read"}}})
+	command(t, "query", "damson jam", "--table", "app.public.larder", "--limit", "1", "--json", "--url", w.url, "--token", clerk.token).
+		message(t, &asked)
 	if len(asked.GetHits()) != 1 {
 		t.Fatalf("%d hits", len(asked.GetHits()))
 	}
-	answer, task := asked.GetAnswerId(), taskOf(t, w)
+	answer, task := asked.GetAnswerId(), own.GetId()
 	for _, c := range []struct {
 		args  []string
 		words []string
@@ -110,9 +113,9 @@ func (w *running) testCommandLine(t *testing.T) {
 			[]string{"pickled samphire", "FRESH"}},
 		{[]string{"query", "zyzzyva", "--subject", "nobody"}, []string{"nothing found"}},
 		{[]string{"record", "app.public.larder", "id=1"}, []string{"version 1", "LIVE", "damson jam"}},
-		{[]string{"answer"}, []string{"TIME", answer, "damson jam"}},
-		{[]string{"answer", "list", "--task", task}, []string{answer}},
-		{[]string{"answer", "get", answer}, []string{"damson jam", "dev-agent", "shown: version 1", "now: version 1"}},
+		{[]string{"answer"}, []string{"TIME", "ANSWER"}},
+		{[]string{"answer", "list", "--task", task}, []string{answer, "clerk", "damson jam"}},
+		{[]string{"answer", "get", answer}, []string{"damson jam", "clerk", "shown: version 1", "now: version 1"}},
 		{[]string{"answer", "trace", "app.public.larder", "id=1"}, []string{"1 versions", answer}},
 		{[]string{"audit"}, []string{"DECISION", "ALLOWED"}},
 		{[]string{"audit", "list", "--call", "whence.v1.MemoryService/Query", "--limit", "5"}, []string{"whence.v1.MemoryService/Query"}},
@@ -184,21 +187,13 @@ func (w *running) testCommandLine(t *testing.T) {
 	w.cli(t, "table", "get", "app.public.larder").is(t, 1, "not_found")
 }
 
-// json runs a command with --json and reads what it prints as the API's message.
-func (w *running) json(t *testing.T, into proto.Message, args ...string) {
+// message reads what a command printed with --json as the API's message.
+func (o outcome) message(t *testing.T, into proto.Message) {
 	t.Helper()
-	o := w.cli(t, append(args, "--json")...)
 	o.is(t, 0)
 	if err := protojson.Unmarshal([]byte(o.out), into); err != nil {
-		t.Fatalf("whence %s: %v\n%s", strings.Join(args, " "), err, o.out)
+		t.Fatalf("whence %s: %v\n%s", o.line(), err, o.out)
 	}
-}
-
-func taskOf(t *testing.T, w *running) string {
-	t.Helper()
-	var res v1.GetTaskResponse
-	w.agent().must(t, "TaskService/GetTask", &v1.GetTaskRequest{}, &res)
-	return res.GetTask().GetId()
 }
 
 // testWatchFromTheCommandLine watches a table while its rows are copied.

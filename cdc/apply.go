@@ -28,20 +28,21 @@ type applier struct {
 	decoder   decoder
 	relations map[uint32]*relation
 
-	unit      Unit // open or nil
-	inUnit    int  // changes applied to it
-	changes   []Change
-	bytes     int // of the values in changes
-	inTx      bool
-	begin     beginMessage
-	position  whence.LSN // every whole transaction before it is in the sink, the unit or changes
-	committed time.Time  // the source's time of the last transaction that had changes
+	unit       Unit // open or nil
+	inUnit     int  // changes applied to it
+	changes    []Change
+	bytes      int // of the values in changes
+	inTx       bool
+	begin      beginMessage
+	position   whence.LSN // every whole transaction before it is in the sink, the unit or changes
+	checkpoint whence.LSN // the sink's, as of this session's last unit
+	committed  time.Time  // the source's time of the last transaction that had changes
 
 	nextCaught, nextIdle time.Time
 }
 
-func newApplier(s *session) *applier {
-	return &applier{session: s, relations: map[uint32]*relation{}, position: s.durableLSN(),
+func newApplier(s *session, from whence.LSN) *applier {
+	return &applier{session: s, relations: map[uint32]*relation{}, position: from, checkpoint: from,
 		nextIdle: s.c.cfg.Now().Add(s.c.cfg.IdleCheckpoint)}
 }
 
@@ -146,7 +147,7 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 	return nil
 }
 
-func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, old, new tuple) error {
+func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, oldRow, newRow tuple) error {
 	r, err := a.relation(ctx, id)
 	if err != nil || !r.wanted {
 		return err
@@ -155,7 +156,7 @@ func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, old, 
 		return nil // the table's state says so, durably, before this
 	}
 	ch := Change{Table: r.table.ID, Op: op, LSN: a.begin.final, XID: a.begin.xid, CommitTime: a.begin.commitTime}
-	size, err := r.fill(&ch, oldKind, old, new)
+	size, err := r.fill(&ch, oldKind, oldRow, newRow)
 	if err != nil {
 		return err
 	}
@@ -243,7 +244,7 @@ func (a *applier) settle(ctx context.Context) error {
 		return err
 	}
 	now := a.c.cfg.Now()
-	idle := a.position - a.durableLSN()
+	idle := a.position - a.checkpoint
 	if a.unit == nil && (idle >= idleBytes || idle > 0 && now.After(a.nextIdle)) {
 		u, err := a.c.sink.Begin(ctx)
 		if err != nil {
@@ -270,6 +271,7 @@ func (a *applier) commit(ctx context.Context) error {
 		return fmt.Errorf("commit a unit: %w", err)
 	}
 	a.unit, a.inUnit = nil, 0
+	a.checkpoint = p.LSN
 	a.durable.Store(uint64(p.LSN))
 	now := a.c.cfg.Now()
 	a.nextCaught, a.nextIdle = now.Add(caughtEvery), now.Add(a.c.cfg.IdleCheckpoint)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/whence-db/whence"
 )
 
 // encode is decode's inverse for the messages that say something of rows.
@@ -129,6 +131,29 @@ func TestDecodeRefuses(t *testing.T) {
 		if m, err := new(decoder).decode(b); err == nil {
 			t.Errorf("%s was accepted as %+v", name, m)
 		}
+	}
+}
+
+// Rows that do not fit what was described of their relation are refused.
+func TestRowsOfTheWrongWidth(t *testing.T) {
+	set := &tableSet{byName: map[relationName]whence.Table{{"public", "notes"}: table(1, "notes", "id")}}
+	r := resolve(sampleMessages[3].(relationMessage), set, nil)
+	two := tuple{textColumn("7"), textColumn("x")}
+	for name, tt := range map[string]struct {
+		op       Op
+		kind     byte
+		old, new tuple
+	}{
+		"insert of none": {Insert, 0, nil, nil}, "insert of one": {Insert, 0, nil, two[:1]},
+		"update of none": {Update, 0, nil, nil}, "update with an empty old row": {Update, 'K', nil, two},
+		"delete of none": {Delete, 'K', nil, nil}, "delete of three": {Delete, 'O', append(two[:2:2], two[0]), nil},
+	} {
+		if _, err := r.fill(&Change{Op: tt.op}, tt.kind, tt.old, tt.new); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	if _, err := r.fill(&Change{Op: Update}, 'K', two, two); err != nil {
+		t.Error(err)
 	}
 }
 

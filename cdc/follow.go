@@ -32,7 +32,9 @@ type session struct {
 	room   *semaphore.Weighted // bytes that queue may still take
 	capped int64               // a batch weighs at most this much
 
-	durable atomic.Uint64 // the sink's checkpoint; written by apply
+	// durable is what this session's units made so, and 0 before the first: the
+	// checkpoint it began from may have come from Caught. Written by apply.
+	durable atomic.Uint64
 	heard   atomic.Uint64 // how far the server says it has sent; written by receive
 	probes  probes
 	answer  chan struct{} // the server asked for a status
@@ -72,8 +74,7 @@ func (c *Capture) follow(ctx context.Context) error {
 		queue: make(chan batch, 1024), room: semaphore.NewWeighted(c.cfg.QueueBytes), capped: c.cfg.QueueBytes,
 		answer: make(chan struct{}, 1), ask: make(chan struct{}, 1),
 	}
-	s.durable.Store(uint64(from))
-	return s.run(ctx)
+	return s.run(ctx, from)
 }
 
 // open returns a connection that carries the stream from the sink's checkpoint.
@@ -101,12 +102,12 @@ func (c *Capture) open(ctx context.Context, conn *pgx.Conn) (_ *pgconn.HijackedC
 	return hijacked, from, err
 }
 
-func (s *session) run(ctx context.Context) error {
+func (s *session) run(ctx context.Context, from whence.LSN) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.receive(gctx) })
 	g.Go(func() error { return s.report(gctx) })
 	g.Go(func() error { return s.probe(gctx) })
-	g.Go(func() error { return newApplier(s).run(gctx) })
+	g.Go(func() error { return newApplier(s, from).run(gctx) })
 	err := g.Wait()
 	// Nobody else uses the connection any more. What was made durable last is
 	// confirmed, so that a new session has less to skip; then goodbye.
@@ -208,7 +209,7 @@ func signal(ch chan struct{}) {
 }
 
 // report tells the server how far the sink is: never further than what is
-// durable, never backwards.
+// durable, never backwards. A position of 0 says nothing.
 func (s *session) report(ctx context.Context) error {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
@@ -246,6 +247,3 @@ func (s *session) sendStatus(reply bool) error {
 	_, err := s.conn.Write(m)
 	return err
 }
-
-// durableLSN is the sink's checkpoint as far as this session knows.
-func (s *session) durableLSN() whence.LSN { return whence.LSN(s.durable.Load()) }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ func TestRandomly(t *testing.T) {
 }
 
 func randomly(t *testing.T, seed uint64) {
+	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 0))
 	notes, other := table(1, "notes", "id"), table(2, "other", "id")
 	s := newSource(t, `create table notes (id int primary key, body text, n int default 0);
@@ -188,16 +190,18 @@ func TestSourceCrashes(t *testing.T) {
 		var g errgroup.Group
 		g.Go(func() error { // until the server dies
 			for {
-				if _, err := conn.Exec(context.Background(), `insert into notes values ($1, 'x')`, next); err != nil {
-					return nil
+				_, err := conn.Exec(context.Background(), `insert into notes values ($1, 'x')`, next)
+				next++ // also when whether it committed is not known
+				if err != nil {
+					return err
 				}
-				next++
 			}
 		})
 		time.Sleep(400 * time.Millisecond)
 		cluster.Kill()
-		_ = g.Wait()
-		next++ // whether the last one committed is not known
+		if err := g.Wait(); err == nil {
+			t.Fatal("the writer outlived the server")
+		}
 		if err := cluster.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -225,5 +229,38 @@ func TestSourceCrashes(t *testing.T) {
 	}
 	if next < 10 {
 		t.Errorf("only %d rows were written", next)
+	}
+}
+
+// A server that shuts down waits until all that it sent is confirmed, or the
+// stream's connection is gone: it must not wait for the next idle checkpoint.
+func TestSourceShutsDown(t *testing.T) {
+	t.Parallel()
+	cluster := pgtest.OwnCluster(t, nil)
+	sink := newMemorySink(t)
+	var lost atomic.Bool
+	c, err := New(Config{ConnString: cluster.DSN("postgres"), Slot: "whence_stop", Publication: "whence_pub", Sink: sink,
+		Log: slog.New(slog.DiscardHandler), IdleCheckpoint: time.Hour, Status: func(err error) {
+			if err != nil {
+				lost.Store(true)
+			}
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var g errgroup.Group
+	g.Go(func() error { return c.Run(ctx) })
+	s := &source{t: t, sink: sink}
+	s.eventually("it streams", func() bool { _, p := sink.now(); return p.LSN > 0 && p.CaughtUpFor >= 0 })
+	stopping, done := context.WithTimeout(t.Context(), 20*time.Second)
+	defer done()
+	if err := cluster.Stop(stopping); err != nil || stopping.Err() != nil {
+		t.Errorf("the server would not stop: %v, %v", err, stopping.Err())
+	}
+	s.eventually("the loss is noticed", lost.Load)
+	cancel()
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		t.Errorf("Run returned %v", err)
 	}
 }

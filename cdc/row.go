@@ -9,21 +9,22 @@ import (
 
 // fill sets the change's row, unchanged columns and old key from the tuples,
 // and returns the bytes of values that it copied.
-func (r *relation) fill(ch *Change, oldKind byte, old, new tuple) (int, error) {
+func (r *relation) fill(ch *Change, oldKind byte, oldRow, newRow tuple) (int, error) {
 	n := len(r.message.columns)
-	if (new != nil && len(new) != n) || (old != nil && len(old) != n) {
-		return 0, fmt.Errorf("a row of %s has %d and %d columns where %d were described", r.sqlName(), len(old), len(new), n)
+	hasNew, hasOld := ch.Op == Insert || ch.Op == Update, oldKind != 0
+	if hasNew && len(newRow) != n || hasOld && len(oldRow) != n {
+		return 0, fmt.Errorf("a row of %s has %d and %d columns where %d were described", r.sqlName(), len(oldRow), len(newRow), n)
 	}
 	size := 0
-	if ch.Op == Insert || ch.Op == Update {
+	if hasNew {
 		for i, take := range r.take {
-			if take && new[i].kind == 'u' && old != nil && old[i].kind != 'u' && (oldKind == 'O' || r.key[i]) {
-				new[i] = old[i] // unchanged, and the old row tells what it is
+			if take && newRow[i].kind == 'u' && hasOld && oldRow[i].kind != 'u' && (oldKind == 'O' || r.key[i]) {
+				newRow[i] = oldRow[i] // unchanged, and the old row tells what it is
 			}
 		}
-		ch.Row, size = r.values(new, r.take)
+		ch.Row, size = r.values(newRow, r.take)
 		for i, take := range r.take {
-			if take && new[i].kind == 'u' {
+			if take && newRow[i].kind == 'u' {
 				if r.key[i] {
 					return 0, fmt.Errorf("an updated row of %s came without its key column %q", r.sqlName(), r.message.columns[i].name)
 				}
@@ -31,17 +32,17 @@ func (r *relation) fill(ch *Change, oldKind byte, old, new tuple) (int, error) {
 			}
 		}
 	}
-	if ch.Op == Delete || old != nil && r.rekeyed(old, new) {
+	if ch.Op == Delete || hasOld && r.rekeyed(oldRow, newRow) {
 		var keyBytes int
-		ch.OldKey, keyBytes = r.values(old, r.key)
+		ch.OldKey, keyBytes = r.values(oldRow, r.key)
 		size += keyBytes
 	}
 	return size, nil
 }
 
-func (r *relation) rekeyed(old, new tuple) bool {
+func (r *relation) rekeyed(oldRow, newRow tuple) bool {
 	for i, key := range r.key {
-		if key && (old[i].kind != new[i].kind || string(old[i].data) != string(new[i].data)) {
+		if key && (oldRow[i].kind != newRow[i].kind || string(oldRow[i].data) != string(newRow[i].data)) {
 			return true
 		}
 	}

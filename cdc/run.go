@@ -49,7 +49,8 @@ func (c *Capture) stream(ctx context.Context) error {
 			pause = shortest
 		}
 		c.cfg.Status(err)
-		if err := sleep(ctx, pause/2+rand.N(pause)); err != nil {
+		jitter := rand.N(pause) //nolint:gosec // only spreads attempts
+		if err := sleep(ctx, pause/2+jitter); err != nil {
 			return err
 		}
 		pause = min(2*pause, c.cfg.MaximumBackoff)

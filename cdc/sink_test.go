@@ -46,6 +46,7 @@ type record struct {
 }
 
 func newMemorySink(t *testing.T, tables ...whence.Table) *memorySink {
+	t.Helper()
 	s := &memorySink{t: t, turn: make(chan struct{}, 1), tables: map[int32]*memoryTable{}}
 	for _, table := range tables {
 		s.register(table)

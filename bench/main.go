@@ -166,6 +166,7 @@ func (r *report) fill(ctx context.Context, c config, s *server, most int, say fu
 		return err
 	}
 	defer ways.pool.Close()
+	r.Shares = ways.shares
 	if r.Commit, err = part(ctx, 100, func(ctx context.Context, _ int) error { return insert(ctx, ways.pool, "alone") }); err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ type call func(ctx context.Context, i int) error
 type sides struct {
 	api, sql call
 	pool     *pgxpool.Pool
+	shares   []share // of the SQL, without the insert
 }
 
 const (
@@ -71,7 +72,7 @@ func newSides(ctx context.Context, s *server, table whence.TableName, asked []st
 		return err
 	}
 	out.sql = func(ctx context.Context, i int) error {
-		if err := replay(ctx, pool, said[i%len(asked)]); err != nil {
+		if err := replay(ctx, pool, said[i%len(asked)], nil); err != nil {
 			return err
 		}
 		return insert(ctx, pool, asked[i%len(asked)])
@@ -81,6 +82,9 @@ func newSides(ctx context.Context, s *server, table whence.TableName, asked []st
 		if err == nil {
 			err = errors.Join(out.api(ctx, i), out.sql(ctx, i))
 		}
+	}
+	if err == nil {
+		out.shares, err = shares(ctx, pool, said)
 	}
 	if err != nil {
 		pool.Close()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -117,10 +118,11 @@ func everything(ctx context.Context) (authz.Scope, error) {
 }
 
 // replay sends statements again in one read-only snapshot and reads every row,
-// without decoding any.
-func replay(ctx context.Context, pool *pgxpool.Pool, said []statement) error {
+// without decoding any. took, unless nil, is told how long each statement was.
+func replay(ctx context.Context, pool *pgxpool.Pool, said []statement, took func(sql string, d time.Duration)) error {
 	return pg.Snapshot(ctx, pool, func(tx pgx.Tx) error {
 		for _, st := range said {
+			begin := time.Now()
 			rows, err := tx.Query(ctx, st.sql, st.args...)
 			if err != nil {
 				return err
@@ -132,7 +134,38 @@ func replay(ctx context.Context, pool *pgxpool.Pool, said []statement) error {
 			if err := rows.Err(); err != nil {
 				return err
 			}
+			if took != nil {
+				took(st.sql, time.Since(begin))
+			}
 		}
 		return nil
 	})
+}
+
+// share is how long one of the statements of a question takes.
+type share struct {
+	SQL string  `json:"sql"` // how it begins
+	P50 float64 `json:"p50_ms"`
+}
+
+// shares replays each question once, alone, and returns the statements in the
+// order of their time.
+func shares(ctx context.Context, pool *pgxpool.Pool, said [][]statement) ([]share, error) {
+	each := map[string][]time.Duration{}
+	for _, q := range said {
+		err := replay(ctx, pool, q, func(sql string, d time.Duration) { each[sql] = append(each[sql], d) })
+		if err != nil {
+			return nil, err
+		}
+	}
+	var out []share
+	for sql, took := range each {
+		slices.Sort(took)
+		out = append(out, share{strings.Join(strings.Fields(sql), " "), milliseconds(percentile(took, 0.5))})
+	}
+	slices.SortFunc(out, func(a, b share) int { return cmp.Compare(b.P50, a.P50) })
+	for i := range out {
+		out[i].SQL = out[i].SQL[:min(len(out[i].SQL), 64)]
+	}
+	return out, nil
 }

@@ -20,6 +20,7 @@ type report struct {
 	Rounds       int             `json:"rounds"`
 	RoundSeconds float64         `json:"round_seconds"`
 	Queries      []queryResult   `json:"queries"`
+	Shares       []share         `json:"sql_shares"`
 	Backfill     backfillResult  `json:"backfill"`
 	Visible      visibleResult   `json:"visible"`
 	Seconds      float64         `json:"seconds"` // that the run took
@@ -79,10 +80,19 @@ func (r *report) print(w io.Writer) error {
 		fmt.Fprintf(w, "load     %s before the run (a busy machine spreads the figures)\n", e.Load)
 	}
 	fmt.Fprintf(w, "disk     %s; one durable insert alone takes %.2f ms (p50)\n", e.Durability, r.Commit)
-	fmt.Fprintf(w, "data     %d rows of %d bytes of text, %d chunks, %d dimensions (%s)\n\n",
+	fmt.Fprintf(w, "data     %d rows of %d bytes of text, %d chunks, %d dimensions (%s)\n",
 		e.Rows, e.TextBytes, e.Chunks, e.Dimensions, e.Model)
+	for _, part := range []func(io.Writer) error{r.printQueries, r.printShares, r.printBackfill, r.printVisible} {
+		if err := part(w); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(w, "\nthe run took %.0f s\n", r.Seconds)
+	return err
+}
 
-	fmt.Fprintf(w, "Query: through the API, and the same SQL over pgx with one durable insert\n")
+func (r *report) printQueries(w io.Writer) error {
+	fmt.Fprintf(w, "\nQuery: through the API, and the same SQL over pgx with one durable insert\n")
 	fmt.Fprintf(w, "%d questions, %d rounds of %.1f s each way in turns; median of the rounds (lowest to highest)\n\n",
 		r.Questions, r.Rounds, r.RoundSeconds)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -101,13 +111,24 @@ func (r *report) print(w io.Writer) error {
 			fmt.Fprintln(t)
 		}
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
+	return t.Flush()
+}
 
+func (r *report) printShares(w io.Writer) error {
+	fmt.Fprintf(w, "\nWhere the SQL's time goes, one client, p50 over the questions\n\n")
+	for i, s := range r.Shares {
+		if i == 5 {
+			break
+		}
+		fmt.Fprintf(w, "%8.2f ms  %s\n", s.P50, s.SQL)
+	}
+	return nil
+}
+
+func (r *report) printBackfill(w io.Writer) error {
 	fmt.Fprintf(w, "\nBackfill: from RegisterTable on, and COPY out of the source and into the memory database\n")
 	fmt.Fprintf(w, "%d rounds of %d rows in turns; median of the rounds (lowest to highest)\n\n", r.Backfill.Rounds, r.Backfill.Rows)
-	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "\trows/s\t\ttime ÷ COPY's\t\t")
 	for _, line := range []struct {
 		name  string
@@ -126,21 +147,17 @@ func (r *report) print(w io.Writer) error {
 		}
 		fmt.Fprintln(t)
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
+	return t.Flush()
+}
 
+func (r *report) printVisible(w io.Writer) error {
 	v := r.Visible
 	fmt.Fprintf(w, "\nFrom a commit in the source to an answer, %d single updates at idle, the query included\n\n", v.Updates)
-	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "\tp50 ms\tp90 ms\tmax ms\t")
 	fmt.Fprintf(t, "new text shown\t%.1f\t%.1f\t%.1f\t\n", v.Seen.P50, v.Seen.P90, v.Seen.Max)
 	fmt.Fprintf(t, "shown as FRESH\t%.1f\t%.1f\t%.1f\t\n", v.Fresh.P50, v.Fresh.P90, v.Fresh.Max)
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintf(w, "\nthe run took %.0f s\n", r.Seconds)
-	return err
+	return t.Flush()
 }
 
 // text writes the median and the extremes.

@@ -3,6 +3,7 @@ package index
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -55,17 +56,57 @@ delete from whence.vectors v
 where v.space_id = @space and v.digest = any(@digests) and v.lease = @lease and v.embedding is null
   and not exists (select from whence.chunks c where c.digest = v.digest)`
 
+// lookUps sets a transaction up for statements that find rows by their keys. A
+// table that has just been filled has no statistics, and without them the
+// planner would read it whole for every batch; a claim that takes seconds also
+// keeps locks on what others have claimed meanwhile.
+const lookUps = planAnew + `,
+    set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)`
+
+// A lease that is lost in a crash is no loss.
+const lookUpsLazily = lookUps + `, set_config('synchronous_commit', 'off', true)`
+
+// inTx runs fn in a transaction after one statement of settings.
+func (x *Index) inTx(ctx context.Context, settings string, fn func(pgx.Tx) error) error {
+	return pg.InTx(ctx, x.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, settings); err != nil {
+			return err
+		}
+		return fn(tx)
+	})
+}
+
 // claim takes up to n texts that have no vector in the space. A row whose text no
 // chunk holds any more is deleted; a text that does not match its digest is left
 // out, for its vector would answer for another text.
 func (x *Index) claim(ctx context.Context, space Space, n int, lease time.Duration) (claim, error) {
 	c := claim{space: space, lease: uuid.New()}
 	args := pgx.NamedArgs{"space": space.ID, "n": n, "lease": c.lease, "seconds": lease.Seconds()}
-	rows, err := x.pool.Query(ctx, claimSQL, args)
-	if err != nil {
-		return c, fmt.Errorf("claim texts: %w", pg.Translate(err))
-	}
 	var orphans [][]byte
+	err := x.inTx(ctx, lookUpsLazily, func(tx pgx.Tx) (err error) {
+		orphans, err = c.take(ctx, tx, args, x.log)
+		return err
+	})
+	if err != nil {
+		return c, fmt.Errorf("claim texts: %w", err)
+	}
+	if len(orphans) > 0 {
+		c.orphans = true
+		args = pgx.NamedArgs{"space": space.ID, "lease": c.lease, "digests": orphans}
+		if _, err := x.pool.Exec(ctx, deleteOrphansSQL, args); err != nil {
+			return c, fmt.Errorf("delete vectors without a text: %w", pg.Translate(err))
+		}
+	}
+	return c, nil
+}
+
+// take runs the claim and sorts what it got; orphans have no text left.
+func (c *claim) take(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs, log *slog.Logger) (orphans [][]byte, err error) {
+	c.items, c.total = nil, 0
+	rows, err := tx.Query(ctx, claimSQL, args)
+	if err != nil {
+		return nil, err
+	}
 	var it claimed
 	var table *int32
 	var text *string
@@ -77,23 +118,13 @@ func (x *Index) claim(ctx context.Context, space Space, n int, lease time.Durati
 			return nil
 		}
 		if got := whence.DigestOf(*text); string(got[:]) != string(digest) {
-			x.log.ErrorContext(ctx, "a chunk's text does not match its digest; it is not embedded", "digest", fmt.Sprintf("%x", digest))
+			log.ErrorContext(ctx, "a chunk's text does not match its digest; it is not embedded", "digest", fmt.Sprintf("%x", digest))
 			return nil
 		}
 		c.items = append(c.items, claimed{digest: digest, table: *table, attempts: it.attempts, text: *text})
 		return nil
 	})
-	if err != nil {
-		return c, fmt.Errorf("claim texts: %w", pg.Translate(err))
-	}
-	if len(orphans) > 0 {
-		c.orphans = true
-		args = pgx.NamedArgs{"space": space.ID, "lease": c.lease, "digests": orphans}
-		if _, err := x.pool.Exec(ctx, deleteOrphansSQL, args); err != nil {
-			return c, fmt.Errorf("delete vectors without a text: %w", pg.Translate(err))
-		}
-	}
-	return c, nil
+	return orphans, err
 }
 
 // The vectors come as one flat array: fixed-width elements make each slice cheap.
@@ -132,7 +163,7 @@ func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, e
 	for i, t := range tables {
 		counts[i] = made[t]
 	}
-	err = pg.InTx(ctx, x.pool, func(tx pgx.Tx) error {
+	err = x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
 		if len(digests) > 0 {
 			args := pgx.NamedArgs{"space": c.space.ID, "lease": c.lease, "digests": digests,
 				"flat": flat, "dimensions": c.space.Dimensions, "tables": tables, "counts": counts}
@@ -151,7 +182,7 @@ func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, e
 		return 0, fmt.Errorf("store vectors: %w", err)
 	}
 	if stored > 0 {
-		err = x.reapBy(ctx, supersededByDigestSQL, pgx.NamedArgs{"digests": digests})
+		err = x.reapBy(ctx, lookUps, supersededByDigestSQL, pgx.NamedArgs{"digests": digests})
 	}
 	return stored, err
 }
@@ -227,13 +258,13 @@ func (x *Index) derive(ctx context.Context, space Space) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("derive missing vectors: %w", pg.Translate(err))
 	}
-	return tag.RowsAffected(), x.reapBy(ctx, supersededSQL, pgx.NamedArgs{})
+	return tag.RowsAffected(), x.reapBy(ctx, planAnew, supersededSQL, pgx.NamedArgs{})
 }
 
 // reapBy reaps the records that a query names, in a transaction of its own: a
 // crash before it leaves chunks that searches ignore and derive removes.
-func (x *Index) reapBy(ctx context.Context, query string, args pgx.NamedArgs) error {
-	err := pg.InTx(ctx, x.pool, func(tx pgx.Tx) error {
+func (x *Index) reapBy(ctx context.Context, settings, query string, args pgx.NamedArgs) error {
+	err := x.inTx(ctx, settings, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, query, args)
 		if err != nil {
 			return err

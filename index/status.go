@@ -39,3 +39,13 @@ func (x *Index) Status(ctx context.Context, table int32) (s Status, err error) {
 	}
 	return s, nil
 }
+
+// Analyze gives the planner the statistics of tables that have just been
+// filled; autovacuum would take a minute to.
+func (x *Index) Analyze(ctx context.Context) error {
+	_, err := x.pool.Exec(ctx, `analyze whence.records, whence.versions, whence.chunks, whence.vectors`)
+	if err != nil {
+		return fmt.Errorf("analyze: %w", pg.Translate(err))
+	}
+	return nil
+}

@@ -69,7 +69,7 @@ func (s *sink) BackfillRows(ctx context.Context, table int32, snapshot whence.LS
 // BackfillDone ends a copy. What the snapshot did not hold is deleted here: the
 // stream may have missed it while the table was not captured.
 func (s *sink) BackfillDone(ctx context.Context, table int32, snapshot whence.LSN) error {
-	return s.inTurn(ctx, func(u *unit) error {
+	err := s.inTurn(ctx, func(u *unit) error {
 		t, _, err := u.copying(ctx, table, snapshot, 0)
 		if err != nil {
 			return err
@@ -90,6 +90,13 @@ func (s *sink) BackfillDone(ctx context.Context, table int32, snapshot whence.LS
 		_, err = u.tx.Exec(ctx, endBackfill, s.backfillArgs(table, snapshot))
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	if err := s.r.index.Analyze(ctx); err != nil {
+		s.r.log.WarnContext(ctx, "searches may be slow until autovacuum has seen the new rows", "source", s.source, "error", err)
+	}
+	return nil
 }
 
 // inTurn runs fn in a unit of its own that leaves the checkpoint where it is.

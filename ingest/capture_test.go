@@ -214,19 +214,22 @@ func TestRestarts(t *testing.T) {
 	for i := range 2 {
 		g.Go(func() error { return scribble(ctx, w, uint64(20+i)) })
 	}
-	const cut = `select pg_terminate_backend(pid)::text from pg_stat_activity
-where pid <> pg_backend_pid() and datname = $1 and application_name like 'whence%' `
+	const (
+		cutCapture = `select pg_terminate_backend(pid)::text from pg_stat_activity
+where datname = $1 and application_name = 'whence capture'`
+		cutWrites = `select pg_terminate_backend(pid)::text from pg_stat_activity
+where datname = $1 and (query ~ 'advisory' or state <> 'idle')`
+	)
 	rnd := rand.New(rand.NewPCG(5, 5)) //nolint:gosec // a test wants it repeatable
 	for i := range 8 {
 		w.run()
 		time.Sleep(time.Duration(100+rnd.IntN(400)) * time.Millisecond)
 		switch i % 3 {
 		case 0:
-			w.query(w.source.Pool, cut, w.source.Name)
+			w.query(w.source.Pool, cutCapture, w.source.Name)
 			time.Sleep(100 * time.Millisecond)
 		case 1:
-			w.query(w.memory.Pool, `select pg_terminate_backend(pid)::text from pg_stat_activity
-where pid <> pg_backend_pid() and datname = $1 and (query ~ 'advisory|whence.chec' or state <> 'idle')`, w.memory.Name)
+			w.query(w.source.Pool, cutWrites, w.memory.Name)
 			time.Sleep(100 * time.Millisecond)
 		}
 		w.kill()

@@ -193,7 +193,10 @@ func TestBrokenSourceWaitsForItsOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.query(w.source.Pool, `select pg_drop_replication_slot($1)::text || ''`, s.Slot)
+	w.until("the slot is dropped", func() (bool, string) { // its last reader may take a moment to go
+		_, err := w.source.Pool.Exec(t.Context(), `select pg_drop_replication_slot($1)`, s.Slot)
+		return err == nil, fmt.Sprint(err)
+	})
 	w.run()
 	broken := func() (bool, string) {
 		s, err := w.r.GetSource(t.Context(), "app")

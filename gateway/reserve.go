@@ -155,7 +155,7 @@ func taskError(reason string, task uuid.UUID, message string) error {
 // exhausted refuses what n cannot pay.
 func (n *node) exhausted(wanted int64) error {
 	return &whence.Error{Kind: whence.ErrExhausted, Reason: "BUDGET_EXHAUSTED",
-		Message: fmt.Sprintf("%d calls are wanted and %d of the %d of task %s are left; end the task, or start one with a larger budget",
+		Message: fmt.Sprintf("task %[4]s has %[2]d of its %[3]d calls left, and this needs %[1]d; end the task, or start one with a larger budget",
 			wanted, n.limit-n.used, n.limit, n.id),
 		Metadata: map[string]string{"task": n.id.String(),
 			"limit": strconv.FormatInt(n.limit, 10), "used": strconv.FormatInt(n.used, 10)}}

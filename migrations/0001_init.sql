@@ -203,7 +203,7 @@ create table whence.entries (
     tenant         text not null,
     agent          text not null,
     user_id        text not null,
-    actors         text[] not null,             -- the chain that acted, outermost first
+    actors         text[] not null,             -- the agents that acted, the calling one first
     task_id        uuid,
     root_task_id   uuid,
     token_id       text not null,

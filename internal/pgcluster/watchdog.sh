@@ -34,10 +34,8 @@ fi
 
 "$bin/postgres" -D data "$@" 5<&- &
 server=$!
-trap 'kill -INT $server' TERM INT HUP
 
 (
-  trap - TERM INT HUP
   exec 3>&- 4>&-
   while read -r order <&5 && [ "$order" != immediate ]; do
     kill -INT $server
@@ -49,6 +47,9 @@ trap 'kill -INT $server' TERM INT HUP
 ) >/dev/null 2>&1 &
 reader=$!
 exec 5<&-
+# Not before the reader is forked: it would inherit the trap for a moment, and
+# could miss the signal that ends it.
+trap 'kill -INT $server' TERM INT HUP
 
 # A trapped signal ends "wait" early; the server has ended only when its
 # process is gone.

@@ -95,7 +95,8 @@ type Entry struct {
 	Agent string `protobuf:"bytes,4,opt,name=agent,proto3" json:"agent,omitempty"`
 	// The user on whose behalf, or the operator.
 	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
-	// Who acted through whom, outermost first: the user, then agents.
+	// The agents that acted: the calling one, then the one that delegated to it,
+	// and so on up to the one that the user chose.
 	ActorChain []string `protobuf:"bytes,6,rep,name=actor_chain,json=actorChain,proto3" json:"actor_chain,omitempty"`
 	// The task; empty when there is none.
 	Task string `protobuf:"bytes,7,opt,name=task,proto3" json:"task,omitempty"`
@@ -109,19 +110,16 @@ type Entry struct {
 	Decision Decision `protobuf:"varint,11,opt,name=decision,proto3,enum=whence.v1.Decision" json:"decision,omitempty"`
 	// Why it was refused or failed: a stable code; empty when it was not.
 	Reason string `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The code that the caller was answered with, such as "permission_denied";
-	// empty for success.
-	Code string `protobuf:"bytes,13,opt,name=code,proto3" json:"code,omitempty"`
 	// SHA-256 of the canonical request, in lower-case hexadecimal.
-	RequestDigest string `protobuf:"bytes,14,opt,name=request_digest,json=requestDigest,proto3" json:"request_digest,omitempty"`
+	RequestDigest string `protobuf:"bytes,13,opt,name=request_digest,json=requestDigest,proto3" json:"request_digest,omitempty"`
 	// The answer that the call made; empty when it made none.
-	AnswerId string `protobuf:"bytes,15,opt,name=answer_id,json=answerId,proto3" json:"answer_id,omitempty"`
+	AnswerId string `protobuf:"bytes,14,opt,name=answer_id,json=answerId,proto3" json:"answer_id,omitempty"`
 	// What the call cost.
-	Charge *Charge `protobuf:"bytes,16,opt,name=charge,proto3" json:"charge,omitempty"`
+	Charge *Charge `protobuf:"bytes,15,opt,name=charge,proto3" json:"charge,omitempty"`
 	// How long the call took, up to the writing of the entry.
-	Latency *durationpb.Duration `protobuf:"bytes,17,opt,name=latency,proto3" json:"latency,omitempty"`
+	Latency *durationpb.Duration `protobuf:"bytes,16,opt,name=latency,proto3" json:"latency,omitempty"`
 	// What else is worth keeping about this kind of call.
-	Detail        *structpb.Struct `protobuf:"bytes,18,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detail        *structpb.Struct `protobuf:"bytes,17,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,13 +234,6 @@ func (x *Entry) GetDecision() Decision {
 func (x *Entry) GetReason() string {
 	if x != nil {
 		return x.Reason
-	}
-	return ""
-}
-
-func (x *Entry) GetCode() string {
-	if x != nil {
-		return x.Code
 	}
 	return ""
 }
@@ -1950,7 +1941,7 @@ var File_whence_v1_audit_proto protoreflect.FileDescriptor
 
 const file_whence_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x15whence/v1/audit.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\x1a\x16whence/v1/memory.proto\"\xbc\x04\n" +
+	"\x15whence/v1/audit.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\x1a\x16whence/v1/memory.proto\"\xa8\x04\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
@@ -1965,13 +1956,12 @@ const file_whence_v1_audit_proto_rawDesc = "" +
 	"\x04call\x18\n" +
 	" \x01(\tR\x04call\x12/\n" +
 	"\bdecision\x18\v \x01(\x0e2\x13.whence.v1.DecisionR\bdecision\x12\x16\n" +
-	"\x06reason\x18\f \x01(\tR\x06reason\x12\x12\n" +
-	"\x04code\x18\r \x01(\tR\x04code\x12%\n" +
-	"\x0erequest_digest\x18\x0e \x01(\tR\rrequestDigest\x12\x1b\n" +
-	"\tanswer_id\x18\x0f \x01(\tR\banswerId\x12)\n" +
-	"\x06charge\x18\x10 \x01(\v2\x11.whence.v1.ChargeR\x06charge\x123\n" +
-	"\alatency\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\alatency\x12/\n" +
-	"\x06detail\x18\x12 \x01(\v2\x17.google.protobuf.StructR\x06detail\"\x1e\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x12%\n" +
+	"\x0erequest_digest\x18\r \x01(\tR\rrequestDigest\x12\x1b\n" +
+	"\tanswer_id\x18\x0e \x01(\tR\banswerId\x12)\n" +
+	"\x06charge\x18\x0f \x01(\v2\x11.whence.v1.ChargeR\x06charge\x123\n" +
+	"\alatency\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\alatency\x12/\n" +
+	"\x06detail\x18\x11 \x01(\v2\x17.google.protobuf.StructR\x06detail\"\x1e\n" +
 	"\x06Charge\x12\x14\n" +
 	"\x05calls\x18\x01 \x01(\rR\x05calls\"\x8d\x03\n" +
 	"\x06Answer\x12\x0e\n" +

@@ -85,7 +85,13 @@ func (c *Capture) copyTable(ctx context.Context, t whence.Table, started chan<- 
 	if err != nil {
 		return fromSource(err, "inspect")
 	}
-	if err := c.sink.BackfillStart(ctx, t.ID, snapshot, in.EstimatedRows); err != nil {
+	rows := in.EstimatedRows
+	if rows == 0 { // never analysed: counting is little beside the copying
+		if err := conn.QueryRow(ctx, "select count(*)"+fromTable(t, in.Kind)).Scan(&rows); err != nil {
+			return fromSource(err, "count the rows")
+		}
+	}
+	if err := c.sink.BackfillStart(ctx, t.ID, snapshot, rows); err != nil {
 		return fmt.Errorf("start the backfill: %w", err)
 	}
 	close(started)
@@ -145,12 +151,14 @@ func copySQL(t whence.Table, kind Kind) string {
 		}
 		b.WriteString(pgx.Identifier{name}.Sanitize())
 	}
-	b.WriteString(" from ")
-	if kind == KindTable {
-		b.WriteString("only ") // tables that inherit from it have keys of their own
+	return b.String() + fromTable(t, kind)
+}
+
+func fromTable(t whence.Table, kind Kind) string {
+	if kind == KindTable { // tables that inherit from it have keys of their own
+		return " from only " + sqlName(t.Schema, t.Relation)
 	}
-	b.WriteString(sqlName(t.Schema, t.Relation))
-	return b.String()
+	return " from " + sqlName(t.Schema, t.Relation)
 }
 
 // copyRows streams the rows in text form: the server sends no faster than the

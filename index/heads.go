@@ -56,7 +56,7 @@ func (x *Index) Heads(ctx context.Context, tx pgx.Tx, table int32, keys []whence
 	_, err = pgx.ForEachRow(rows, dest, func() error {
 		h.XID, h.CommitTime = nil, time.Time{}
 		if xid != nil {
-			u := uint32(*xid) //nolint:gosec // written from a uint32
+			u := uint32(*xid)
 			h.XID = &u
 		}
 		if commit != nil {

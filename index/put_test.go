@@ -63,7 +63,7 @@ func (b *putBench) state(id int, paragraphs ...string) Mutation {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	xid := uint32(b.lsn) //nolint:gosec // small
+	xid := uint32(b.lsn)
 	m := Mutation{Table: b.table, Key: key, LSN: b.lsn, XID: &xid, CommitTime: time.Unix(int64(b.lsn), 0).UTC()}
 	if len(paragraphs) == 0 {
 		m.Deleted = true

@@ -148,9 +148,9 @@ func (p *plan) queueChunks(b *pgx.Batch) {
 			a.records = append(a.records, e.id)
 			a.tables = append(a.tables, m.Table.ID)
 			a.versions = append(a.versions, e.version)
-			a.ordinals = append(a.ordinals, int32(i))   //nolint:gosec // a text is far smaller
-			a.starts = append(a.starts, int32(o.Start)) //nolint:gosec // a text is far smaller
-			a.ends = append(a.ends, int32(o.End))       //nolint:gosec // a text is far smaller
+			a.ordinals = append(a.ordinals, int32(i))
+			a.starts = append(a.starts, int32(o.Start))
+			a.ends = append(a.ends, int32(o.End))
 			a.texts = append(a.texts, c.Text())
 			a.digests = append(a.digests, d[:])
 			a.subjects = append(a.subjects, m.Subject)

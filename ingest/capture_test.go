@@ -23,6 +23,7 @@ create table docs (id int primary key, title text, body text, owner text, lang t
 alter table docs alter column body set storage external`
 
 func newDocs(t *testing.T) *world {
+	t.Helper()
 	w := newWorld(t)
 	w.exec(w.source, createDocs)
 	w.create()
@@ -154,7 +155,7 @@ join whence.tables t on t.id = r.table_id where not r.deleted and v.definition <
 
 // scribble changes the table docs at random until ctx ends.
 func scribble(ctx context.Context, w *world, seed uint64) error {
-	rnd := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test wants it repeatable
+	rnd := rand.New(rand.NewPCG(seed, 1))
 	large := strings.Repeat("Large values are kept apart from their rows. ", 60)
 	for n := 0; ctx.Err() == nil; n++ {
 		id := rnd.IntN(3000) + 1
@@ -220,7 +221,7 @@ where datname = $1 and application_name = 'whence capture'`
 		cutWrites = `select pg_terminate_backend(pid)::text from pg_stat_activity
 where datname = $1 and (query ~ 'advisory' or state <> 'idle')`
 	)
-	rnd := rand.New(rand.NewPCG(5, 5)) //nolint:gosec // a test wants it repeatable
+	rnd := rand.New(rand.NewPCG(5, 5))
 	for i := range 8 {
 		w.run()
 		time.Sleep(time.Duration(100+rnd.IntN(400)) * time.Millisecond)

@@ -67,13 +67,13 @@ func parseClock(s string) (time.Duration, bool) {
 		if err != nil || dotted && (i != 2 || fraction == "" || len(fraction) > 9) {
 			return 0, false
 		}
-		d += time.Duration(n) * unit //nolint:gosec // at most 255
+		d += time.Duration(n) * unit
 		if dotted {
 			f, err := strconv.ParseUint((fraction + "00000000")[:9], 10, 32)
 			if err != nil {
 				return 0, false
 			}
-			d += time.Duration(f) //nolint:gosec // below 1e9
+			d += time.Duration(f)
 		}
 		unit /= 60
 	}

@@ -1,6 +1,7 @@
 package proto_test
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -83,8 +84,8 @@ func fault(t *testing.T, msg proto.Message) string {
 	if err == nil {
 		return "ok"
 	}
-	failed, is := err.(*protovalidate.ValidationError)
-	if !is {
+	var failed *protovalidate.ValidationError
+	if !errors.As(err, &failed) {
 		t.Fatalf("validate %T: %v", msg, err)
 	}
 	if path := protovalidate.FieldPathString(failed.Violations[0].Proto.GetField()); path != "" {

@@ -13,7 +13,9 @@ import (
 
 // The chunk h that stands in the head for the matched chunk c is c itself, else
 // the one that covers most of the same span, else the nearest by order. A head
-// that still owes columns has no text: then the newest text there is stays.
+// that still owes columns has no text: then the newest text there is stays. The
+// record's other chunks are looked through only for a superseded one: a record
+// may have tens of thousands.
 const scoreSQL = `
 select h.id, r.id, c.table_id, r.key, h.text, h.span_start, h.span_end, h.digest,
        w.version, w.lsn, w.commit_time, coalesce(h.event_time, w.commit_time), w.captured_at, r.subject, r.attributes, w.definition,
@@ -30,11 +32,18 @@ from unnest(@ids::bigint[]) i(id)
 join whence.chunks c on c.id = i.id
 join whence.records r on r.id = c.record_id
 join lateral (
-    select h.id, h.version, h.text, h.span_start, h.span_end, h.digest, h.ordinal, h.event_time, h.tsv from whence.chunks h
-    where h.record_id = c.record_id and (h.id = c.id or c.version < r.version)
-      and (h.version = r.version or r.missing is not null and h.id = c.id)
-    order by h.version desc, greatest(least(h.span_end, c.span_end) - greatest(h.span_start, c.span_start), 0) desc,
-             abs(h.ordinal - c.ordinal), h.ordinal
+    select one.* from (
+        select c.id, c.version, c.text, c.span_start, c.span_end, c.digest, c.event_time, c.tsv
+        where c.version = r.version or r.missing is not null
+        union all
+        (select n.id, n.version, n.text, n.span_start, n.span_end, n.digest, n.event_time, n.tsv
+         from whence.chunks n
+         where c.version < r.version and n.record_id = c.record_id and n.version = r.version
+         order by greatest(least(n.span_end, c.span_end) - greatest(n.span_start, c.span_start), 0) desc,
+                  abs(n.ordinal - c.ordinal), n.ordinal
+         limit 1)
+    ) one
+    order by one.version desc
     limit 1
 ) h on true
 join whence.versions w on w.record_id = r.id and w.version = h.version

@@ -203,7 +203,7 @@ func (w *running) testTenMegabyteRow(t *testing.T) {
 	}
 	ask := &v1.QueryRequest{Text: "kestrel alights", Tables: []string{"app.public.tome"}}
 	start, slowest := time.Now(), time.Duration(0)
-	eventually(t, 2*time.Minute, "the end of the long row shows", func() error {
+	eventually(t, 4*time.Minute, "the end of the long row shows", func() error {
 		asked := time.Now()
 		hits := w.agent().query(t, ask).GetHits()
 		slowest = max(slowest, time.Since(asked))

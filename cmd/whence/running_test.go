@@ -96,7 +96,7 @@ func newHTTPClient(t *testing.T) *http.Client {
 		transport.CloseIdleConnections()
 		http.DefaultTransport.(*http.Transport).CloseIdleConnections() // the command line's
 	})
-	return &http.Client{Transport: transport, Timeout: time.Minute}
+	return &http.Client{Transport: transport, Timeout: 3 * time.Minute}
 }
 
 func (w *running) agent() caller    { return caller{w.http, w.url, w.env["WHENCE_AGENT_TOKEN"]} }

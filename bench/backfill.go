@@ -97,7 +97,7 @@ func rate(rows int, seconds []float64) figure {
 }
 
 const (
-	backfillBudget = 40 * time.Second
+	backfillBudget = 30 * time.Second
 	backfillLimit  = 10 * time.Minute
 	look           = 5 * time.Millisecond
 )

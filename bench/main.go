@@ -58,7 +58,7 @@ func parse(args []string, complaints io.Writer) (config, error) {
 	flags.SetOutput(complaints)
 	flags.IntVar(&c.rows, "rows", 20_000, "rows of the table")
 	clients := flags.String("clients", "1,8,32", "numbers of concurrent clients")
-	seconds := flags.Float64("seconds", 10, "seconds of queries for each side, at each number of clients")
+	seconds := flags.Float64("seconds", 8, "seconds of queries for each side, at each number of clients")
 	flags.BoolVar(&c.json, "json", false, "print JSON instead of a table")
 	short := flags.Bool("short", false, "a quick run with little data; says less")
 	if err := flags.Parse(args); err != nil {

@@ -32,7 +32,7 @@ from unnest(@ids::bigint[]) i(id)
 join whence.chunks c on c.id = i.id
 join whence.records r on r.id = c.record_id
 join lateral (
-    select one.* from (
+    select one.id, one.version, one.text, one.span_start, one.span_end, one.digest, one.event_time, one.tsv from (
         select c.id, c.version, c.text, c.span_start, c.span_end, c.digest, c.event_time, c.tsv
         where c.version = r.version or r.missing is not null
         union all

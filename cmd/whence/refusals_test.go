@@ -192,7 +192,6 @@ func (w *running) testSourceWithoutLogicalDecoding(t *testing.T) {
 
 // testTenMegabyteRow captures a row of 10 MB and finds what stands at its end.
 func (w *running) testTenMegabyteRow(t *testing.T) {
-	t.Parallel()
 	w.exec(t, `create table public.tome (id int primary key, what text not null)`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.tome", TextColumns: []string{"what"}})
 	w.exec(t, `insert into public.tome select 1, string_agg('Chapter ' || i || ' tells of nothing in particular, at some length, again and again.', E'\n\n') || E'\n\nAt the very end a kestrel alights.'

@@ -77,6 +77,10 @@ func (c *Capture) copyTable(ctx context.Context, t whence.Table, started chan<- 
 		return err
 	}
 	defer closeConn(ctx, conn.PgConn())
+	rows, err := estimate(ctx, conn, t)
+	if err != nil {
+		return fromSource(err, "count the rows")
+	}
 	snapshot, err := c.openSnapshot(ctx, conn)
 	if err != nil {
 		return err
@@ -84,12 +88,6 @@ func (c *Capture) copyTable(ctx context.Context, t whence.Table, started chan<- 
 	in, err := InspectTable(ctx, conn, t.Schema, t.Relation)
 	if err != nil {
 		return fromSource(err, "inspect")
-	}
-	rows := in.EstimatedRows
-	if rows == 0 { // never analysed: counting is little beside the copying
-		if err := conn.QueryRow(ctx, "select count(*)"+fromTable(t, in.Kind)).Scan(&rows); err != nil {
-			return fromSource(err, "count the rows")
-		}
 	}
 	if err := c.sink.BackfillStart(ctx, t.ID, snapshot, rows); err != nil {
 		return fmt.Errorf("start the backfill: %w", err)
@@ -102,6 +100,18 @@ func (c *Capture) copyTable(ctx context.Context, t whence.Table, started chan<- 
 		return fmt.Errorf("end the backfill: %w", err)
 	}
 	return nil
+}
+
+// estimate tells about how many rows there are to copy. A table that was never
+// analysed is counted, which is little beside the copying; not in the copying's
+// own transaction, which is to lock the table no earlier than it reads it.
+func estimate(ctx context.Context, conn *pgx.Conn, t whence.Table) (rows int64, err error) {
+	in, err := InspectTable(ctx, conn, t.Schema, t.Relation)
+	if err != nil || in.EstimatedRows > 0 {
+		return in.EstimatedRows, err
+	}
+	err = conn.QueryRow(ctx, "select count(*)"+fromTable(t, in.Kind)).Scan(&rows)
+	return rows, err
 }
 
 // openSnapshot begins a transaction on conn that sees the source as it was at

@@ -35,8 +35,12 @@ func (c *answerGet) Run(ctx context.Context, a *app) error {
 			an.GetTime().AsTime().Format(time.RFC3339), an.GetQuery().GetText(), an.GetAgent(), an.GetUser(), an.GetTask())
 		for i, h := range an.GetHits() {
 			o, now := h.GetShown().GetOrigin(), h.GetNow()
-			a.printf("%2d. %s %s  shown: version %d (%s)  now: version %d, %s\n", i+1, o.GetTable(), keyText(o.GetKey()),
-				o.GetVersion(), freshnessText(h.GetShown().GetFreshness()), now.GetVersion(), plain(now.GetState()))
+			since := "no longer remembered"
+			if now != nil {
+				since = fmt.Sprintf("version %d, %s", now.GetVersion(), plain(now.GetState()))
+			}
+			a.printf("%2d. %s %s  shown: version %d (%s)  now: %s\n", i+1, o.GetTable(), keyText(o.GetKey()),
+				o.GetVersion(), freshnessText(h.GetShown().GetFreshness()), since)
 			a.printf("    %s\n", line(h.GetShown().GetText(), 160))
 			for _, ch := range h.GetChanges() {
 				a.printf("    %s: %s -> %s\n", ch.GetColumn(), nullable(ch.Was), nullable(ch.Now))

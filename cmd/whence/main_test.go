@@ -4,8 +4,10 @@ import (
 	"context"
 	"io"
 	"os"
+	"strings"
 	"testing"
 
+	"github.com/whence-db/whence/internal/pgcluster"
 	"github.com/whence-db/whence/internal/pgtest"
 )
 
@@ -22,6 +24,17 @@ func TestMain(m *testing.M) {
 			os.Exit(3)
 		}()
 		os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	}
+	// Flags fall back on the environment, and a developer's is no part of the test.
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		switch name {
+		case pgcluster.BinEnv, "WHENCE_CHAOS", "WHENCE_CHAOS_SEED":
+		default:
+			if strings.HasPrefix(name, "WHENCE_") {
+				_ = os.Unsetenv(name)
+			}
+		}
 	}
 	os.Exit(pgtest.Main(m))
 }

@@ -45,12 +45,8 @@ func (t *tasks) GetTask(ctx context.Context, req *v1.GetTaskRequest) (*v1.GetTas
 // Delegate starts a narrower task for another agent.
 func (t *tasks) Delegate(ctx context.Context, req *v1.DelegateRequest) (*v1.DelegateResponse, error) {
 	s := session(ctx)
-	calls := int64(req.GetBudget().GetCalls())
-	if req.GetBudget().GetCalls() == 0 {
-		calls = s.Budget().Remaining
-	}
 	out, err := t.gateway.Delegate(ctx, s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
-		Scope: scopeSpec(req.GetScope()), Calls: calls, Lifetime: req.GetLifetime().AsDuration()})
+		Scope: scopeSpec(req.GetScope()), Calls: int64(req.GetBudget().GetCalls()), Lifetime: req.GetLifetime().AsDuration()})
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -111,8 +112,9 @@ func (x *arena) chunks(t *testing.T, w *running) {
 		"chunks with another record's subject": `select count(*) from whence.records r join whence.chunks c on c.record_id = r.id
 			where c.subject is distinct from r.subject or c.attributes <> r.attributes`,
 	} {
-		// Superseded chunks go soon after their successors have vectors.
-		eventually(t, showLimit, what, func() error {
+		// Superseded chunks go soon after their successors have vectors; one whose
+		// record was locked just then waits for the filler's next derivation, a minute.
+		eventually(t, 90*time.Second, what, func() error {
 			var n int
 			if err := w.memory.QueryRow(t.Context(), sql).Scan(&n); err != nil {
 				return err

@@ -42,7 +42,7 @@ func TestKilledGoTestLeavesNothing(t *testing.T) {
 	}
 	file := filepath.Join(t.TempDir(), "ids")
 	cmd := exec.Command("go", "test", "-count=1", "-timeout=2m", "-run", "^TestHang$", ".")
-	cmd.Env = append(os.Environ(), orphanEnv+"="+file)
+	cmd.Env = append(os.Environ(), orphanEnv+"="+file, "GOTMPDIR="+t.TempDir()) // killed, it cannot clean up what it built
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,9 @@ func fromTimestamp(t *timestamppb.Timestamp) time.Time {
 	if t == nil {
 		return time.Time{}
 	}
+	if t.AsTime().IsZero() { // the first moment there is, which is not the same as none
+		return time.Time{}.Add(1)
+	}
 	return t.AsTime()
 }
 

@@ -105,7 +105,8 @@ func undecodable(err error) error {
 	switch {
 	case !errors.As(err, &ce):
 		return err
-	case ce.Code() == connect.CodeInvalidArgument:
+	case ce.Code() == connect.CodeInvalidArgument, ce.Code() == connect.CodeUnknown, ce.Code() == connect.CodeInternal,
+		ce.Code() == connect.CodeUnimplemented: // whatever a transport calls bytes that it cannot take apart
 		return whence.Invalid("", "MALFORMED_REQUEST", ce.Message())
 	case ce.Code() == connect.CodeResourceExhausted: // of the server's limits, not of a budget
 		return whence.Invalid("", "REQUEST_TOO_LARGE", fmt.Sprintf("the request is larger than %d bytes; send less in one call", maxRequest))

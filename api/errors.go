@@ -84,6 +84,9 @@ func foreign(ctx context.Context, log *slog.Logger, procedure string, err error)
 	var ce *connect.Error
 	switch {
 	case errors.As(err, &ce):
+		if ce.Code() == connect.CodeUnimplemented && len(ce.Details()) == 0 {
+			return detail(ce, &errdetails.ErrorInfo{Reason: "NOT_IMPLEMENTED", Domain: errorDomain})
+		}
 		return ce
 	case errors.Is(err, context.Canceled):
 		return connect.NewError(connect.CodeCanceled, "the caller cancelled the call")

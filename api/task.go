@@ -45,6 +45,9 @@ func (t *tasks) GetTask(ctx context.Context, req *v1.GetTaskRequest) (*v1.GetTas
 // Delegate starts a narrower task for another agent.
 func (t *tasks) Delegate(ctx context.Context, req *v1.DelegateRequest) (*v1.DelegateResponse, error) {
 	s := session(ctx)
+	if b := req.GetBudget(); b != nil && b.Calls != nil && b.GetCalls() == 0 {
+		return nil, whence.Invalid("budget.calls", "BUDGET_INVALID", "a task needs a budget of at least one call; leave the budget out to hand on all that is left")
+	}
 	out, err := t.gateway.Delegate(ctx, s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
 		Scope: scopeSpec(req.GetScope()), Calls: int64(req.GetBudget().GetCalls()), Lifetime: req.GetLifetime().AsDuration()})
 	if err != nil {
@@ -72,7 +75,7 @@ func (t *tasks) EndTask(ctx context.Context, req *v1.EndTaskRequest) (*v1.EndTas
 
 func notYours(id string) error {
 	return &whence.Error{Kind: whence.ErrDenied, Reason: "TASK_OUT_OF_SCOPE", Field: "id",
-		Message: "a credential reaches its own task and those below it; leave the id out for its own", Metadata: map[string]string{"task": id}}
+		Message: "a credential shows its own task and those below it, and ends its own; leave the id out for its own", Metadata: map[string]string{"task": id}}
 }
 
 type admin struct {
@@ -161,7 +164,7 @@ func optionalID(field, s string) (uuid.UUID, error) {
 
 func requiredID(field, s string) (uuid.UUID, error) {
 	id, err := uuid.Parse(s)
-	if err != nil {
+	if err != nil || id == uuid.Nil {
 		return uuid.Nil, whence.Invalid(field, "INVALID_ID", field+" is not an id: want 36 characters such as 01980000-0000-7000-8000-000000000000")
 	}
 	return id, nil

@@ -115,7 +115,7 @@ func (r *relation) missing(wanted []string) {
 			r.keyless = true
 		}
 		r.fail(whence.TableSchemaChanged, fmt.Sprintf("the column %q of %s was dropped or renamed: "+
-			"bring it back, or register the table again without it", name, r.sqlName()))
+			"bring it back or leave it out, and register the table again", name, r.sqlName()))
 	}
 }
 

@@ -186,8 +186,10 @@ func (t *tender) launch(ctx context.Context, table whence.Table) {
 
 // goneMessage is for a table that had been published.
 const goneMessage = "%s is not among the tables that the source publishes any more, so changes are missing " +
-	"(it was dropped, renamed, or taken out of the publication %s): register the table again"
+	"(it was dropped, renamed, or taken out of the publication %s, or that was altered): register the table again"
 
+// A publication that leaves out kinds of changes, or rows of a table, publishes
+// what cannot be relied on, which is as good as nothing.
 const (
 	membersSQL = `
 select n.nspname::text, c.relname::text
@@ -195,13 +197,16 @@ select n.nspname::text, c.relname::text
   join pg_publication p on p.oid = r.prpubid
   join pg_class c on c.oid = r.prrelid
   join pg_namespace n on n.oid = c.relnamespace
- where p.pubname = @publication`
+ where p.pubname = @publication and r.prqual is null
+   and p.pubviaroot and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate`
 
 	// publishedSQL also sees what a publication for a schema or for all tables holds.
 	publishedSQL = `
 select t.schemaname::text, t.tablename::text
   from pg_publication_tables t
- where t.pubname = @publication`
+  join pg_publication p on p.pubname = t.pubname
+ where t.pubname = @publication and t.rowfilter is null
+   and p.pubviaroot and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate`
 )
 
 // publish makes the publication hold the registered tables, and returns those

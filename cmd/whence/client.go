@@ -48,7 +48,7 @@ func (f agentFlags) client() (*connect.Client, error) {
 
 func dial(url, token, variable string) (*connect.Client, error) {
 	if token == "" {
-		return nil, fmt.Errorf("no credential: set %s or give --token (whence dev writes both tokens to dev.env in its data folder)", variable)
+		return nil, fmt.Errorf("no credential: set %s or give --token (whence dev writes both tokens to dev.env in its data folder; elsewhere, whence token operator makes the first)", variable)
 	}
 	authorize := func(next connect.ClientFunc) connect.ClientFunc {
 		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {

@@ -92,6 +92,8 @@ func Translate(err error) error {
 		return &whence.Error{Kind: whence.ErrNotFound, Reason: "NOT_FOUND", Message: "not found", Err: err}
 	case errors.As(err, &pe):
 		switch {
+		case pe.Code == "22021": // a NUL byte, which no text in Postgres can hold
+			return &whence.Error{Kind: whence.ErrInvalid, Reason: "TEXT_INVALID", Message: "a text holds a NUL byte or is not UTF-8; leave it out", Err: err}
 		case pe.Code == "23505":
 			return &whence.Error{Kind: whence.ErrExists, Reason: "ALREADY_EXISTS", Message: "already exists", Err: err}
 		case pe.Code[:2] == "08", pe.Code[:2] == "57", pe.Code[:2] == "53", retryable(err):

@@ -240,6 +240,20 @@ union all select 'a source' from whence.sources`))
 select 'a publication' from pg_publication union all select 'a slot' from pg_replication_slots where database = current_database() and not temporary`))
 }
 
+// A deletion whose caller is gone, by a crash say, is finished by the runner.
+func TestAnAbandonedDeletionIsFinished(t *testing.T) {
+	w := newDocs(t)
+	w.exec(w.source, `insert into docs (id, title) select i, 'title ' || i from generate_series(1, 100) i`)
+	w.register(docsSpec)
+	w.run()
+	w.live(docs)
+	w.exec(w.memory, `update whence.sources set deleting = true`)
+	w.until("the source is gone", func() (bool, string) {
+		left := w.query(w.memory.Pool, `select name from whence.sources union all select key from whence.records`)
+		return len(left) == 0, fmt.Sprint(left)
+	})
+}
+
 func TestDeleteSourceThatIsGone(t *testing.T) {
 	w := newWorld(t)
 	w.create()

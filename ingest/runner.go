@@ -35,8 +35,9 @@ type Runner struct {
 
 // capture is a source that this process captures, or waits to.
 type capture struct {
-	cancel context.CancelFunc
-	poke   func() // nil until the capture runs
+	cancel   context.CancelFunc
+	dropping bool   // the source is being removed instead
+	poke     func() // nil until the capture runs
 }
 
 // NewRunner checks the configuration.
@@ -103,11 +104,11 @@ func (r *Runner) reconcile(ctx context.Context, g *errgroup.Group) error {
 		switch s.State {
 		case SourceConnecting, SourceStreaming:
 			wanted[s.ID] = true
-			r.start(ctx, g, s, r.capture)
+			r.start(ctx, g, s, false)
 		case SourceDeleting:
-			if !r.running(s.ID) {
+			if !r.capturing(s.ID) { // a capture of it is cancelled first
 				wanted[s.ID] = true
-				r.start(ctx, g, s, r.drop)
+				r.start(ctx, g, s, true)
 			}
 		case SourcePaused, SourceBroken:
 		}
@@ -126,15 +127,19 @@ func (r *Runner) reconcile(ctx context.Context, g *errgroup.Group) error {
 	return r.Registry.sweep(ctx)
 }
 
-// start runs fn for a source unless something runs for it already.
-func (r *Runner) start(ctx context.Context, g *errgroup.Group, s Source, fn func(context.Context, Source, *capture)) {
+// start captures or removes a source unless something runs for it already.
+func (r *Runner) start(ctx context.Context, g *errgroup.Group, s Source, dropping bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.captures[s.ID] != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	c := &capture{cancel: cancel}
+	c := &capture{cancel: cancel, dropping: dropping}
+	fn := r.capture
+	if dropping {
+		fn = r.drop
+	}
 	r.captures[s.ID] = c
 	g.Go(func() error {
 		defer cancel()
@@ -146,10 +151,11 @@ func (r *Runner) start(ctx context.Context, g *errgroup.Group, s Source, fn func
 	})
 }
 
-func (r *Runner) running(id int32) bool {
+func (r *Runner) capturing(id int32) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.captures[id] != nil
+	c := r.captures[id]
+	return c != nil && !c.dropping
 }
 
 func (r *Runner) pokeAll() {

@@ -331,7 +331,7 @@ func (r *Registry) sweep(ctx context.Context) error {
 
 const selectCheckpoints = `
 select s.name, c.lsn, c.commit_time, c.caught_up_at, coalesce(extract(epoch from clock_timestamp() - c.caught_up_at), -1)::float8,
-    s.paused, coalesce(s.error, ''), s.retrying
+    s.paused or s.deleting, coalesce(s.error, ''), s.retrying
 from whence.sources s left join whence.checkpoints c on c.source_id = s.id`
 
 // State returns all registered tables and where their sources stand, as tx sees

@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/internal/pgtest"
@@ -29,23 +31,29 @@ func (s *source) broken(says string) {
 	}
 }
 
-// What a retry cannot mend is said at once and changes nothing.
+// idle captures one row of notes and stops; the slot is free then.
+func (s *source) idle() {
+	s.t.Helper()
+	_, stop := s.start()
+	s.exec(`insert into notes values (1, 'one'), (2, 'two')`)
+	s.settle()
+	if err := stop(); !errors.Is(err, context.Canceled) {
+		s.t.Fatal(err)
+	}
+	s.eventually("the slot is free", func() bool {
+		var n int
+		err := s.db.Pool.QueryRow(s.t.Context(), `select count(*) from pg_replication_slots where slot_name = $1 and active`, s.cfg.Slot).Scan(&n)
+		return err == nil && n == 0
+	})
+}
+
+// What only an operator can mend is said at once and changes nothing.
 func TestBroken(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		damage func(s *source)
 		says   string
 	}{
-		{"slot gone", func(s *source) { s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot) }, "is gone"},
-		{"slot recreated", func(s *source) {
-			s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
-			s.exec(`insert into notes values (2, 'missed')`)
-			s.exec(`select pg_create_logical_replication_slot($1, 'pgoutput')`, s.cfg.Slot)
-		}, "beyond the checkpoint"},
-		{"slot read by another", func(s *source) {
-			s.exec(`insert into notes values (2, 'missed')`)
-			s.exec(`select pg_replication_slot_advance($1, pg_current_wal_lsn())`, s.cfg.Slot)
-		}, "read by someone else"},
 		{"slot of another plugin", func(s *source) {
 			s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
 			s.exec(`select pg_create_logical_replication_slot($1, 'test_decoding')`, s.cfg.Slot)
@@ -57,25 +65,12 @@ func TestBroken(t *testing.T) {
 				_, _ = s.db.Pool.Exec(context.Background(), `select pg_drop_replication_slot($1)`, s.cfg.Slot)
 			})
 		}, "physical"},
-		{"publication gone", func(s *source) { s.exec(`drop publication whence_pub`) }, "publication"},
-		{"another cluster", func(s *source) { s.sink.system = "7000000000000000000" }, "another cluster"},
+		{"another cluster", func(s *source) { s.sink.cluster.System = "7000000000000000000" }, "another cluster"},
 		{"another database", func(s *source) { s.cfg.ConnString = pgtest.Empty(s.t).DSN }, "belongs to the database"},
-		{"restored from a backup", func(s *source) { s.sink.checkpoint += 1 << 40 }, "backup"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			notes := table(1, "notes", "id")
-			s := newSource(t, notesDDL, notes)
-			_, stop := s.start()
-			s.exec(`insert into notes values (1, 'one')`)
-			s.settle()
-			if err := stop(); !errors.Is(err, context.Canceled) {
-				t.Fatal(err)
-			}
-			s.eventually("the slot is free", func() bool {
-				var n int
-				err := s.db.Pool.QueryRow(t.Context(), `select count(*) from pg_replication_slots where slot_name = $1 and active`, s.cfg.Slot).Scan(&n)
-				return err == nil && n == 0
-			})
+			s := newSource(t, notesDDL, table(1, "notes", "id"))
+			s.idle()
 			tt.damage(s)
 			before, _ := s.sink.now()
 			s.broken(tt.says)
@@ -83,6 +78,91 @@ func TestBroken(t *testing.T) {
 				t.Errorf("the checkpoint moved from %s to %s", before, after)
 			}
 		})
+	}
+}
+
+// Where changes are missing for good, the sink is told, and everything is
+// compared anew: rows deleted, changed and added meanwhile come out right.
+func TestLost(t *testing.T) {
+	const meanwhile = `delete from notes where id = 1; update notes set body = 'second' where id = 2; insert into notes values (3, 'three')`
+	for _, tt := range []struct {
+		name    string
+		damage  func(s *source)
+		rewound bool
+	}{
+		{"slot gone", func(s *source) { s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot); s.exec(meanwhile) }, false},
+		{"slot recreated", func(s *source) {
+			s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
+			s.exec(meanwhile)
+			s.exec(`select pg_create_logical_replication_slot($1, 'pgoutput')`, s.cfg.Slot)
+		}, false},
+		{"slot read by another", func(s *source) {
+			s.exec(meanwhile)
+			s.exec(`select pg_replication_slot_advance($1, pg_current_wal_lsn())`, s.cfg.Slot)
+		}, false},
+		{"publication gone", func(s *source) { s.exec(`drop publication whence_pub`); s.exec(meanwhile) }, false},
+		{"publication altered", func(s *source) { s.exec(`alter publication whence_pub set (publish = 'insert')`); s.exec(meanwhile) }, false},
+		{"restored from a backup", func(s *source) { s.exec(meanwhile); s.sink.ahead(1 << 40) }, true},
+		{"another cluster that an operator confirmed", func(s *source) {
+			s.exec(meanwhile)
+			s.sink.ahead(1 << 40)
+			s.sink.cluster = Cluster{}
+		}, true},
+		{"another timeline", func(s *source) { s.exec(meanwhile); s.sink.ahead(1 << 40); s.sink.cluster.Timeline = 1 << 20 }, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			notes := table(1, "notes", "id")
+			s := newSource(t, notesDDL, notes)
+			s.idle()
+			tt.damage(s)
+			s.start()
+			s.eventually("the loss is noticed", func() bool { s.sink.mu.Lock(); defer s.sink.mu.Unlock(); return s.sink.lost == 1 })
+			s.settle()
+			s.compare(notes)
+			if s.sink.rewound != tt.rewound {
+				t.Errorf("rewound: %t, want %t", s.sink.rewound, tt.rewound)
+			}
+			s.exec(`insert into notes values (4, 'after')`)
+			s.settle()
+			s.compare(notes)
+		})
+	}
+}
+
+// A process that dies while it begins anew leaves nothing behind that counts.
+func TestLostAndInterrupted(t *testing.T) {
+	for _, step := range []string{"lost", "lost-after", "attach", "attach-after"} {
+		t.Run(step, func(t *testing.T) {
+			notes := table(1, "notes", "id")
+			s := newSource(t, notesDDL, notes)
+			s.idle()
+			s.exec(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
+			s.exec(`delete from notes where id = 1`)
+			failures := 0
+			s.sink.setFault(func(at string) error {
+				if at == step && failures < 2 {
+					failures++
+					return errors.New("interrupted")
+				}
+				return nil
+			})
+			s.start()
+			s.settle()
+			s.compare(notes)
+		})
+	}
+}
+
+func TestParseTimelineHistory(t *testing.T) {
+	t.Parallel()
+	const file = "# as initdb wrote it\n1\t0/3000148\tno recovery target specified\n\n2\t1/A0\tbefore 2026-01-01\n"
+	for timeline, want := range map[int32]whence.LSN{1: 0x3000148, 2: 1<<32 | 0xA0, 3: 0} {
+		if got, err := parseTimelineHistory([]byte(file), timeline); err != nil || got != want {
+			t.Errorf("timeline %d ended at %s, %v; want %s", timeline, got, err, want)
+		}
+	}
+	if _, err := parseTimelineHistory([]byte("1\tnonsense\n"), 1); err == nil {
+		t.Error("nonsense is a position")
 	}
 }
 
@@ -102,11 +182,11 @@ func TestSlotWithoutCheckpoint(t *testing.T) {
 	}
 }
 
-// A slot that somebody still reads is waited for.
+// A slot that somebody still reads is waited for, and then taken over.
 func TestSlotInUse(t *testing.T) {
 	notes := table(1, "notes", "id")
 	s := newSource(t, notesDDL, notes)
-	s.start()
+	_, stop := s.start()
 	s.settle()
 	c, err := New(s.cfg)
 	if err != nil {
@@ -117,6 +197,26 @@ func TestSlotInUse(t *testing.T) {
 	if err := c.Run(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second capture of the slot returned %v, want it to have tried until the end", err)
 	}
+	_ = stop()
+	// A predecessor that neither reads nor goes away.
+	cfg, err := pgconn.ParseConfig(s.cfg.ConnString + "&replication=database")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, err := pgconn.ConnectConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dead.Close(context.Background()) }()
+	s.eventually("the slot is free", func() bool {
+		return pglogrepl.StartReplication(t.Context(), dead, s.cfg.Slot, 0, pglogrepl.StartReplicationOptions{Mode: pglogrepl.LogicalReplication,
+			PluginArgs: []string{"proto_version '1'", "publication_names 'whence_pub'"}}) == nil
+	})
+	s.cfg.Predecessor = 300 * time.Millisecond
+	s.start()
+	s.exec(`insert into notes values (1, 'one')`)
+	s.settle()
+	s.compare(notes)
 }
 
 func TestServerSettings(t *testing.T) {

@@ -72,12 +72,19 @@ type Progress struct {
 // starts again from the sink's checkpoint; after one of a backfill's, that
 // backfill starts over.
 type Sink interface {
-	// Start returns where the sink stands: zero LSN and "" when it has nothing
-	// of this source yet.
-	Start(ctx context.Context) (checkpoint whence.LSN, systemID string, err error)
-	// Attach records the slot's consistent point as the first checkpoint, and
-	// the cluster's identity, durably.
-	Attach(ctx context.Context, checkpoint whence.LSN, systemID string) error
+	// Start returns where the sink stands: zero LSN when it has nothing of this
+	// source yet, or after Lost; then the cluster means nothing.
+	Start(ctx context.Context) (checkpoint whence.LSN, of Cluster, err error)
+	// Attach records the cluster, and the slot's consistent point as the first
+	// checkpoint where there is none, durably.
+	Attach(ctx context.Context, checkpoint whence.LSN, of Cluster) error
+	// Lost says that changes beyond the checkpoint are missing for good, or that
+	// what was applied before it did not all happen (rewound: the source's log is
+	// another one now, and positions recorded from the old one compare with
+	// nothing). Durably and at once there is no checkpoint, and every table that
+	// has not failed is PENDING; what is stored of them stays, to be compared
+	// with the source's rows when they are copied again.
+	Lost(ctx context.Context, rewound bool, reason string) error
 	// Tables returns the registered tables in any state, as of now.
 	Tables(ctx context.Context) ([]whence.Table, error)
 	// Begin opens one durable unit; never while another is open.
@@ -101,6 +108,20 @@ type Sink interface {
 	TableFailed(ctx context.Context, table int32, state whence.TableState, message string) error
 }
 
+// Cluster says which history of which Postgres cluster a position belongs to.
+type Cluster struct {
+	System   string // its system identifier
+	Timeline int32  // grows when a standby is promoted and when a backup is recovered
+}
+
+// Health is what the source says of the slot.
+type Health struct {
+	RetainedWAL int64  // bytes of log that the slot keeps on the source
+	SafeWAL     int64  // bytes that may yet be written before it is lost; negative: without bound
+	WALStatus   string // pg_replication_slots.wal_status: reserved, extended, unreserved or lost
+	Warning     string // what to do before the slot is lost; empty while there is no danger
+}
+
 // Unit is one transaction of the sink's store.
 type Unit interface {
 	// Apply takes changes in commit order; one call may hold several source
@@ -121,6 +142,7 @@ type Config struct {
 	Sink        Sink
 	Log         *slog.Logger     // default: slog.Default
 	Status      func(err error)  // told of each failed attempt, and nil once the stream runs; may be nil
+	Health      func(Health)     // told at every look how the slot is; may be nil
 	Now         func() time.Time // with a monotonic reading; default: time.Now
 
 	BackfillBatch  int           // rows a BackfillRows; default 1000
@@ -128,6 +150,7 @@ type Config struct {
 	Probe          time.Duration // how often the source's position is asked; default 250 ms
 	IdleCheckpoint time.Duration // how often progress without data is made durable; default 10 s
 	MaximumBackoff time.Duration // between attempts; default 10 s
+	Predecessor    time.Duration // another connection may still read the slot; then it is ended; default 3 s
 	DeadAfter      time.Duration // a silent connection is given up; default 60 s
 	QueueBytes     int64         // received and not yet applied; default 8 MiB
 }
@@ -136,6 +159,7 @@ type Config struct {
 // fail again, or would lose changes without a trace.
 type BrokenError struct {
 	Message string // what is wrong and what to do
+	Foreign bool   // the connection string leads to another cluster than before
 	Err     error  // the cause, if there is one
 }
 
@@ -192,6 +216,9 @@ func New(cfg Config) (*Capture, error) {
 	if cfg.Status == nil {
 		cfg.Status = func(error) {}
 	}
+	if cfg.Health == nil {
+		cfg.Health = func(Health) {}
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -200,6 +227,7 @@ func New(cfg Config) (*Capture, error) {
 	defaultTo(&cfg.Probe, 250*time.Millisecond)
 	defaultTo(&cfg.IdleCheckpoint, 10*time.Second)
 	defaultTo(&cfg.MaximumBackoff, 10*time.Second)
+	defaultTo(&cfg.Predecessor, 3*time.Second)
 	defaultTo(&cfg.DeadAfter, time.Minute)
 	defaultTo(&cfg.QueueBytes, 8<<20)
 	return &Capture{

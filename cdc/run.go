@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 )
@@ -31,6 +32,7 @@ var errAgain = errors.New("the stream starts over")
 func (c *Capture) stream(ctx context.Context) error {
 	const shortest = 100 * time.Millisecond
 	pause := shortest
+	var inUse time.Time // since when another connection reads the slot; zero: none does
 	for {
 		began := c.cfg.Now()
 		err := c.follow(ctx)
@@ -44,9 +46,17 @@ func (c *Capture) stream(ctx context.Context) error {
 			continue
 		case c.cfg.Now().Sub(began) > c.cfg.MaximumBackoff:
 			pause = shortest
-		case isCode(err, codeInUse):
-			// Our dead predecessor's connection: it goes away within moments.
+		}
+		if !isCode(err, codeInUse) {
+			inUse = time.Time{}
+		} else {
 			pause = shortest
+			if inUse.IsZero() {
+				inUse = began
+			}
+			if c.cfg.Now().Sub(inUse) >= c.cfg.Predecessor {
+				c.endReader(ctx)
+			}
 		}
 		c.cfg.Status(err)
 		jitter := rand.N(pause) //nolint:gosec // only spreads attempts
@@ -54,6 +64,19 @@ func (c *Capture) stream(ctx context.Context) error {
 			return err
 		}
 		pause = min(2*pause, c.cfg.MaximumBackoff)
+	}
+}
+
+// endReader ends the connection that reads the slot: a predecessor that is dead,
+// which usually goes away within moments, or has lost the source to us.
+func (c *Capture) endReader(ctx context.Context) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return // whatever it is, the next attempt meets it too
+	}
+	defer closeConn(ctx, conn.PgConn())
+	if _, err := conn.Exec(ctx, endReaderSQL, pgx.NamedArgs{"slot": c.cfg.Slot}); err != nil {
+		c.log.WarnContext(ctx, "cannot end the connection that still reads the replication slot", "error", err)
 	}
 }
 

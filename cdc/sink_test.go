@@ -20,13 +20,15 @@ type memorySink struct {
 
 	mu         sync.Mutex // guards the rest
 	checkpoint whence.LSN
-	system     string
+	cluster    Cluster
 	tables     map[int32]*memoryTable
 	progress   Progress
 	units      int
 	applied    []Change                // kept when keep is set
 	keep       bool                    //
 	attached   int                     //
+	lost       int                     //
+	rewound    bool                    // as the last Lost said
 	fault      func(step string) error // may fail any call; nil: none does
 }
 
@@ -121,25 +123,61 @@ func printRow(row whence.Values) string {
 	return out
 }
 
-func (s *memorySink) Start(context.Context) (whence.LSN, string, error) {
+func (s *memorySink) Start(context.Context) (whence.LSN, Cluster, error) {
 	if err := s.check("start"); err != nil {
-		return 0, "", err
+		return 0, Cluster{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.checkpoint, s.system, nil
+	return s.checkpoint, s.cluster, nil
 }
 
-func (s *memorySink) Attach(_ context.Context, at whence.LSN, system string) error {
+func (s *memorySink) Lost(_ context.Context, rewound bool, _ string) error {
+	if err := s.check("lost"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checkpoint, s.lost, s.rewound = 0, s.lost+1, rewound
+	for _, t := range s.tables {
+		if !failedState(t.State) {
+			t.State = whence.TablePending
+		}
+		if !rewound {
+			continue
+		}
+		t.snapshot, t.truncated = 0, 0
+		for k, r := range t.records {
+			r.lsn = 0
+			t.records[k] = r
+		}
+	}
+	return s.checkLocked("lost-after")
+}
+
+// ahead has the sink hold what a source with a longer log had.
+func (s *memorySink) ahead(by whence.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checkpoint += by
+	for _, t := range s.tables {
+		for k, r := range t.records {
+			r.lsn += by
+			t.records[k] = r
+		}
+	}
+}
+
+func (s *memorySink) Attach(_ context.Context, at whence.LSN, of Cluster) error {
 	if err := s.check("attach"); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.checkpoint != 0 {
+	if s.checkpoint != 0 && s.checkpoint != at {
 		s.t.Errorf("attached at %s over the checkpoint %s", at, s.checkpoint)
 	}
-	s.checkpoint, s.system, s.attached = at, system, s.attached+1
+	s.checkpoint, s.cluster, s.attached = at, of, s.attached+1
 	return s.checkLocked("attach-after")
 }
 

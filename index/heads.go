@@ -95,6 +95,17 @@ func (x *Index) Touch(ctx context.Context, tx pgx.Tx, records []int64, at []when
 	return nil
 }
 
+const rewindRecords = `update whence.records set lsn = '0/0' where table_id = any(@tables)`
+
+// Rewind forgets how new each record's state is: the source goes on in a history
+// whose positions compare with none before it.
+func (x *Index) Rewind(ctx context.Context, tx pgx.Tx, tables []int32) error {
+	if _, err := tx.Exec(ctx, rewindRecords, pgx.NamedArgs{"tables": tables}); err != nil {
+		return fmt.Errorf("rewind records: %w", err)
+	}
+	return nil
+}
+
 const selectMissing = `
 select exists (select from whence.records where table_id = @table and missing is not null and not deleted)`
 

@@ -192,13 +192,13 @@ func (r *Runner) capture(ctx context.Context, s Source, c *capture) {
 			return
 		case errors.As(err, &broken):
 			r.Log.ErrorContext(ctx, "capture is broken", "source", s.Name, "error", err)
-			r.note(ctx, s, broken.Message, false)
+			r.note(ctx, s, broken.Message, false, broken.Foreign)
 			return
 		case errors.Is(err, errCaptured):
 			pause = time.Second
 		case err != nil:
 			r.Log.WarnContext(ctx, "capture failed, trying again", "source", s.Name, "in", pause, "error", err)
-			r.note(ctx, s, err.Error(), true)
+			r.note(ctx, s, err.Error(), true, false)
 			s.Error = err.Error()
 		}
 		if time.Since(began) > time.Minute {
@@ -235,9 +235,9 @@ func (r *Runner) captureOnce(ctx context.Context, s Source, c *capture) error {
 			case ctx.Err() != nil:
 			case err != nil:
 				failing = true
-				r.note(ctx, s, err.Error(), true)
+				r.note(ctx, s, err.Error(), true, false)
 			case failing:
-				failing = !r.note(ctx, s, "", false)
+				failing = !r.note(ctx, s, "", false, false)
 			}
 		},
 	})
@@ -281,9 +281,10 @@ func holdLock(ctx context.Context, lock *pgx.Conn) error {
 	}
 }
 
-// note writes why a source is in trouble, or that it is not; it tells whether it could.
-func (r *Runner) note(ctx context.Context, s Source, message string, retrying bool) bool {
-	_, err := r.Registry.pool.Exec(ctx, noteError, pgx.NamedArgs{"id": s.ID, "error": message, "retrying": retrying})
+// note writes why a source is in trouble, or that it is not; elsewhere is as in
+// cdc.BrokenError. It tells whether it could.
+func (r *Runner) note(ctx context.Context, s Source, message string, retrying, elsewhere bool) bool {
+	_, err := r.Registry.pool.Exec(ctx, noteError, pgx.NamedArgs{"id": s.ID, "error": message, "retrying": retrying, "elsewhere": elsewhere})
 	if err != nil && ctx.Err() == nil {
 		r.Log.WarnContext(ctx, "cannot record the state of the source", "source", s.Name, "error", err)
 	}

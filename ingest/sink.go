@@ -47,37 +47,35 @@ func (s *sink) give() { s.turn <- struct{}{} }
 
 const (
 	selectStart = `
-select c.lsn, coalesce(s.system_id, '') from whence.sources s left join whence.checkpoints c on c.source_id = s.id
+select c.lsn, coalesce(s.system_id, ''), coalesce(s.timeline, 0)
+from whence.sources s left join whence.checkpoints c on c.source_id = s.id
 where s.id = @id and not s.deleting`
-	attachSource     = `update whence.sources set system_id = @system where id = @id and not deleting`
-	insertCheckpoint = `insert into whence.checkpoints (source_id, lsn) values (@id, @lsn)`
+	attachSource     = `update whence.sources set system_id = @system, timeline = @timeline where id = @id and not deleting`
+	insertCheckpoint = `insert into whence.checkpoints (source_id, lsn) values (@id, @lsn) on conflict do nothing`
 )
 
 // Start reads the checkpoint.
-func (s *sink) Start(ctx context.Context) (lsn whence.LSN, system string, err error) {
+func (s *sink) Start(ctx context.Context) (lsn whence.LSN, of cdc.Cluster, err error) {
 	if err := s.take(ctx); err != nil {
-		return 0, "", err
+		return 0, cdc.Cluster{}, err
 	}
 	defer s.give()
-	err = s.r.pool.QueryRow(ctx, selectStart, pgx.NamedArgs{"id": s.id}).Scan(&lsn, &system)
+	err = s.r.pool.QueryRow(ctx, selectStart, pgx.NamedArgs{"id": s.id}).Scan(&lsn, &of.System, &of.Timeline)
 	if err != nil {
-		return 0, "", fmt.Errorf("read the checkpoint of %s: %w", s.source, pg.Translate(err))
-	}
-	if lsn == 0 {
-		system = ""
+		return 0, cdc.Cluster{}, fmt.Errorf("read the checkpoint of %s: %w", s.source, pg.Translate(err))
 	}
 	s.known = lsn
-	return lsn, system, nil
+	return lsn, of, nil
 }
 
-// Attach writes the first checkpoint.
-func (s *sink) Attach(ctx context.Context, lsn whence.LSN, system string) error {
+// Attach writes the first checkpoint, or only the cluster where there is one.
+func (s *sink) Attach(ctx context.Context, lsn whence.LSN, of cdc.Cluster) error {
 	if err := s.take(ctx); err != nil {
 		return err
 	}
 	defer s.give()
 	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
-		args := pgx.NamedArgs{"id": s.id, "lsn": lsn, "system": system}
+		args := pgx.NamedArgs{"id": s.id, "lsn": lsn, "system": of.System, "timeline": of.Timeline}
 		tag, err := tx.Exec(ctx, attachSource, args)
 		if err != nil {
 			return err
@@ -92,6 +90,58 @@ func (s *sink) Attach(ctx context.Context, lsn whence.LSN, system string) error 
 		return fmt.Errorf("attach %s: %w", s.source, err)
 	}
 	s.known = lsn
+	return nil
+}
+
+const (
+	// Only the process that knows where the checkpoint is may take it away.
+	deleteCheckpoint = `delete from whence.checkpoints where source_id = @id and lsn = @known::pg_lsn`
+	recopyTables     = `
+update whence.tables set state = 'PENDING', error = @reason, rows_done = 0, rows_total = 0,
+    snapshot_lsn = case when not @rewound then snapshot_lsn end, truncated_lsn = case when not @rewound then truncated_lsn end
+where source_id = @id and state in ('PENDING', 'BACKFILLING', 'LIVE')`
+	// A failed table is copied when it is registered again; a snapshot of the
+	// new history is then good whatever its position.
+	rewindFailed = `
+update whence.tables set snapshot_lsn = null, truncated_lsn = null where source_id = @id and state in ('SCHEMA_CHANGED', 'BROKEN')`
+	selectSourceTables = `select id from whence.tables where source_id = @id`
+)
+
+// Lost gives the checkpoint up and has every table copied again.
+func (s *sink) Lost(ctx context.Context, rewound bool, reason string) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.give()
+	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
+		args := pgx.NamedArgs{"id": s.id, "known": s.known, "rewound": rewound, "reason": "its rows are compared anew: " + reason}
+		tag, err := tx.Exec(ctx, deleteCheckpoint, args)
+		if err != nil {
+			return err
+		}
+		if err := expectOne(tag); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, recopyTables, args); err != nil || !rewound {
+			return err
+		}
+		if _, err := tx.Exec(ctx, rewindFailed, args); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, selectSourceTables, args)
+		if err != nil {
+			return err
+		}
+		tables, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+		if err != nil {
+			return err
+		}
+		return s.r.index.Rewind(ctx, tx, tables)
+	})
+	if err != nil {
+		return fmt.Errorf("give up the checkpoint of %s: %w", s.source, err)
+	}
+	s.known = 0
 	return nil
 }
 

@@ -213,7 +213,10 @@ func slotName(source string) string {
 
 const (
 	pauseSource  = `update whence.sources set paused = true where name = @name and not deleting`
-	resumeSource = `update whence.sources set paused = false, error = null, retrying = false where name = @name and not deleting`
+	resumeSource = `
+update whence.sources set paused = false, error = null, retrying = false, elsewhere = false,
+    system_id = case when not elsewhere then system_id end
+where name = @name and not deleting`
 )
 
 // PauseSource stops the capture of a source; its slot stays and keeps log on the source.
@@ -221,7 +224,9 @@ func (r *Registry) PauseSource(ctx context.Context, name string) (Source, error)
 	return r.changeSource(ctx, name, pauseSource)
 }
 
-// ResumeSource lets capture go on, also after it was broken.
+// ResumeSource lets capture go on, also after it was broken. Where it was broken
+// because the connection string leads to another cluster, that one is taken: its
+// rows are compared with what is stored.
 func (r *Registry) ResumeSource(ctx context.Context, name string) (Source, error) {
 	return r.changeSource(ctx, name, resumeSource)
 }

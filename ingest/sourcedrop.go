@@ -17,8 +17,8 @@ import (
 const (
 	markDeleting = `update whence.sources set deleting = true, error = null, retrying = false where name = @name`
 	noteError    = `
-update whence.sources set error = nullif(@error, ''), retrying = @retrying
-where id = @id and (error is distinct from nullif(@error, '') or retrying <> @retrying)`
+update whence.sources set error = nullif(@error, ''), retrying = @retrying, elsewhere = @elsewhere
+where id = @id and (error is distinct from nullif(@error, '') or retrying <> @retrying or elsewhere <> @elsewhere)`
 	selectTableIDs = `select id from whence.tables where source_id = @source`
 	deleteSource   = `delete from whence.sources where id = @id`
 )
@@ -75,7 +75,7 @@ func (r *Registry) dropSource(ctx context.Context, s Source, force bool) error {
 	defer closeConn(ctx, lock)
 	if !force {
 		if err := r.dropSlot(ctx, s); err != nil {
-			_, _ = r.pool.Exec(ctx, noteError, pgx.NamedArgs{"id": s.ID, "error": err.Error(), "retrying": true})
+			_, _ = r.pool.Exec(ctx, noteError, pgx.NamedArgs{"id": s.ID, "error": err.Error(), "retrying": true, "elsewhere": false})
 			return err
 		}
 	}

@@ -12,6 +12,8 @@ create table whence.sources (
     slot        text not null unique,
     publication text not null,
     system_id   text,                         -- of the cluster that the slot was made on
+    timeline    int,                          -- of that cluster, as it was captured last
+    elsewhere   bool not null default false,  -- the dsn leads to another cluster; resuming takes that one
     paused      bool not null default false,
     deleting    bool not null default false,  -- its slot and publication are being removed
     error       text,                         -- why capture is broken, null while it is not

@@ -240,7 +240,9 @@ type Table struct {
 	OnDelete         OnDelete
 	Definition       int32 // grows when rendering changes
 	State            TableState
-	Error            string // why State is BROKEN or SCHEMA_CHANGED
+	Error            string // why State is BROKEN or SCHEMA_CHANGED, or why the rows are copied again
+	Snapshot         LSN    // BACKFILLING and LIVE: that the first rows were copied at
+	Shape            string // how capture found the relation when it began to copy; only cdc reads it
 	CreateTime       time.Time
 }
 

@@ -202,7 +202,7 @@ func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
 			return err
 		}
 	}
-	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.state, r.fault); err != nil {
+	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.table.Definition, r.state, r.fault); err != nil {
 		return fmt.Errorf("record that %s cannot be captured: %w", r.table.Name(), err)
 	}
 	a.c.failed[f] = true

@@ -104,6 +104,7 @@ func (c *Capture) reconcile(ctx context.Context, conn *pgx.Conn, repl *pgconn.Pg
 		if err := c.sink.Lost(ctx, gap.rewound, gap.reason); err != nil {
 			return 0, fmt.Errorf("record that changes are missing: %w", err)
 		}
+		c.unpublished = false
 	}
 	if err := c.ensurePublication(ctx, conn, published); err != nil {
 		return 0, err
@@ -198,6 +199,8 @@ func (c *Capture) compare(slot *slotState, was history, now Cluster, flushed whe
 			c.cfg.Slot, *slot.confirmed, was.at)
 	case published == nil:
 		return missing("the publication %s was dropped, and changes since then are missing", c.cfg.Publication)
+	case c.unpublished:
+		return missing("the publication %s was dropped for a while, and changes of that time are missing", c.cfg.Publication)
 	case !published.complete:
 		return missing("the publication %s was altered so that it leaves changes out", c.cfg.Publication)
 	}

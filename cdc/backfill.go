@@ -38,7 +38,7 @@ func (c *Capture) backfill(ctx context.Context, t whence.Table, started chan<- s
 	var source *sourceError
 	switch {
 	case errors.As(err, &refusal) && errors.As(err, &source):
-		return c.sink.TableFailed(ctx, t.ID, whence.TableBroken, refusal.Message+"; then register the table again")
+		return c.sink.TableFailed(ctx, t.ID, t.Definition, whence.TableBroken, refusal.Message+"; then register the table again")
 	case errors.As(err, &source):
 		refused, ok := permanent(source.err)
 		if !ok {
@@ -52,7 +52,7 @@ func (c *Capture) backfill(ctx context.Context, t whence.Table, started chan<- s
 			advice = fmt.Sprintf("run GRANT SELECT ON %s TO %s (with row security also ALTER ROLE %s BYPASSRLS), then register the table again",
 				sqlName(t.Schema, t.Relation), pgx.Identifier{c.conn.User}.Sanitize(), pgx.Identifier{c.conn.User}.Sanitize())
 		}
-		return c.sink.TableFailed(ctx, t.ID, state,
+		return c.sink.TableFailed(ctx, t.ID, t.Definition, state,
 			fmt.Sprintf("the source refuses to copy %s (%s): %s", sqlName(t.Schema, t.Relation), refused.Message, advice))
 	}
 	return err

@@ -103,9 +103,17 @@ type Sink interface {
 	// held at snapshot has been delivered, so a record that is older than
 	// snapshot and was not among them does not exist any more.
 	BackfillDone(ctx context.Context, table int32, snapshot whence.LSN) error
+	// Saw keeps with a table's definition how its relation looks in the source, as
+	// Tables returns it in Shape; nothing happens when the definition is another.
+	Saw(ctx context.Context, table, definition int32, shape string) error
+	// CopyAgain puts the state of a table that is BACKFILLING or LIVE under the
+	// definition to PENDING; only a snapshot from at on is good for it. What is
+	// stored of the table stays, to be compared with the source's rows.
+	CopyAgain(ctx context.Context, table, definition int32, at whence.LSN, reason string) error
 	// TableFailed sets the table's state (SCHEMA_CHANGED or BROKEN) with a
-	// message that says what to do; the other tables go on.
-	TableFailed(ctx context.Context, table int32, state whence.TableState, message string) error
+	// message that says what to do, unless its definition is another by now; the
+	// other tables go on.
+	TableFailed(ctx context.Context, table, definition int32, state whence.TableState, message string) error
 }
 
 // Cluster says which history of which Postgres cluster a position belongs to.
@@ -186,6 +194,10 @@ type Capture struct {
 
 	tables  atomic.Pointer[tableSet]
 	refresh sync.Mutex // orders reads of Sink.Tables with their storing
+
+	// unpublished: decoding came to a change of a time without the publication.
+	// Only the goroutine of stream uses it.
+	unpublished bool
 
 	// failed remembers which definitions were reported, across reconnections;
 	// only the applier uses it.

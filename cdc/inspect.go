@@ -150,7 +150,7 @@ func checkPartitions(ctx context.Context, conn *pgx.Conn, oid int64) error {
 	return identityNothing(sqlName(schema, relation))
 }
 
-func identityNothing(name string) error {
+func identityNothing(name string) *whence.Error {
 	return refuse("REPLICA_IDENTITY_NOTHING", fmt.Sprintf("%s has REPLICA IDENTITY NOTHING, so the stream would not say which rows change, "+
 		"and publishing it would make its updates fail: run ALTER TABLE %s REPLICA IDENTITY DEFAULT", name, name))
 }

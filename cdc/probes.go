@@ -76,7 +76,8 @@ const nudgeEvery = time.Second
 const nudgeSQL = `select pg_logical_emit_message(false, 'whence', '')`
 
 // probe remembers where the source's log ended and when. Once everything up to
-// there is applied, everything committed up to then is.
+// there is applied, everything committed up to then is, and the catalogue, which
+// the stream does not tell of, was as it was when the rows were copied.
 //
 // The flushed log may end within a record of a transaction that is open and
 // pauses. The server cannot send up to there, and a source where nothing else
@@ -95,7 +96,15 @@ func (s *session) probe(ctx context.Context) error {
 			}
 			return err
 		}
-		s.probes.add(flushed, at)
+		same, err := s.c.unchanged(ctx, s.asker)
+		if err != nil {
+			return err
+		}
+		if same {
+			s.probes.add(flushed, at)
+		} else {
+			s.c.Poke() // nothing is proven before it is known what that means
+		}
 		heard := whence.LSN(s.heard.Load())
 		if flushed == before && heard == heardBefore && heard < flushed && at.Sub(nudged) >= nudgeEvery {
 			if err := s.nudge(ctx); err != nil {

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/whence-db/whence"
 )
@@ -18,7 +22,9 @@ const goneMessage = "%s is not among the tables that the source publishes any mo
 // what cannot be relied on, which is as good as nothing.
 const (
 	membersSQL = `
-select n.nspname::text, c.relname::text
+select n.nspname::text, c.relname::text, coalesce((
+           select array_agg(a.attname::text) from pg_attribute a
+            where a.attrelid = c.oid and a.attnum = any(r.prattrs::int2[])), '{}'), r.prattrs is null
   from pg_publication_rel r
   join pg_publication p on p.oid = r.prpubid
   join pg_class c on c.oid = r.prrelid
@@ -28,40 +34,58 @@ select n.nspname::text, c.relname::text
 
 	// publishedSQL also sees what a publication for a schema or for all tables holds.
 	publishedSQL = `
-select t.schemaname::text, t.tablename::text
+select t.schemaname::text, t.tablename::text, '{}'::text[], true
   from pg_publication_tables t
   join pg_publication p on p.pubname = t.pubname
  where t.pubname = @publication and t.rowfilter is null
    and p.pubviaroot and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate`
 )
 
-// publish makes the publication hold the registered tables, and returns those
-// that it holds. A table that cannot be added fails alone.
+// member is how a table is published.
+type member struct {
+	columns []string
+	all     bool // every column, also those added later
+}
+
+func (m member) covers(columns []string) bool {
+	return m.all || !slices.ContainsFunc(columns, func(c string) bool { return !slices.Contains(m.columns, c) })
+}
+
+// publish makes the publication hold the registered tables, and returns those that it holds. What happened to tables whose rows
+// are stored is judged; a table that cannot be captured fails alone.
 func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]bool, error) {
-	members, err := t.relations(ctx, membersSQL)
+	members, err := t.members(ctx, membersSQL)
 	if err != nil {
 		return nil, err
 	}
-	published, err := t.relations(ctx, publishedSQL)
+	published, err := t.members(ctx, publishedSQL)
 	if err != nil {
 		return nil, err
 	}
-	for name := range members {
-		published[name] = true // a partitioned table without partitions is not among them
+	maps.Copy(published, members) // a partitioned table without partitions is only a member
+	looks, err := t.shapes(ctx, t.conn, set.list)
+	if err != nil {
+		return nil, err
 	}
+	ready := map[relationName]bool{}
 	var trouble []error
 	for _, table := range set.list {
 		name := relationName{table.Schema, table.Relation}
+		m, there := published[name]
 		switch {
-		case published[name] || failedState(table.State):
-		case table.State == whence.TableLive:
-			err := t.sink.TableFailed(ctx, table.ID, whence.TableBroken,
-				fmt.Sprintf(goneMessage, sqlName(name.schema, name.name), t.cfg.Publication))
+		case failedState(table.State):
+		case table.State == whence.TablePending && t.runs[table.ID] != nil:
+			// Its copying has begun since, or is being given up; how the table looked
+			// was kept before.
+		case table.State == whence.TablePending:
+			_, listed := members[name]
+			ok, err := t.prepare(ctx, table, m, there, there && !listed)
+			ready[name] = ok
 			trouble = append(trouble, err)
 		default:
-			added, err := t.add(ctx, table)
+			ok, err := t.review(ctx, table, m, there, looks[table.ID])
+			ready[name] = ok
 			trouble = append(trouble, err)
-			published[name] = added
 		}
 	}
 	for name := range members {
@@ -69,58 +93,216 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 			trouble = append(trouble, t.drop(ctx, name))
 		}
 	}
-	return published, errors.Join(trouble...)
+	return ready, errors.Join(trouble...)
 }
 
-func (t *tender) relations(ctx context.Context, query string) (map[relationName]bool, error) {
+func (t *tender) members(ctx context.Context, query string) (map[relationName]member, error) {
 	rows, err := t.conn.Query(ctx, query, pgx.NamedArgs{"publication": t.cfg.Publication})
 	if err != nil {
 		return nil, fmt.Errorf("read the publication's tables: %w", err)
 	}
-	set := map[relationName]bool{}
+	set := map[relationName]member{}
 	var name relationName
-	_, err = pgx.ForEachRow(rows, []any{&name.schema, &name.name}, func() error { set[name] = true; return nil })
+	var m member
+	_, err = pgx.ForEachRow(rows, []any{&name.schema, &name.name, &m.columns, &m.all}, func() error {
+		set[name] = m
+		m.columns = nil
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read the publication's tables: %w", err)
 	}
 	return set, nil
 }
 
-// add publishes a table; false without an error means that it failed and its
-// state says why. It is inspected first: publishing a table whose rows cannot
-// be identified would make its owner's updates fail.
-func (t *tender) add(ctx context.Context, table whence.Table) (bool, error) {
+// prepare publishes a table whose rows are to be copied and keeps how it looks;
+// false without an error means that it failed and its state says why. It is
+// inspected first: publishing a table whose rows cannot be identified would make
+// its owner's updates fail. elsewise: it is published with its schema or with all.
+func (t *tender) prepare(ctx context.Context, table whence.Table, m member, there, elsewise bool) (bool, error) {
 	in, err := InspectTable(ctx, t.conn, table.Schema, table.Relation)
 	var refusal *whence.Error
 	if errors.As(err, &refusal) {
-		return false, t.sink.TableFailed(ctx, table.ID, whence.TableBroken, refusal.Message+"; then register the table again")
+		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, refusal.Message+"; then register the table again")
 	}
 	if err != nil {
 		return false, err
 	}
-	only := "only "
-	if in.Kind == KindPartitioned {
-		only = ""
+	looks, err := t.shapes(ctx, t.conn, []whence.Table{table})
+	if err != nil {
+		return false, err
 	}
-	statement := `alter publication ` + pgx.Identifier{t.cfg.Publication}.Sanitize() + ` add table ` + only + sqlName(table.Schema, table.Relation)
-	if _, err = t.conn.Exec(ctx, statement); err == nil {
-		return true, nil
+	now, err := parseShape(looks[table.ID])
+	if err != nil {
+		return false, err
 	}
-	if refused, ok := permanent(err); ok {
-		message := fmt.Sprintf("the source refuses to publish %s (%s): ", sqlName(table.Schema, table.Relation), refused.Message)
-		if refused.Code == codeDenied {
-			message += fmt.Sprintf("make the role %s a member of the table's owner, or have the owner of both run %s; then register the table again", t.Capture.conn.User, statement)
-		} else {
-			message += "mend that, then register the table again"
+	if now.Root != nil && t.tables.Load().has(*now.Root) {
+		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, fmt.Sprintf(
+			"%s is a partition of %s, which is registered too, and its changes come under that name: unregister this one", table.Name(), *now.Root))
+	}
+	full := strings.Contains(now.Identity, "f")
+	if !there || !m.covers(table.Columns()) || full && !m.all {
+		err := t.put(ctx, table, in.Kind, there && !elsewise)
+		refused, ok := permanent(err)
+		switch {
+		case err == nil:
+		case !ok:
+			return false, err
+		default:
+			return false, t.refused(ctx, table, in.Kind, refused)
 		}
-		return false, t.sink.TableFailed(ctx, table.ID, whence.TableBroken, message)
 	}
-	return false, fmt.Errorf("publish %s: %w", sqlName(table.Schema, table.Relation), err)
+	if looks, err = t.shapes(ctx, t.conn, []whence.Table{table}); err != nil {
+		return false, err
+	}
+	if err := t.sink.Saw(ctx, table.ID, table.Definition, looks[table.ID]); err != nil {
+		return false, fmt.Errorf("keep how %s looks: %w", table.Name(), err)
+	}
+	return true, nil
 }
 
+// statement adds a table with all its columns: with a list of them Postgres would
+// refuse its owner to drop or retype a column, and updates once the whole row
+// identifies it.
+func (t *tender) statement(table whence.Table, kind Kind) string {
+	name := sqlName(table.Schema, table.Relation)
+	if kind == KindTable {
+		name = "only " + name
+	}
+	return `alter publication ` + pgx.Identifier{t.cfg.Publication}.Sanitize() + ` add table ` + name
+}
+
+// put adds a table to the publication, in place of how it is listed there.
+func (t *tender) put(ctx context.Context, table whence.Table, kind Kind, there bool) error {
+	return pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) error {
+		if there {
+			if _, err := tx.Exec(ctx, t.removal(relationName{table.Schema, table.Relation})); err != nil {
+				return fmt.Errorf("publish all columns of %s: %w", sqlName(table.Schema, table.Relation), err)
+			}
+		}
+		if _, err := tx.Exec(ctx, t.statement(table, kind)); err != nil {
+			return fmt.Errorf("publish %s: %w", sqlName(table.Schema, table.Relation), err)
+		}
+		return nil
+	})
+}
+
+// refused fails a table that the source will not publish.
+func (t *tender) refused(ctx context.Context, table whence.Table, kind Kind, why *pgconn.PgError) error {
+	message := fmt.Sprintf("the source refuses to publish %s (%s): ", sqlName(table.Schema, table.Relation), why.Message)
+	if why.Code == codeDenied {
+		message += fmt.Sprintf("make the role %s a member of the table's owner, or have an owner of both run %s; then register the table again",
+			t.Capture.conn.User, t.statement(table, kind))
+	} else {
+		message += "mend that, then register the table again"
+	}
+	return t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, message)
+}
+
+// review judges what happened to a table whose rows are stored, or being copied.
+// It tells whether the copying may go on.
+func (t *tender) review(ctx context.Context, table whence.Table, m member, there bool, look string) (bool, error) {
+	name := sqlName(table.Schema, table.Relation)
+	if there && look == table.Shape {
+		return true, nil
+	}
+	now, err := parseShape(look)
+	if err != nil {
+		return false, err
+	}
+	before := now
+	if table.Shape != "" {
+		if before, err = parseShape(table.Shape); err != nil {
+			return false, err
+		}
+	}
+	if strings.Contains(now.Identity, "n") {
+		// Published, its owner's updates would fail.
+		return false, errors.Join(t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, identityNothing(name).Message+", then register the table again"),
+			t.drop(ctx, relationName{table.Schema, table.Relation}))
+	}
+	v := judge(name, before, now)
+	switch {
+	case now.Relation == 0 || !there && v.state == "":
+		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, fmt.Sprintf(goneMessage, name, t.cfg.Publication))
+	case v.state != "":
+		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, v.state, v.why)
+	case strings.Contains(now.Identity, "f") && !m.all, !m.covers(table.Columns()):
+		// With the whole row as identity and a list of columns, its owner's updates fail.
+		return false, t.copyAgain(ctx, table, "how its rows are identified or published was changed")
+	case v.again:
+		return false, t.copyAgain(ctx, table, v.why)
+	}
+	if filled, err := t.filled(ctx, v.leaf); err != nil || filled {
+		return false, errors.Join(err, t.copyAgain(ctx, table, v.why))
+	}
+	if err := t.sink.Saw(ctx, table.ID, table.Definition, look); err != nil {
+		return false, fmt.Errorf("keep how %s looks: %w", table.Name(), err)
+	}
+	_, err = t.readTables(ctx)
+	return true, err
+}
+
+func (t *tender) copyAgain(ctx context.Context, table whence.Table, why string) error {
+	var text string
+	if err := t.conn.QueryRow(ctx, insertPositionSQL).Scan(&text); err != nil {
+		return fmt.Errorf("read the source's log position: %w", err)
+	}
+	at, err := whence.ParseLSN(text)
+	if err != nil {
+		return err
+	}
+	t.log.WarnContext(ctx, "a table is compared anew", "table", table.Name(), "why", why)
+	if err := t.sink.CopyAgain(ctx, table.ID, table.Definition, at, why); err != nil {
+		return fmt.Errorf("have %s copied again: %w", table.Name(), err)
+	}
+	t.Poke()
+	return nil
+}
+
+const (
+	insertPositionSQL = `select pg_current_wal_insert_lsn()::text`
+	leafNameSQL       = `
+select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = @oid::text::oid`
+)
+
+// filled tells whether one of the partitions holds rows. One that is empty now
+// held nothing when it was attached, or what it held was deleted since, which
+// the stream tells.
+func (t *tender) filled(ctx context.Context, leaves []string) (bool, error) {
+	for _, oid := range leaves {
+		var schema, relation string
+		err := t.conn.QueryRow(ctx, leafNameSQL, pgx.NamedArgs{"oid": oid}).Scan(&schema, &relation)
+		if errors.Is(err, pgx.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("look into a partition: %w", err)
+		}
+		var rows bool
+		err = t.conn.QueryRow(ctx, `select exists (select from only `+sqlName(schema, relation)+`)`).Scan(&rows)
+		if refused, ok := permanent(err); ok && (refused.Code == codeDenied || refused.Code == codeUndefinedTable) {
+			return true, nil // the copying says what is wrong
+		}
+		if err != nil {
+			return false, fmt.Errorf("look into a partition: %w", err)
+		}
+		if rows {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func (t *tender) removal(name relationName) string {
+	return `alter publication ` + pgx.Identifier{t.cfg.Publication}.Sanitize() + ` drop table ` + sqlName(name.schema, name.name)
+}
+
+// drop takes a table out of the publication; where an owner of the tables made
+// that, it is the owner's business.
 func (t *tender) drop(ctx context.Context, name relationName) error {
-	statement := `alter publication ` + pgx.Identifier{t.cfg.Publication}.Sanitize() + ` drop table ` + sqlName(name.schema, name.name)
-	if _, err := t.conn.Exec(ctx, statement); err != nil && !isCode(err, codeUndefinedTable) && !isCode(err, codeUndefinedObject) {
+	_, err := t.conn.Exec(ctx, t.removal(name))
+	if err != nil && !isCode(err, codeUndefinedTable) && !isCode(err, codeUndefinedObject) && !isCode(err, codeDenied) {
 		return fmt.Errorf("take %s out of the publication: %w", sqlName(name.schema, name.name), err)
 	}
 	return nil

@@ -47,6 +47,7 @@ func (c *Capture) stream(ctx context.Context) error {
 		case c.cfg.Now().Sub(began) > c.cfg.MaximumBackoff:
 			pause = shortest
 		}
+		c.unpublished = c.unpublished || isCode(err, codeUndefinedObject)
 		if !isCode(err, codeInUse) {
 			inUse = time.Time{}
 		} else {

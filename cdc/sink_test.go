@@ -27,6 +27,7 @@ type memorySink struct {
 	applied    []Change                // kept when keep is set
 	keep       bool                    //
 	attached   int                     //
+	again      int                     // tables that were copied again
 	lost       int                     //
 	rewound    bool                    // as the last Lost said
 	fault      func(step string) error // may fail any call; nil: none does
@@ -404,13 +405,38 @@ func (s *memorySink) backfill(ctx context.Context, step string, id int32, do fun
 	return s.checkLocked(step + "-after")
 }
 
-func (s *memorySink) TableFailed(_ context.Context, id int32, state whence.TableState, message string) error {
+func (s *memorySink) Saw(_ context.Context, id, definition int32, shape string) error {
+	if err := s.check("saw"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.tables[id]; t != nil && t.Definition == definition {
+		t.Shape = shape
+	}
+	return nil
+}
+
+func (s *memorySink) CopyAgain(_ context.Context, id, definition int32, _ whence.LSN, reason string) error {
+	if err := s.check("copy-again"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.tables[id]; t != nil && t.Definition == definition && !failedState(t.State) {
+		t.State, t.Error, t.Shape = whence.TablePending, reason, ""
+		s.again++
+	}
+	return nil
+}
+
+func (s *memorySink) TableFailed(_ context.Context, id, definition int32, state whence.TableState, message string) error {
 	if err := s.check("table-failed"); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t := s.tables[id]; t != nil {
+	if t := s.tables[id]; t != nil && t.Definition == definition {
 		t.State, t.Error = state, message
 	}
 	return nil

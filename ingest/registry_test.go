@@ -193,10 +193,11 @@ func TestBrokenSourceWaitsForItsOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.until("the slot is dropped", func() (bool, string) { // its last reader may take a moment to go
+	w.until("the slot is another plugin's", func() (bool, string) { // its last reader may take a moment to go
 		_, err := w.source.Pool.Exec(t.Context(), `select pg_drop_replication_slot($1)`, s.Slot)
 		return err == nil, fmt.Sprint(err)
 	})
+	w.exec(w.source, `select pg_create_logical_replication_slot($1, 'test_decoding')`, s.Slot)
 	w.run()
 	broken := func() (bool, string) {
 		s, err := w.r.GetSource(t.Context(), "app")

@@ -97,7 +97,7 @@ const (
 	// Only the process that knows where the checkpoint is may take it away.
 	deleteCheckpoint = `delete from whence.checkpoints where source_id = @id and lsn = @known::pg_lsn`
 	recopyTables     = `
-update whence.tables set state = 'PENDING', error = @reason, rows_done = 0, rows_total = 0,
+update whence.tables set state = 'PENDING', error = @reason, shape = null, rows_done = 0, rows_total = 0,
     snapshot_lsn = case when not @rewound then snapshot_lsn end, truncated_lsn = case when not @rewound then truncated_lsn end
 where source_id = @id and state in ('PENDING', 'BACKFILLING', 'LIVE')`
 	// A failed table is copied when it is registered again; a snapshot of the
@@ -214,15 +214,47 @@ func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
 
 const failTable = `
 update whence.tables set state = @state, error = @error
-where id = @id and source_id = @source and state <> 'UNREGISTERING'`
+where id = @id and source_id = @source and definition = @definition and state <> 'UNREGISTERING'`
 
 // TableFailed sets a table's state.
-func (s *sink) TableFailed(ctx context.Context, table int32, state whence.TableState, message string) error {
-	args := pgx.NamedArgs{"id": table, "source": s.id, "state": string(state), "error": message}
+func (s *sink) TableFailed(ctx context.Context, table, definition int32, state whence.TableState, message string) error {
+	args := pgx.NamedArgs{"id": table, "source": s.id, "definition": definition, "state": string(state), "error": message}
 	if _, err := s.r.pool.Exec(ctx, failTable, args); err != nil {
 		return fmt.Errorf("set the state of a table: %w", pg.Translate(err))
 	}
 	s.r.log.WarnContext(ctx, "a table cannot be captured", "source", s.source, "table", table, "state", state, "reason", message)
+	return nil
+}
+
+const (
+	sawTable = `
+update whence.tables set shape = @shape where id = @id and source_id = @source and definition = @definition and state <> 'UNREGISTERING'`
+	copyAgain = `
+update whence.tables set state = 'PENDING', error = @reason, shape = null, rows_done = 0, rows_total = 0,
+    snapshot_lsn = greatest(snapshot_lsn, @at::pg_lsn)
+where id = @id and source_id = @source and definition = @definition and state in ('BACKFILLING', 'LIVE')`
+)
+
+// Saw keeps how a table looks.
+func (s *sink) Saw(ctx context.Context, table, definition int32, shape string) error {
+	args := pgx.NamedArgs{"id": table, "source": s.id, "definition": definition, "shape": shape}
+	if _, err := s.r.pool.Exec(ctx, sawTable, args); err != nil {
+		return fmt.Errorf("keep how a table looks: %w", pg.Translate(err))
+	}
+	return nil
+}
+
+// CopyAgain has a table copied again. It waits for the unit that is open, which
+// may have gone by the table's being LIVE.
+func (s *sink) CopyAgain(ctx context.Context, table, definition int32, at whence.LSN, reason string) error {
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.give()
+	args := pgx.NamedArgs{"id": table, "source": s.id, "definition": definition, "at": at, "reason": "its rows are compared anew: " + reason}
+	if _, err := s.r.pool.Exec(ctx, copyAgain, args); err != nil {
+		return fmt.Errorf("have a table copied again: %w", pg.Translate(err))
+	}
 	return nil
 }
 

@@ -37,7 +37,7 @@ const (
 	tableFields = `
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
-coalesce(t.error, ''), t.created_at`
+coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, '')`
 
 	selectTables = `select ` + tableFields + `, t.rows_done, greatest(t.rows_total, t.rows_done)
 from whence.tables t join whence.sources s on s.id = t.source_id
@@ -47,7 +47,7 @@ order by s.name, t.schema_name, t.relation`
 
 func scanTable(row pgx.CollectableRow, more ...any) (t whence.Table, err error) {
 	dest := []any{&t.ID, &t.SourceID, &t.Source, &t.Schema, &t.Relation, &t.KeyColumns, &t.TextColumns, &t.TextTemplate, &t.SubjectColumn,
-		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime}
+		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Shape}
 	err = row.Scan(append(dest, more...)...)
 	return t, err
 }
@@ -135,7 +135,7 @@ values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @a
 	updateTable = `
 update whence.tables set key_columns = @key, text_columns = @text, text_template = @template, subject_column = @subject,
     time_column = @time, attribute_columns = @attributes, half_life = @half_life, freshness_target = @target, on_delete = @on_delete,
-    definition = definition + 1, state = 'PENDING', error = null, rows_done = 0, rows_total = 0,
+    definition = definition + 1, state = 'PENDING', error = null, shape = null, rows_done = 0, rows_total = 0,
     snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn)
 where id = @id`
 	tuneTable = `

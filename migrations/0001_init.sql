@@ -52,6 +52,7 @@ create table whence.tables (
     rows_total        bigint not null default 0,     -- an estimate until the backfill ends
     snapshot_lsn      pg_lsn,                        -- of the running or last backfill
     truncated_lsn     pg_lsn,                        -- backfilled rows older than this are gone
+    shape             text,                          -- how the relation looked when copying began; for cdc
     created_at        timestamptz not null default now(),
     unique (source_id, schema_name, relation)
 );

@@ -1,0 +1,217 @@
+package cdc
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
+)
+
+// shape is what the stored rows of a table depend on and the stream does not
+// tell: which relation bears the name, which columns there are and how their
+// values read, which partitions hold the rows, and how all that is published.
+// It is read before a table's rows are copied, kept with the table, and compared
+// ever after, also with what happened while nobody looked.
+type shape struct {
+	Relation    uint32                 `json:"relation"` // oid; 0: there is none
+	Identity    string                 `json:"identity"` // replica identities of it and its partitions, each once
+	Root        *string                `json:"root"`     // of a partition: the table that its changes come under, if that is published
+	Columns     map[string]columnShape `json:"columns"`  // the registered ones, by name
+	Leaves      map[string]string      `json:"leaves"`   // of each relation that holds rows, by oid: where its rows are stored
+	Publication json.RawMessage        `json:"publication"`
+}
+
+type columnShape struct {
+	Number    int               `json:"number"`
+	Type      uint32            `json:"type"`
+	Modifier  int               `json:"modifier"`
+	Changed   string            `json:"changed"` // transaction that described it last
+	Generated bool              `json:"generated"`
+	Labels    map[string]string `json:"labels"` // of an enum, by oid
+	Fields    json.RawMessage   `json:"fields"` // of a composite type
+}
+
+const shapesSQL = `
+select w.id, jsonb_build_object(
+    'relation', coalesce(c.oid::bigint, 0),
+    'identity', coalesce((
+        select string_agg(distinct i.relreplident::text, '') from pg_class i
+         where i.oid = c.oid or c.relkind = 'p' and i.oid in (select p.relid from pg_partition_tree(c.oid) p)), ''),
+    'root', (select rn.nspname || '.' || rc.relname
+               from pg_partition_root(c.oid) root join pg_class rc on rc.oid = root join pg_namespace rn on rn.oid = rc.relnamespace
+              where c.relispartition),
+    'columns', coalesce((
+        select jsonb_object_agg(a.attname::text, jsonb_build_object(
+            'number', a.attnum, 'type', a.atttypid::bigint, 'modifier', a.atttypmod, 'changed', a.xmin::text,
+            'generated', a.attgenerated <> '',
+            'labels', (select jsonb_object_agg(e.oid::text, e.enumlabel::text) from pg_enum e
+                        where e.enumtypid = case when ty.typelem <> 0 then ty.typelem when ty.typbasetype <> 0 then ty.typbasetype else ty.oid end),
+            'fields', (select jsonb_agg(jsonb_build_array(f.attname::text, f.atttypid::bigint, f.attisdropped) order by f.attnum)
+                         from pg_type b join pg_attribute f on f.attrelid = b.typrelid and f.attnum > 0
+                        where b.typtype = 'c'
+                          and b.oid = case when ty.typelem <> 0 then ty.typelem when ty.typbasetype <> 0 then ty.typbasetype else ty.oid end)))
+          from pg_attribute a join pg_type ty on ty.oid = a.atttypid
+         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+           and a.attname in (select jsonb_array_elements_text(w.columns::jsonb))), '{}'),
+    'leaves', coalesce(case when c.oid is null then null when c.relkind = 'p'
+        then (select jsonb_object_agg(l.oid::text, pg_relation_filenode(l.oid)::text)
+                from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid where p.isleaf and l.relkind <> 'p')
+        else jsonb_build_object(c.oid::text, pg_relation_filenode(c.oid)::text) end, '{}'),
+    'publication', (
+        select jsonb_build_array(p.oid::bigint, p.xmin::text, r.oid::bigint, r.prattrs::text, r.prqual is null)
+          from pg_publication p left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
+         where p.pubname = @publication))::text
+  from unnest(@ids::int[], @schemas::text[], @relations::text[], @columns::text[]) as w(id, schema, relation, columns)
+  left join pg_namespace n on n.nspname = w.schema
+  left join pg_class c on c.relnamespace = n.oid and c.relname = w.relation and c.relkind in ('r', 'p')`
+
+// shapes reads how tables look now, as text that is equal when they look equal.
+func (c *Capture) shapes(ctx context.Context, conn *pgx.Conn, tables []whence.Table) (map[int32]string, error) {
+	if len(tables) == 0 {
+		return map[int32]string{}, nil
+	}
+	var ids []int32
+	var schemas, relations, columns []string
+	for _, t := range tables {
+		names, err := json.Marshal(t.Columns())
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, t.ID)
+		schemas, relations, columns = append(schemas, t.Schema), append(relations, t.Relation), append(columns, string(names))
+	}
+	rows, err := conn.Query(ctx, shapesSQL, pgx.NamedArgs{"publication": c.cfg.Publication,
+		"ids": ids, "schemas": schemas, "relations": relations, "columns": columns})
+	if err != nil {
+		return nil, fmt.Errorf("read the catalogue: %w", err)
+	}
+	out := make(map[int32]string, len(tables))
+	var id int32
+	var text string
+	_, err = pgx.ForEachRow(rows, []any{&id, &text}, func() error { out[id] = text; return nil })
+	if err != nil {
+		return nil, fmt.Errorf("read the catalogue: %w", err)
+	}
+	return out, nil
+}
+
+func parseShape(text string) (s shape, err error) {
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return s, fmt.Errorf("read how a table looks: %w", err)
+	}
+	return s, nil
+}
+
+// watched are the tables whose shape is compared: their rows are being copied,
+// or were.
+func watched(set *tableSet) []whence.Table {
+	var out []whence.Table
+	for _, t := range set.list {
+		if t.Shape != "" && (t.State == whence.TableLive || t.State == whence.TableBackfilling) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// unchanged tells whether every watched table looks as its rows were copied.
+func (c *Capture) unchanged(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	tables := watched(c.tables.Load())
+	now, err := c.shapes(ctx, conn, tables)
+	if err != nil {
+		return false, err
+	}
+	for _, t := range tables {
+		if now[t.ID] != t.Shape {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// verdict is what a changed shape means for the rows that are stored.
+type verdict struct {
+	state whence.TableState // SCHEMA_CHANGED when an operator must decide
+	again bool              // the rows are to be compared with the source's
+	leaf  []string          // partitions that are new: nothing is to be done unless they hold rows
+	why   string
+}
+
+// judge compares how a table looked when its rows were copied with how it looks
+// now. The zero verdict means that the difference does not matter.
+func judge(name string, before, now shape) verdict {
+	changed := func(format string, args ...any) verdict {
+		return verdict{state: whence.TableSchemaChanged, why: fmt.Sprintf(format, args...)}
+	}
+	if before.Relation != now.Relation {
+		return changed("another table bears the name %s now: register the table again", name)
+	}
+	for _, column := range slices.Sorted(maps.Keys(before.Columns)) {
+		b := before.Columns[column]
+		n, still := now.Columns[column]
+		switch {
+		case !still:
+			return changed("the column %q of %s was dropped or renamed: bring it back or leave it out, and register the table again", column, name)
+		case n.Number != b.Number:
+			return changed("the column %q of %s is another one than before: register the table again", column, name)
+		case n.Generated != b.Generated:
+			return changed("the column %q of %s is generated now, and the source does not send generated values: leave it out, and register the table again", column, name)
+		case n.Type != b.Type:
+			return changed("the type of the column %q of %s was changed, so its rows may read otherwise now: register the table again", column, name)
+		}
+	}
+	return judgeRows(name, before, now)
+}
+
+// judgeRows finds what makes stored rows doubtful although the definition fits.
+func judgeRows(name string, before, now shape) verdict {
+	again := func(format string, args ...any) verdict {
+		return verdict{again: true, why: fmt.Sprintf(format, args...)}
+	}
+	rewritten := false
+	for leaf, stored := range before.Leaves {
+		after, still := now.Leaves[leaf]
+		rewritten = rewritten || still && after != stored
+	}
+	for column, b := range before.Columns {
+		n := now.Columns[column]
+		for oid, label := range b.Labels {
+			if n.Labels[oid] != label {
+				return again("a value of the enum type of %s.%q was renamed", name, column)
+			}
+		}
+		if n.Changed != b.Changed && rewritten { // by ALTER COLUMN ... TYPE, as far as one can tell
+			return again("the values of %s.%q may have been rewritten, which the stream does not repeat", name, column)
+		}
+		if string(b.Fields) != string(n.Fields) {
+			return again("the composite type of %s.%q was changed", name, column)
+		}
+	}
+	if string(before.Publication) != string(now.Publication) {
+		return again("the publication of %s was altered, so changes may be missing", name)
+	}
+	for leaf, stored := range before.Leaves {
+		after, still := now.Leaves[leaf]
+		switch {
+		case !still:
+			return again("a partition of %s was detached or dropped", name)
+		case after != stored && leaf != strconv.FormatUint(uint64(now.Relation), 10):
+			// The stream of the root does not tell that one partition was truncated.
+			return again("a partition of %s was truncated or rewritten", name)
+		}
+	}
+	var v verdict
+	for _, leaf := range slices.Sorted(maps.Keys(now.Leaves)) {
+		if _, known := before.Leaves[leaf]; !known {
+			v.leaf = append(v.leaf, leaf)
+			v.why = fmt.Sprintf("a partition that holds rows was attached to %s", name)
+		}
+	}
+	return v
+}

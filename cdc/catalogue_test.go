@@ -1,0 +1,135 @@
+package cdc
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/whence-db/whence"
+)
+
+const partedDDL = `
+create table notes (id int not null, body text, n int, primary key (id, n)) partition by list (n);
+create table notes_1 partition of notes for values in (1);
+create table notes_2 partition of notes for values in (2);
+insert into notes select i, 'x', 1 + i % 2 from generate_series(1, 20) i;
+create table loose (id int not null, body text, n int not null, primary key (id, n));
+insert into loose values (100, 'attached', 3), (101, 'attached too', 3);
+create table empty_one (id int not null, body text, n int not null, primary key (id, n))`
+
+// What the stream does not tell is noticed in the catalogue, while capture runs
+// and while it does not, and leads to the right rows or to a table that says why not.
+func TestCatalogue(t *testing.T) {
+	const plain = `create type mood as enum ('glad', 'sad');
+		create table notes (id int primary key, body text, n int not null default 0, other int, m mood);
+		insert into notes select i, 'x', i from generate_series(1, 20) i; update notes set m = 'sad' where id < 5`
+	for _, tt := range []struct {
+		name, ddl string
+		parted    bool
+		again     bool   // the rows are copied again
+		says      string // the table fails with this
+	}{
+		{name: "type changed", ddl: `alter table notes alter body type varchar using upper(body)`, says: `type of the column "body"`},
+		{name: "values rewritten under the same type", ddl: `alter table notes alter body type text using upper(body)`, again: true},
+		{name: "column dropped and made anew", ddl: `alter table notes drop body; alter table notes add body text default 'fresh'`, says: `"body"`},
+		{name: "columns that swapped their names", ddl: `alter table notes rename body to b; alter table notes rename other to body; alter table notes rename b to other`, says: `"body"`},
+		{name: "table swapped", ddl: `create table later (like notes including all); insert into later (id, body) values (1, 'other');
+			alter table notes rename to gone; alter table later rename to notes; alter publication whence_pub add table notes`, says: "another table"},
+		{name: "taken out of the publication and put back", ddl: `alter publication whence_pub drop table notes; delete from notes where id = 3;
+			alter publication whence_pub add table only notes`, again: true},
+		{name: "publication made anew", ddl: `drop publication whence_pub; delete from notes where id = 3; create publication whence_pub
+			for table only notes with (publish_via_partition_root = true)`, again: true},
+		{name: "column renamed and renamed back", ddl: `alter table notes rename body to b; alter table notes rename b to body`},
+		{name: "heap rewritten", ddl: `vacuum full notes`},
+		{name: "another column dropped", ddl: `alter table notes drop other`},
+		{name: "another column rewritten", ddl: `alter table notes alter other type bigint`, again: true},
+		{name: "column added", ddl: `alter table notes add further text default clock_timestamp()::text`},
+		{name: "identity full", ddl: `alter table notes replica identity full; update notes set body = 'y' where id = 2`},
+		{name: "enum value renamed", ddl: `alter type mood rename value 'sad' to 'blue'`, again: true},
+		{name: "enum value added", ddl: `alter type mood add value 'calm'`},
+		{name: "identity nothing", ddl: `alter table notes replica identity nothing`, says: "REPLICA IDENTITY"},
+		{name: "partition attached", parted: true, ddl: `alter table notes attach partition loose for values in (3)`, again: true},
+		{name: "empty partition attached", parted: true, ddl: `alter table notes attach partition empty_one for values in (4)`},
+		{name: "partition made", parted: true, ddl: `create table notes_5 partition of notes for values in (5)`},
+		{name: "partition detached", parted: true, ddl: `alter table notes detach partition notes_2`, again: true},
+		{name: "partition dropped", parted: true, ddl: `drop table notes_2`, again: true},
+		{name: "partition truncated", parted: true, ddl: `truncate notes_2`, again: true},
+	} {
+		for _, running := range []bool{true, false} {
+			t.Run(tt.name+map[bool]string{true: " meanwhile", false: " before"}[running], func(t *testing.T) {
+				notes := table(1, "notes", "id")
+				ddl := plain
+				if tt.parted {
+					notes.KeyColumns, ddl = []string{"id", "n"}, partedDDL
+				} else {
+					notes.AttributeColumns = []string{"m"}
+				}
+				s := newSource(t, ddl, notes)
+				_, stop := s.start()
+				s.settle()
+				if !running {
+					_ = stop()
+				}
+				for _, statement := range strings.Split(tt.ddl, ";") {
+					s.exec(statement)
+				}
+				if !running {
+					s.start()
+				}
+				if tt.says != "" {
+					s.eventually("the table fails", func() bool { state, _ := s.sink.state(1); return failedState(state) })
+					if _, message := s.sink.state(1); !strings.Contains(message, tt.says) {
+						t.Errorf("it says %q, want %q", message, tt.says)
+					}
+					return
+				}
+				copied := func() int { s.sink.mu.Lock(); defer s.sink.mu.Unlock(); return s.sink.again + s.sink.lost }
+				if tt.again {
+					s.eventually("the rows are copied again", func() bool { return copied() > 0 })
+				}
+				s.proven()
+				if state, message := s.sink.state(1); failedState(state) {
+					t.Fatalf("the table is %s: %s", state, message)
+				}
+				s.settle()
+				s.compare(notes)
+				if got := copied() > 0; got != tt.again {
+					t.Errorf("copied again: %t, want %t", got, tt.again)
+				}
+			})
+		}
+	}
+}
+
+// proven waits until everything up to now is known to be applied.
+func (s *source) proven() {
+	s.t.Helper()
+	from := time.Now()
+	s.eventually("the moment is proven", func() bool {
+		_, p := s.sink.now()
+		return p.CaughtUpFor >= 0 && time.Since(from) > p.CaughtUpFor+100*time.Millisecond
+	})
+}
+
+// Nothing is called caught up on a catalogue that is not understood yet.
+func TestUnprovenCatalogue(t *testing.T) {
+	notes := table(1, "notes", "id")
+	s := newSource(t, notesDDL+`; insert into notes values (1, 'one')`, notes)
+	s.cfg.Look = time.Hour
+	c, _ := s.start()
+	s.eventually("the table is live", func() bool { c.Poke(); state, _ := s.sink.state(1); return state == whence.TableLive })
+	s.proven()
+	s.sink.setFault(func(step string) error {
+		if step == "copy-again" {
+			return errAlreadyEnded
+		}
+		return nil
+	})
+	s.exec(`alter table notes alter body type text using upper(body)`)
+	time.Sleep(300 * time.Millisecond)
+	_, before := s.sink.now()
+	time.Sleep(500 * time.Millisecond)
+	if _, after := s.sink.now(); after.CaughtUpFor < before.CaughtUpFor+200*time.Millisecond {
+		t.Errorf("the table cannot be marked, and yet capture claims to be caught up for %v after %v", after.CaughtUpFor, before.CaughtUpFor)
+	}
+}

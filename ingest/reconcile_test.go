@@ -1,0 +1,113 @@
+package ingest
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/whence-db/whence"
+)
+
+// losing is a source with a hundred rows, captured and stopped.
+func losing(t *testing.T) (*world, Source, whence.Table) {
+	t.Helper()
+	w := newDocs(t)
+	w.exec(w.source, `insert into docs (id, title) select i, 'title ' || i from generate_series(1, 100) i`)
+	w.register(docsSpec)
+	w.run()
+	info := w.live(docs)
+	w.caughtUp()
+	w.kill()
+	s, err := w.r.GetSource(t.Context(), "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until("nobody reads the slot", func() (bool, string) {
+		n := w.query(w.source.Pool, `select slot_name::text from pg_replication_slots where slot_name = $1 and active`, s.Slot)
+		return len(n) == 0, fmt.Sprint(n)
+	})
+	return w, s, info.Table
+}
+
+// recovered wants the index equal to the source, and nothing stored or asked for
+// but what changed: one row deleted, one changed, one added.
+func (w *world) recovered() {
+	w.t.Helper()
+	w.until("the rows have been compared", func() (bool, string) {
+		got := w.query(w.memory.Pool, `select v.version || ' ' || v.deleted || ' ' || v.text from whence.versions v
+			join whence.records r on r.id = v.record_id where r.key in ('{"id":"1"}', '{"id":"2"}', '{"id":"101"}') order by r.key, v.version`)
+		return len(got) == 5, strings.Join(got, "; ")
+	})
+	w.equal(w.live(docs))
+	w.want("versions", w.query(w.memory.Pool, `select count(*)::text from whence.versions`), "103")
+	w.want("texts asked for", w.query(w.memory.Pool, `select count(*)::text from whence.vectors`), "102")
+	w.exec(w.source, `insert into docs (id, title) values (200, 'after all')`)
+	w.caughtUp()
+	w.equal(w.live(docs))
+}
+
+const whileAway = `delete from docs where id = 1; update docs set title = 'second' where id = 2; insert into docs (id, title) values (101, 'new')`
+
+// A slot that is gone costs a comparison with the source, and no text that did
+// not change is embedded again. Until then nothing is vouched for.
+func TestLostSlotIsReconciled(t *testing.T) {
+	w, s, table := losing(t)
+	w.exec(w.source, `select pg_drop_replication_slot($1)`, s.Slot)
+	w.exec(w.source, whileAway)
+
+	lock, err := w.source.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock.Exec(t.Context(), `lock docs in access exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	w.run()
+	w.until("nothing is vouched for", func() (bool, string) {
+		st := w.state()
+		now, _ := st.Table(table.Name())
+		return now.State != whence.TableLive && st.Sources["app"].Lag < 0, fmt.Sprintf("%s %v", now.State, st.Sources["app"].Lag)
+	})
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.recovered()
+}
+
+// Positions of another history compare with none of the one before: an older
+// position than the stored ones still wins.
+func TestAnotherHistoryIsReconciled(t *testing.T) {
+	w, s, _ := losing(t)
+	w.exec(w.memory, `update whence.records set lsn = lsn + 1000000000000`)
+	w.exec(w.memory, `update whence.versions set lsn = lsn + 1000000000000`)
+	w.exec(w.memory, `update whence.tables set snapshot_lsn = snapshot_lsn + 1000000000000, truncated_lsn = '0/1'::pg_lsn + 1000000000000`)
+	w.exec(w.memory, `update whence.checkpoints set lsn = lsn + 1000000000000`)
+	w.exec(w.memory, `update whence.sources set system_id = '7000000000000000000'`)
+	w.exec(w.source, whileAway)
+	w.run()
+	w.until("an operator is asked", func() (bool, string) {
+		s, err := w.r.GetSource(t.Context(), "app")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.State == SourceBroken && strings.Contains(s.Error, "resume the source"), s.Error
+	})
+	if _, err := w.r.ResumeSource(t.Context(), s.Name); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the rows have been compared", func() (bool, string) {
+		got := w.query(w.memory.Pool, `select r.key from whence.records r where r.key = '{"id":"101"}'`)
+		return len(got) == 1, fmt.Sprint(got)
+	})
+	info := w.live(docs)
+	w.exec(w.source, `insert into docs (id, title) values (200, 'after all')`)
+	w.caughtUp()
+	for _, key := range []string{`{"id":"1"}`, `{"id":"2"}`} {
+		if got := w.versions(whence.Key(key)); len(got) != 2 {
+			t.Errorf("%s has the versions %q, want two", key, got)
+		}
+	}
+	w.want("versions", w.query(w.memory.Pool, `select count(*)::text from whence.versions`), "104")
+	w.want("texts asked for", w.query(w.memory.Pool, `select count(*)::text from whence.vectors`), "103")
+	w.want("heads", w.query(w.memory.Pool, `select count(*)::text from whence.records where not deleted and table_id = $1`, info.ID), "101")
+}

@@ -23,6 +23,8 @@ type tender struct {
 	group errgroup.Group
 	runs  map[int32]*run
 	later map[int32]retry
+
+	warned string // what health said last
 }
 
 // run is one backfill. started and err are written by its goroutine before it
@@ -103,13 +105,14 @@ func (t *tender) look(ctx context.Context) error {
 			return err
 		}
 	}
+	healthy := t.health(ctx)
 	published, err := t.publish(ctx, set)
 	for _, table := range set.list {
 		if wantsBackfill(table) && published[relationName{table.Schema, table.Relation}] {
 			t.launch(ctx, table)
 		}
 	}
-	return err
+	return errors.Join(err, healthy)
 }
 
 func wantsBackfill(t whence.Table) bool {

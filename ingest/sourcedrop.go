@@ -120,12 +120,22 @@ func (r *Registry) dropSlot(ctx context.Context, s Source) error {
 		Message:  fmt.Sprintf("the source %q is marked for deletion, but its slot could not be dropped (%v); it is tried again; %s", s.Name, err, byHand)}
 }
 
+// deadWithinSeconds has the memory database notice within seconds that a machine
+// is gone and its connection will never be closed.
+var deadWithinSeconds = map[string]string{
+	"tcp_keepalives_idle": "2", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "2", "tcp_user_timeout": "4000",
+}
+
 const tryLock = `select pg_try_advisory_lock(hashtext('whence capture'), @id)`
 
 // lockSource takes the right to capture a source, which lasts as long as the
 // connection that it returns; nil when another has it.
 func lockSource(ctx context.Context, pool *pgxpool.Pool, id int32) (*pgx.Conn, error) {
-	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
+	cfg := pool.Config().ConnConfig
+	for name, value := range deadWithinSeconds {
+		cfg.RuntimeParams[name] = value
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("lock source: %w", pg.Translate(err))
 	}

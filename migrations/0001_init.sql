@@ -28,7 +28,10 @@ create table whence.checkpoints (
     lsn          pg_lsn not null,       -- everything committed before this is applied
     commit_time  timestamptz,           -- of the last transaction applied, the source's clock
     caught_up_at timestamptz,           -- every commit up to then is applied, this database's clock
-    lag_bytes    bigint not null default 0
+    lag_bytes    bigint not null default 0,
+    retained_wal bigint not null default 0,  -- bytes of log that the slot keeps on the source
+    safe_wal     bigint not null default -1, -- bytes until the source gives the slot up; -1: without bound
+    warning      text                        -- what to do before it does
 ) with (fillfactor = 20);
 
 create table whence.tables (

@@ -123,13 +123,17 @@ func (c *sourceDelete) Run(ctx context.Context, a *app) error {
 
 func printSources(a *app, sources ...*v1.Source) {
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "SOURCE\tSTATE\tLSN\tLAG\tTABLES\tERROR")
+	fmt.Fprintln(w, "SOURCE\tSTATE\tLSN\tLAG\tTABLES\tTROUBLE")
 	for _, s := range sources {
 		lag := "not known"
 		if s.Lag != nil {
 			lag = ago(s.GetLag().AsDuration())
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", s.GetName(), plain(s.GetState()), s.GetLsn(), lag, s.GetTables(), s.GetError())
+		trouble := s.GetError()
+		if trouble == "" {
+			trouble = s.GetWarning()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", s.GetName(), plain(s.GetState()), s.GetLsn(), lag, s.GetTables(), trouble)
 	}
 	_ = w.Flush()
 }

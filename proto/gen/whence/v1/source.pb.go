@@ -233,12 +233,19 @@ type Source struct {
 	CaughtUpAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=caught_up_at,json=caughtUpAt,proto3" json:"caught_up_at,omitempty"`
 	// Now minus caughtUpAt; absent when not known.
 	Lag *durationpb.Duration `protobuf:"bytes,10,opt,name=lag,proto3" json:"lag,omitempty"`
-	// Bytes of log that the slot holds back; a string in JSON.
+	// Bytes of log that the database had written beyond `lsn`; a string in JSON.
 	LagBytes int64 `protobuf:"varint,11,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
 	// Number of registered tables.
 	Tables uint32 `protobuf:"varint,12,opt,name=tables,proto3" json:"tables,omitempty"`
 	// When the source was created.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Bytes of log that the slot keeps on the database's disk; a string in JSON.
+	RetainedWalBytes int64 `protobuf:"varint,14,opt,name=retained_wal_bytes,json=retainedWalBytes,proto3" json:"retained_wal_bytes,omitempty"`
+	// Bytes that the database may yet write before it gives the slot up; absent
+	// when max_slot_wal_keep_size sets no bound. A string in JSON.
+	SafeWalBytes *int64 `protobuf:"varint,15,opt,name=safe_wal_bytes,json=safeWalBytes,proto3,oneof" json:"safe_wal_bytes,omitempty"`
+	// What to do before the slot is lost; empty while there is no danger.
+	Warning       string `protobuf:"bytes,16,opt,name=warning,proto3" json:"warning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -362,6 +369,27 @@ func (x *Source) GetCreateTime() *timestamppb.Timestamp {
 		return x.CreateTime
 	}
 	return nil
+}
+
+func (x *Source) GetRetainedWalBytes() int64 {
+	if x != nil {
+		return x.RetainedWalBytes
+	}
+	return 0
+}
+
+func (x *Source) GetSafeWalBytes() int64 {
+	if x != nil && x.SafeWalBytes != nil {
+		return *x.SafeWalBytes
+	}
+	return 0
+}
+
+func (x *Source) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
 }
 
 // Table is a registered table of a source.
@@ -2331,7 +2359,7 @@ var File_whence_v1_source_proto protoreflect.FileDescriptor
 
 const file_whence_v1_source_proto_rawDesc = "" +
 	"\n" +
-	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\xdf\x03\n" +
+	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\xe5\x04\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.whence.v1.SourceStateR\x05state\x12\x14\n" +
@@ -2349,7 +2377,11 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\tlag_bytes\x18\v \x01(\x03R\blagBytes\x12\x16\n" +
 	"\x06tables\x18\f \x01(\rR\x06tables\x12;\n" +
 	"\vcreate_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xac\x04\n" +
+	"createTime\x12,\n" +
+	"\x12retained_wal_bytes\x18\x0e \x01(\x03R\x10retainedWalBytes\x12)\n" +
+	"\x0esafe_wal_bytes\x18\x0f \x01(\x03H\x00R\fsafeWalBytes\x88\x01\x01\x12\x18\n" +
+	"\awarning\x18\x10 \x01(\tR\awarningB\x11\n" +
+	"\x0f_safe_wal_bytes\"\xac\x04\n" +
 	"\x05Table\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -2672,6 +2704,7 @@ func file_whence_v1_source_proto_init() {
 		return
 	}
 	file_whence_v1_hit_proto_init()
+	file_whence_v1_source_proto_msgTypes[0].OneofWrappers = []any{}
 	file_whence_v1_source_proto_msgTypes[18].OneofWrappers = []any{}
 	file_whence_v1_source_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}

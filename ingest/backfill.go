@@ -131,8 +131,9 @@ func (u *unit) copying(ctx context.Context, table int32, snapshot whence.LSN, n 
 }
 
 func (u *unit) copyRows(ctx context.Context, t *capturedTable, snapshot whence.LSN, rows []whence.Values) error {
-	keys := make([]whence.Key, len(rows))
-	for i, row := range rows {
+	var keys []whence.Key
+	kept := rows[:0]
+	for _, row := range rows {
 		clean(row)
 		for _, name := range t.columns {
 			if _, ok := row[name]; !ok {
@@ -143,8 +144,15 @@ func (u *unit) copyRows(ctx context.Context, t *capturedTable, snapshot whence.L
 		if err != nil {
 			return fmt.Errorf("a row of %s: %w", t.Name(), err)
 		}
-		keys[i] = key
+		if len(key) > maximumKey {
+			if err := u.skip(ctx, t, key); err != nil {
+				return err
+			}
+			continue
+		}
+		keys, kept = append(keys, key), append(kept, row)
 	}
+	rows = kept
 	heads, err := u.r.index.Heads(ctx, u.tx, t.ID, keys)
 	if err != nil {
 		return err

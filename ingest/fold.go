@@ -155,6 +155,7 @@ type step struct {
 	change *cdc.Change
 	key    whence.Key // of the row; of the old row for a delete
 	oldKey whence.Key // where the row was before, when its key changed
+	gone   bool       // there is no row under key any more
 }
 
 func (u *unit) fold(ctx context.Context, changes []cdc.Change) error {
@@ -175,16 +176,32 @@ func (u *unit) fold(ctx context.Context, changes []cdc.Change) error {
 			if s.oldKey, err = whence.NewKey(t.KeyColumns, c.OldKey); err != nil {
 				return fmt.Errorf("a change of %s: %w", t.Name(), err)
 			}
-			keys[t.ID] = append(keys[t.ID], s.oldKey)
 		}
 		if c.Op == cdc.Delete {
 			s.key, s.oldKey = s.oldKey, ""
+			s.gone = true
 		} else {
 			clean(c.Row)
 			if s.key, err = whence.NewKey(t.KeyColumns, c.Row); err != nil {
 				return fmt.Errorf("a change of %s: %w", t.Name(), err)
 			}
-			keys[t.ID] = append(keys[t.ID], s.key)
+		}
+		if len(s.oldKey) > maximumKey {
+			s.oldKey = "" // nothing is stored under it
+		}
+		if len(s.key) > maximumKey {
+			if !s.gone {
+				if err := u.skip(ctx, t, s.key); err != nil {
+					return err
+				}
+			}
+			if s.key, s.oldKey, s.gone = s.oldKey, "", true; s.key == "" {
+				continue
+			}
+		}
+		keys[t.ID] = append(keys[t.ID], s.key)
+		if s.oldKey != "" {
+			keys[t.ID] = append(keys[t.ID], s.oldKey)
 		}
 		steps = append(steps, s)
 	}
@@ -218,7 +235,7 @@ func (u *unit) fold(ctx context.Context, changes []cdc.Change) error {
 	}
 	for _, s := range steps {
 		t := touch(s, s.key)
-		if s.change.Op == cdc.Delete {
+		if s.gone {
 			t.remove(s.table, s.change)
 			continue
 		}

@@ -111,3 +111,25 @@ func TestAnotherHistoryIsReconciled(t *testing.T) {
 	w.want("texts asked for", w.query(w.memory.Pool, `select count(*)::text from whence.vectors`), "103")
 	w.want("heads", w.query(w.memory.Pool, `select count(*)::text from whence.records where not deleted and table_id = $1`, info.ID), "101")
 }
+
+// A row whose key cannot be stored is left out and said so; the rest goes on,
+// and a row that gets or loses such a key comes and goes.
+func TestKeyTooLong(t *testing.T) {
+	w := newWorld(t)
+	w.exec(w.source, `create table docs (id text primary key, title text)`)
+	// A key that compresses fits the source's index and not what is made of it here.
+	w.exec(w.source, `insert into docs values ('a', 'one'), (repeat('x', 100000), 'too long'), ('c', 'three')`)
+	w.create()
+	spec := docsSpec
+	spec.TextColumns, spec.AttributeColumns, spec.SubjectColumn, spec.TimeColumn = []string{"title"}, nil, "", ""
+	w.register(spec)
+	w.run()
+	info := w.live(docs)
+	if !strings.Contains(info.Status.Error, "was left out") {
+		t.Errorf("the status says %q", info.Status.Error)
+	}
+	w.exec(w.source, `update docs set title = 'still too long' where length(id) > 10; update docs set id = repeat('y', 90000) where id = 'a';
+		insert into docs values ('d', 'four'); update docs set id = 'e' where id = repeat('x', 100000); delete from docs where id = repeat('y', 90000)`)
+	w.caughtUp()
+	w.equal(w.live(docs))
+}

@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,6 +18,7 @@ const (
 	maximumText = 64 << 20
 	// maximumSubject is what fits an index entry with room to spare.
 	maximumSubject = 2000
+	maximumKey     = 2500 // the same
 )
 
 // write stores what the tracks gathered.
@@ -143,10 +145,20 @@ const noteAside = `update whence.tables set error = @error where id = @id and st
 
 // setAside makes visible that a row could not be taken over whole.
 func (u *unit) setAside(ctx context.Context, t *capturedTable, key whence.Key, why string) error {
-	message := fmt.Sprintf("the row %s was kept, but %s: shorten it, or register the table without that column", key, why)
+	return u.note(ctx, t, fmt.Sprintf("the row %s was kept, but %s: shorten it, or register the table without that column", key, why))
+}
+
+// skip leaves a row out that cannot be stored, and says so in the table's status.
+func (u *unit) skip(ctx context.Context, t *capturedTable, key whence.Key) error {
+	const shown = 200
+	return u.note(ctx, t, fmt.Sprintf("a row was left out, because its key has %d bytes, of which %d can be stored: shorten it, or give the table "+
+		"another replica identity; it begins with %s", len(key), maximumKey, strings.ToValidUTF8(string(key[:shown]), "")))
+}
+
+func (u *unit) note(ctx context.Context, t *capturedTable, message string) error {
 	if _, err := u.tx.Exec(ctx, noteAside, pgx.NamedArgs{"id": t.ID, "error": message}); err != nil {
 		return fmt.Errorf("note a row that was set aside: %w", err)
 	}
-	u.r.log.WarnContext(ctx, "a row was not taken over whole", "table", t.Name(), "key", key, "why", why)
+	u.r.log.WarnContext(ctx, "a row was not taken over whole", "table", t.Name(), "why", message)
 	return nil
 }

@@ -66,7 +66,10 @@ func TestInvalidatedSlot(t *testing.T) {
 	fill := func() {
 		s.exec(`insert into filler select repeat(md5(i::text), 100) from generate_series(1, 1500) i; select pg_switch_wal()`)
 	}
-	s.eventually("a warning comes", func() bool { fill(); return seen(func(h Health) bool { return h.Warning != "" && h.WALStatus != "lost" })() })
+	s.eventually("a warning comes", func() bool {
+		fill()
+		return seen(func(h Health) bool { return h.Warning != "" && h.WALStatus != "lost" })()
+	})
 	s.eventually("the slot is lost", func() bool {
 		fill()
 		s.exec(`checkpoint`)

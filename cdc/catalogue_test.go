@@ -106,8 +106,10 @@ func (s *source) proven() {
 	s.t.Helper()
 	from := time.Now()
 	s.eventually("the moment is proven", func() bool {
-		_, p := s.sink.now()
-		return p.CaughtUpFor >= 0 && time.Since(from) > p.CaughtUpFor+100*time.Millisecond
+		s.sink.mu.Lock()
+		defer s.sink.mu.Unlock()
+		p := s.sink.progress
+		return p.CaughtUpFor >= 0 && s.sink.progressAt.Add(-p.CaughtUpFor).After(from)
 	})
 }
 

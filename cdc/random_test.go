@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,16 +20,26 @@ import (
 	"github.com/whence-db/whence/internal/pgtest"
 )
 
-// Concurrent writers, while capture is stopped, cut off and made to fail at
-// random: in the end the sink equals the source, and the slot was never
-// confirmed beyond the checkpoint. A failing seed is in the test's name.
-func TestRandomly(t *testing.T) {
-	seeds := 4
+// Concurrent writers, while capture is stopped, cut off and made to fail, the slot
+// dropped, the publication altered and the table rewritten at random: in the end
+// the sink equals the source, and the slot was never confirmed beyond the
+// checkpoint. A failing seed is in the test's name; WHENCE_CHAOS_SEED tries it
+// again. WHENCE_CHAOS sets how many there are and chooses the long form.
+func TestChaosRandomly(t *testing.T) {
+	seeds := make([]uint64, 4)
 	if testing.Short() {
-		seeds = 1
+		seeds = seeds[:1]
 	}
-	for range seeds {
-		seed := rand.Uint64()
+	if n, err := strconv.Atoi(os.Getenv("WHENCE_CHAOS")); err == nil {
+		seeds = make([]uint64, n)
+	}
+	for i := range seeds {
+		seeds[i] = rand.Uint64()
+	}
+	if seed, err := strconv.ParseUint(os.Getenv("WHENCE_CHAOS_SEED"), 10, 64); err == nil {
+		seeds = []uint64{seed}
+	}
+	for _, seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { randomly(t, seed) })
 	}
 }
@@ -42,6 +54,10 @@ func randomly(t *testing.T, seed uint64) {
 		insert into notes select i, repeat('n' || i, i * 20) from generate_series(1, 300) i;
 		insert into other select i, repeat('o' || i, i) from generate_series(1, 300) i`, notes, other)
 	s.cfg.BackfillBatch, s.cfg.IdleCheckpoint = 20, 50*time.Millisecond
+	misfortunes := 6
+	if os.Getenv("WHENCE_CHAOS") != "" || os.Getenv("WHENCE_CHAOS_SEED") != "" {
+		misfortunes = 9 // the long form has those that make everything be compared anew
+	}
 	faults := make(chan struct{}, 1000)
 	s.sink.setFault(func(string) error {
 		select {
@@ -61,8 +77,8 @@ func randomly(t *testing.T, seed uint64) {
 	c, stop := s.start()
 	for range 25 {
 		time.Sleep(time.Duration(random.IntN(150)) * time.Millisecond)
-		switch random.IntN(5) {
-		case 0:
+		switch random.IntN(misfortunes) {
+		case 0, 5:
 			if err := stop(); !errors.Is(err, context.Canceled) {
 				t.Fatalf("Run returned %v", err)
 			}
@@ -76,15 +92,33 @@ func randomly(t *testing.T, seed uint64) {
 			again.Definition = 2 + random.Int32N(1000)
 			s.sink.register(again)
 			c.Poke()
+		case 6:
+			if err := stop(); !errors.Is(err, context.Canceled) {
+				t.Fatalf("Run returned %v", err)
+			}
+			s.may(`select pg_drop_replication_slot($1)`, s.cfg.Slot)
+			c, stop = s.start()
+		case 7:
+			s.may(`alter publication whence_pub drop table notes; alter publication whence_pub add table only notes`)
+		case 8:
+			s.may(`alter table other alter body type text using reverse(body)`)
 		}
 	}
 	finish()
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
+	s.proven()
 	s.settle()
 	s.compare(notes)
 	s.compare(other)
+}
+
+// may runs what other sessions, or what happened before, can make fail.
+func (s *source) may(sql string, args ...any) {
+	if _, err := s.db.Pool.Exec(s.t.Context(), sql, args...); err != nil {
+		s.t.Logf("%s: %v", sql, err)
+	}
 }
 
 // writer commits, and rolls back, transactions of random changes.

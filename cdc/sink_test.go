@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/whence-db/whence"
 )
@@ -23,6 +24,7 @@ type memorySink struct {
 	cluster    Cluster
 	tables     map[int32]*memoryTable
 	progress   Progress
+	progressAt time.Time // when progress was told
 	units      int
 	applied    []Change                // kept when keep is set
 	keep       bool                    //
@@ -208,7 +210,7 @@ func (s *memorySink) Caught(_ context.Context, p Progress) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.progress = p
+	s.progress, s.progressAt = p, time.Now()
 	return nil
 }
 
@@ -282,7 +284,7 @@ func (u *memoryUnit) Commit(_ context.Context, p Progress) error {
 	if s.keep {
 		s.applied = append(s.applied, u.changes...)
 	}
-	s.checkpoint, s.progress, s.units = p.LSN, p, s.units+1
+	s.checkpoint, s.progress, s.progressAt, s.units = p.LSN, p, time.Now(), s.units+1
 	u.ended = true
 	<-s.turn
 	return s.checkLocked("commit-after")
@@ -314,9 +316,11 @@ func (s *memorySink) apply(t *memoryTable, ch Change) {
 		if _, sent := ch.Row[name]; sent {
 			s.t.Errorf("column %s is both sent and unchanged", name)
 		}
-		if v, known := before.row[name]; known {
+		// Changes may be missing from what is older than the copying.
+		vouched := t.State == whence.TableLive || t.State == whence.TableBackfilling && before.lsn >= t.snapshot
+		if v, known := before.row[name]; known && vouched {
 			after.row[name] = v
-		} else if origin, owed := before.missing[name]; owed {
+		} else if origin, owed := before.missing[name]; owed && vouched {
 			after.missing[name] = origin
 		} else {
 			after.missing[name] = from

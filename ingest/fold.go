@@ -270,6 +270,14 @@ func (t *track) remove(table *capturedTable, c *cdc.Change) {
 	t.push(moment{c.LSN, &xid, c.CommitTime}, state{exists: true, deleted: true, definition: table.Definition})
 }
 
+// vouched tells whether what is stored of the row is what the source had before
+// the change. Changes may be missing from what is older than the copying of the
+// table; the copying then brings the values.
+func (t *track) vouched(table *capturedTable) bool {
+	last, ok := t.last()
+	return t.complete || ok && table.State == whence.TableBackfilling && last.lsn >= table.Snapshot
+}
+
 // put takes over a new row; values that the stream did not repeat come from
 // where the row was before.
 func (t *track) put(table *capturedTable, c *cdc.Change, from *track) error {
@@ -284,7 +292,7 @@ func (t *track) put(table *capturedTable, c *cdc.Change, from *track) error {
 			if !ok && !slices.Contains(c.Unchanged, name) {
 				return redefined(table.Table)
 			}
-			if !ok {
+			if !ok && from.vouched(table) {
 				v, ok = from.now.columns[name]
 			}
 			if ok {

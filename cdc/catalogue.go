@@ -37,6 +37,9 @@ type columnShape struct {
 	Fields    json.RawMessage   `json:"fields"` // of a composite type
 }
 
+// One snapshot shows all of it, but for pg_partition_tree. A function such as
+// pg_relation_filenode would look past that: a rewritten heap would show before
+// the column that it was rewritten for.
 const shapesSQL = `
 select w.id, jsonb_build_object(
     'relation', coalesce(c.oid::bigint, 0),
@@ -60,9 +63,9 @@ select w.id, jsonb_build_object(
          where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
            and a.attname in (select jsonb_array_elements_text(w.columns::jsonb))), '{}'),
     'leaves', coalesce(case when c.oid is null then null when c.relkind = 'p'
-        then (select jsonb_object_agg(l.oid::text, pg_relation_filenode(l.oid)::text)
+        then (select jsonb_object_agg(l.oid::text, l.relfilenode::text)
                 from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid where p.isleaf and l.relkind <> 'p')
-        else jsonb_build_object(c.oid::text, pg_relation_filenode(c.oid)::text) end, '{}'),
+        else jsonb_build_object(c.oid::text, c.relfilenode::text) end, '{}'),
     'publication', (
         select jsonb_build_array(p.oid::bigint, p.xmin::text, r.oid::bigint, r.prattrs::text, r.prqual is null)
           from pg_publication p left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid

@@ -6,17 +6,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
+	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/whence-db/whence"
 )
-
-// backfillBytes of values make a batch complete before its row count does.
-const backfillBytes = 4 << 20
 
 // backfill copies a table as a snapshot shows it. The table was added to the
 // publication, and that committed, before the snapshot's slot was begun.
@@ -72,34 +68,69 @@ func fromSource(err error, what string) error {
 }
 
 func (c *Capture) copyTable(ctx context.Context, t whence.Table, started chan<- struct{}) error {
-	conn, err := c.connect(ctx)
+	k := &copying{Capture: c, table: t, columns: t.Columns()}
+	err := k.from(ctx, func(conn *pgx.Conn, in Inspection) error {
+		done, err := k.start(ctx)
+		if err != nil {
+			return err
+		}
+		close(started)
+		parts, err := readParts(ctx, conn, t, in.Kind)
+		if err != nil {
+			return fromSource(err, "lock")
+		}
+		return k.parts(ctx, conn, left(parts, done, c.cfg.RangeBlocks))
+	})
+	for pause := 50 * time.Millisecond; err == nil; pause = min(2*pause, time.Second) {
+		keys, err := c.sink.BackfillOwed(ctx, t.ID)
+		if err != nil {
+			return fmt.Errorf("read what a backfill owes: %w", err)
+		}
+		if len(keys) > 0 {
+			if err := k.owed(ctx, keys); err != nil {
+				return err
+			}
+		}
+		done, err := c.sink.BackfillDone(ctx, t.ID, k.snapshot)
+		if err != nil {
+			return fmt.Errorf("end the backfill: %w", err)
+		}
+		if done {
+			return nil
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// from reads from a snapshot of this moment.
+func (k *copying) from(ctx context.Context, read func(*pgx.Conn, Inspection) error) error {
+	conn, err := k.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer closeConn(ctx, conn.PgConn())
-	rows, err := estimate(ctx, conn, t)
-	if err != nil {
+	if k.rows, err = estimate(ctx, conn, k.table); err != nil {
 		return fromSource(err, "count the rows")
 	}
-	snapshot, err := c.openSnapshot(ctx, conn)
-	if err != nil {
+	if k.snapshot, err = k.openSnapshot(ctx, conn); err != nil {
 		return err
 	}
-	in, err := InspectTable(ctx, conn, t.Schema, t.Relation)
+	in, err := InspectTable(ctx, conn, k.table.Schema, k.table.Relation)
 	if err != nil {
 		return fromSource(err, "inspect")
 	}
-	if err := c.sink.BackfillStart(ctx, t.ID, snapshot, rows); err != nil {
-		return fmt.Errorf("start the backfill: %w", err)
+	return read(conn, in)
+}
+
+func (k *copying) start(ctx context.Context) ([]Blocks, error) {
+	done, err := k.sink.BackfillStart(ctx, k.table.ID, k.table.Definition, k.snapshot, k.rows)
+	if err != nil {
+		return nil, fmt.Errorf("start the backfill: %w", err)
 	}
-	close(started)
-	if err := c.copyRows(ctx, conn.PgConn(), t, in.Kind, snapshot); err != nil {
-		return err
-	}
-	if err := c.sink.BackfillDone(ctx, t.ID, snapshot); err != nil {
-		return fmt.Errorf("end the backfill: %w", err)
-	}
-	return nil
+	return done, nil
 }
 
 // estimate tells about how many rows there are to copy. A table that was never
@@ -133,17 +164,28 @@ func (c *Capture) openSnapshot(ctx context.Context, conn *pgx.Conn) (whence.LSN,
 	if err != nil {
 		return 0, fmt.Errorf("take a snapshot: %w", err)
 	}
-	name, err := conn.PgConn().EscapeString(made.SnapshotName)
+	return position, enterSnapshot(ctx, conn, made.SnapshotName)
+}
+
+// inOrder has ranges of blocks read as such, and from their first block on.
+const inOrder = `set local enable_seqscan = off; set local synchronize_seqscans = off; set local max_parallel_workers_per_gather = 0`
+
+// enterSnapshot begins a transaction on conn that sees what another one exported.
+func enterSnapshot(ctx context.Context, conn *pgx.Conn, exported string) error {
+	name, err := conn.PgConn().EscapeString(exported)
 	if err != nil {
-		return 0, fmt.Errorf("take a snapshot: %w", err)
+		return fmt.Errorf("open the snapshot: %w", err)
 	}
 	if _, err := conn.Exec(ctx, `begin isolation level repeatable read read only`); err != nil {
-		return 0, fmt.Errorf("open the snapshot: %w", err)
+		return fmt.Errorf("open the snapshot: %w", err)
 	}
 	if _, err := conn.Exec(ctx, `set transaction snapshot '`+name+`'`); err != nil {
-		return 0, fmt.Errorf("open the snapshot: %w", err)
+		return fmt.Errorf("open the snapshot: %w", err)
 	}
-	return position, nil
+	if _, err := conn.Exec(ctx, inOrder); err != nil {
+		return fmt.Errorf("open the snapshot: %w", err)
+	}
+	return nil
 }
 
 func (c *Capture) temporarySlot() string {
@@ -152,67 +194,9 @@ func (c *Capture) temporarySlot() string {
 	return c.cfg.Slot[:min(len(c.cfg.Slot), 52)] + "_b" + hex.EncodeToString(b[:])
 }
 
-func copySQL(t whence.Table, kind Kind) string {
-	var b strings.Builder
-	b.WriteString("select ")
-	for i, name := range t.Columns() {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(pgx.Identifier{name}.Sanitize())
-	}
-	return b.String() + fromTable(t, kind)
-}
-
 func fromTable(t whence.Table, kind Kind) string {
 	if kind == KindTable { // tables that inherit from it have keys of their own
 		return " from only " + sqlName(t.Schema, t.Relation)
 	}
 	return " from " + sqlName(t.Schema, t.Relation)
-}
-
-// copyRows streams the rows in text form: the server sends no faster than the
-// sink takes them, and no more than a batch is held.
-func (c *Capture) copyRows(ctx context.Context, conn *pgconn.PgConn, t whence.Table, kind Kind, snapshot whence.LSN) error {
-	columns := t.Columns()
-	r := relation{message: relationMessage{schema: t.Schema, name: t.Relation}, take: make([]bool, len(columns))}
-	for i, name := range columns {
-		r.message.columns = append(r.message.columns, relationColumn{name: name})
-		r.take[i] = true
-	}
-	var (
-		values = make(tuple, len(columns))
-		batch  []whence.Values
-		bytes  int
-	)
-	send := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
-		if err := c.sink.BackfillRows(ctx, t.ID, snapshot, batch); err != nil {
-			return fmt.Errorf("store rows of the backfill: %w", err)
-		}
-		batch, bytes = nil, 0
-		return nil
-	}
-	result := conn.ExecParams(ctx, copySQL(t, kind), nil, nil, nil, nil)
-	for result.NextRow() {
-		for i, v := range result.Values() {
-			values[i] = column{kind: 't', data: v}
-			if v == nil {
-				values[i].kind = 'n'
-			}
-		}
-		row, size := r.values(values, r.take)
-		batch, bytes = append(batch, row), bytes+size
-		if len(batch) >= c.cfg.BackfillBatch || bytes >= backfillBytes {
-			if err := send(); err != nil {
-				return err // the connection is closed with the result unread
-			}
-		}
-	}
-	if _, err := result.Close(); err != nil {
-		return fromSource(err, "copy rows")
-	}
-	return send()
 }

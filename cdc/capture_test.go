@@ -141,7 +141,7 @@ func (s *source) read(t whence.Table) map[whence.Key]string {
 		s.t.Fatal(err)
 	}
 	defer closeConn(s.t.Context(), conn.PgConn())
-	result := conn.PgConn().ExecParams(s.t.Context(), copySQL(t, KindPartitioned), nil, nil, nil, nil).Read()
+	result := conn.PgConn().ExecParams(s.t.Context(), "select "+(&copying{columns: t.Columns()}).list()+fromTable(t, KindPartitioned), nil, nil, nil, nil).Read()
 	if result.Err != nil {
 		s.t.Fatal(result.Err)
 	}

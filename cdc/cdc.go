@@ -44,8 +44,8 @@ type Change struct {
 	Row   whence.Values // the new row, only Table.Columns(); nil for Delete and Truncate
 	// Unchanged are columns whose out-of-line value the stream did not repeat;
 	// they are absent from Row. Their value is that of the record before, under
-	// OldKey when the key changed, and when that record was not copied yet, what
-	// the running backfill brings for it.
+	// OldKey when the key changed; when that record was not copied yet, the record
+	// is owed it: see Sink.BackfillOwed.
 	Unchanged  []string
 	OldKey     whence.Values // Delete: the key columns. Update: the old ones when the key changed, else nil
 	LSN        whence.LSN    // of its transaction's commit record
@@ -92,17 +92,26 @@ type Sink interface {
 	// Caught reports progress without data. Nothing is confirmed to the source
 	// on its account, so it may be lost in a crash.
 	Caught(ctx context.Context, p Progress) error
-	// BackfillStart puts the table's state to BACKFILLING from the beginning.
-	BackfillStart(ctx context.Context, table int32, snapshot whence.LSN, rowsTotal int64) error
-	// BackfillRows stores rows as they were at snapshot; durable when it
-	// returns. A row applies only where the record is absent or its change's
-	// LSN is less than snapshot.
-	BackfillRows(ctx context.Context, table int32, snapshot whence.LSN, rows []whence.Values) error
+	// BackfillStart puts the table's state to BACKFILLING. A table that is PENDING
+	// begins anew. One that is BACKFILLING goes on, from a newer snapshot; then the
+	// blocks are returned whose rows were stored before.
+	BackfillStart(ctx context.Context, table, definition int32, snapshot whence.LSN, rowsTotal int64) (copied []Blocks, err error)
+	// BackfillOwed returns keys of records that the stream changed without repeating
+	// a large value that was not there; at most some thousands at a time. Rows of a
+	// snapshot from then on bring them.
+	BackfillOwed(ctx context.Context, table int32) ([]whence.Values, error)
+	// BackfillRows stores rows as they were at snapshot, and that with them the
+	// blocks were read whole, in one step; durable when it returns. A row applies
+	// only where the record is absent or its change's LSN is less than snapshot.
+	// Calls with rows of different blocks may run at once.
+	BackfillRows(ctx context.Context, table int32, snapshot whence.LSN, rows []whence.Values, read Blocks) error
 	// BackfillDone puts the table's state to LIVE, unless it was registered anew
-	// since BackfillStart. Every row that the source
-	// held at snapshot has been delivered, so a record that is older than
-	// snapshot and was not among them does not exist any more.
-	BackfillDone(ctx context.Context, table int32, snapshot whence.LSN) error
+	// since BackfillStart. It is false while records are owed, or while the stream has
+	// not come to the snapshot, as it must where blocks were read from an earlier one:
+	// a row may have moved from one block to another in between. Every row that the
+	// source held has been delivered or is in the stream, so a record that is older
+	// than the first snapshot does not exist any more.
+	BackfillDone(ctx context.Context, table int32, snapshot whence.LSN) (bool, error)
 	// Saw keeps with a table's definition how its relation looks in the source, as
 	// Tables returns it in Shape; nothing happens when the definition is another.
 	Saw(ctx context.Context, table, definition int32, shape string) error
@@ -115,6 +124,16 @@ type Sink interface {
 	// other tables go on.
 	TableFailed(ctx context.Context, table, definition int32, state whence.TableState, message string) error
 }
+
+// Blocks is a range of a part of a table, in blocks of 8 kB: To is beyond it.
+type Blocks struct {
+	Part
+	From, To int64
+}
+
+// Part is a relation that holds rows: a table, or one of its partitions. A new
+// file means that its rows have other places now.
+type Part struct{ OID, File uint32 }
 
 // Cluster says which history of which Postgres cluster a position belongs to.
 type Cluster struct {
@@ -154,6 +173,8 @@ type Config struct {
 	Now         func() time.Time // with a monotonic reading; default: time.Now
 
 	BackfillBatch  int           // rows a BackfillRows; default 1000
+	Workers        int           // that copy one table at once; default 2
+	RangeBlocks    int64         // that a worker takes at a time; default 512
 	Look           time.Duration // how often the registered tables are read; default 1 s
 	Probe          time.Duration // how often the source's position is asked; default 250 ms
 	IdleCheckpoint time.Duration // how often progress without data is made durable; default 10 s
@@ -235,6 +256,8 @@ func New(cfg Config) (*Capture, error) {
 		cfg.Now = time.Now
 	}
 	defaultTo(&cfg.BackfillBatch, 1000)
+	defaultTo(&cfg.Workers, 2)
+	defaultTo(&cfg.RangeBlocks, 512)
 	defaultTo(&cfg.Look, time.Second)
 	defaultTo(&cfg.Probe, 250*time.Millisecond)
 	defaultTo(&cfg.IdleCheckpoint, 10*time.Second)

@@ -41,13 +41,14 @@ type memoryTable struct {
 	truncated whence.LSN
 	rowsDone  int
 	records   map[whence.Key]record
-	owing     map[whence.Key]bool // the records that miss something
+	copying   whence.LSN // the snapshot that is read from
+	blocks    []Blocks
 }
 
 type record struct {
 	row     whence.Values // nil: deleted
 	lsn     whence.LSN
-	missing map[string]whence.Key // column: the key whose backfilled row has its value
+	missing map[string]bool // columns that a newer snapshot owes
 }
 
 func newMemorySink(t *testing.T, tables ...whence.Table) *memorySink {
@@ -64,9 +65,9 @@ func (s *memorySink) register(t whence.Table) {
 	defer s.mu.Unlock()
 	t.State = whence.TablePending
 	old := s.tables[t.ID]
-	s.tables[t.ID] = &memoryTable{Table: t, records: map[whence.Key]record{}, owing: map[whence.Key]bool{}}
+	s.tables[t.ID] = &memoryTable{Table: t, records: map[whence.Key]record{}}
 	if old != nil {
-		s.tables[t.ID].records, s.tables[t.ID].truncated, s.tables[t.ID].owing = old.records, old.truncated, old.owing
+		s.tables[t.ID].records, s.tables[t.ID].truncated = old.records, old.truncated
 	}
 }
 
@@ -149,7 +150,7 @@ func (s *memorySink) Lost(_ context.Context, rewound bool, _ string) error {
 		if !rewound {
 			continue
 		}
-		t.snapshot, t.truncated = 0, 0
+		t.snapshot, t.truncated, t.copying = 0, 0, 0
 		for k, r := range t.records {
 			r.lsn = 0
 			t.records[k] = r
@@ -311,7 +312,7 @@ func (s *memorySink) apply(t *memoryTable, ch Change) {
 		}
 	}
 	before := t.records[from]
-	after := record{row: maps.Clone(ch.Row), lsn: ch.LSN, missing: map[string]whence.Key{}}
+	after := record{row: maps.Clone(ch.Row), lsn: ch.LSN, missing: map[string]bool{}}
 	for _, name := range ch.Unchanged {
 		if _, sent := ch.Row[name]; sent {
 			s.t.Errorf("column %s is both sent and unchanged", name)
@@ -320,19 +321,14 @@ func (s *memorySink) apply(t *memoryTable, ch Change) {
 		vouched := t.State == whence.TableLive || t.State == whence.TableBackfilling && before.lsn >= t.snapshot
 		if v, known := before.row[name]; known && vouched {
 			after.row[name] = v
-		} else if origin, owed := before.missing[name]; owed && vouched {
-			after.missing[name] = origin
 		} else {
-			after.missing[name] = from
+			after.missing[name] = true
 		}
 	}
 	if from != key {
 		t.records[from] = record{lsn: ch.LSN}
 	}
 	t.records[key] = after
-	if len(after.missing) > 0 {
-		t.owing[key] = true
-	}
 }
 
 func (s *memorySink) key(t *memoryTable, v whence.Values) whence.Key {
@@ -343,35 +339,43 @@ func (s *memorySink) key(t *memoryTable, v whence.Values) whence.Key {
 	return k
 }
 
-func (s *memorySink) BackfillStart(ctx context.Context, id int32, snapshot whence.LSN, _ int64) error {
-	return s.backfill(ctx, "backfill-start", id, func(t *memoryTable) {
-		if snapshot < t.snapshot {
-			s.t.Errorf("snapshot %s after %s", snapshot, t.snapshot)
+func (s *memorySink) BackfillStart(ctx context.Context, id, definition int32, snapshot whence.LSN, _ int64) (copied []Blocks, err error) {
+	err = s.backfill(ctx, "backfill-start", id, func(t *memoryTable) {
+		if snapshot < t.snapshot || snapshot < t.copying {
+			s.t.Errorf("snapshot %s after %s and %s", snapshot, t.snapshot, t.copying)
 		}
-		t.State, t.snapshot, t.rowsDone = whence.TableBackfilling, snapshot, 0
+		if t.Definition != definition {
+			return
+		}
+		if t.State == whence.TablePending {
+			t.snapshot, t.blocks, t.rowsDone = snapshot, nil, 0
+		}
+		t.State, t.copying, copied = whence.TableBackfilling, snapshot, slices.Clone(t.blocks)
 	})
+	return copied, err
 }
 
-func (s *memorySink) BackfillRows(ctx context.Context, id int32, snapshot whence.LSN, rows []whence.Values) error {
+func (s *memorySink) BackfillOwed(ctx context.Context, id int32) (keys []whence.Values, err error) {
+	err = s.backfill(ctx, "backfill-owed", id, func(t *memoryTable) {
+		keys = nil
+		for k, r := range t.records {
+			if r.row != nil && len(r.missing) > 0 {
+				keys = append(keys, k.Values())
+			}
+		}
+	})
+	return keys, err
+}
+
+func (s *memorySink) BackfillRows(ctx context.Context, id int32, snapshot whence.LSN, rows []whence.Values, read Blocks) error {
 	return s.backfill(ctx, "backfill-rows", id, func(t *memoryTable) {
-		if t.snapshot != snapshot || t.State != whence.TableBackfilling {
+		if t.copying != snapshot || t.State != whence.TableBackfilling {
 			return
 		}
 		t.rowsDone += len(rows)
+		t.blocks = append(t.blocks, read)
 		for _, row := range rows {
 			key := s.key(t, row)
-			for k := range t.owing {
-				r := t.records[k]
-				for name, origin := range r.missing {
-					if origin == key {
-						r.row[name] = row[name]
-						delete(r.missing, name)
-					}
-				}
-				if len(r.missing) == 0 {
-					delete(t.owing, k)
-				}
-			}
 			if r, there := t.records[key]; (!there || r.lsn < snapshot) && t.truncated < snapshot {
 				t.records[key] = record{row: row, lsn: snapshot}
 			}
@@ -379,18 +383,28 @@ func (s *memorySink) BackfillRows(ctx context.Context, id int32, snapshot whence
 	})
 }
 
-func (s *memorySink) BackfillDone(ctx context.Context, id int32, snapshot whence.LSN) error {
-	return s.backfill(ctx, "backfill-done", id, func(t *memoryTable) {
-		if t.snapshot != snapshot || t.State != whence.TableBackfilling {
+func (s *memorySink) BackfillDone(ctx context.Context, id int32, snapshot whence.LSN) (done bool, err error) {
+	err = s.backfill(ctx, "backfill-done", id, func(t *memoryTable) {
+		if t.copying != snapshot || t.State != whence.TableBackfilling {
+			done = true
 			return
 		}
-		t.State = whence.TableLive
+		if t.snapshot != t.copying && s.checkpoint < t.copying {
+			return
+		}
+		for _, r := range t.records {
+			if r.row != nil && len(r.missing) > 0 {
+				return
+			}
+		}
+		done, t.State = true, whence.TableLive
 		for k, r := range t.records {
-			if r.lsn < snapshot {
+			if r.lsn < t.snapshot {
 				delete(t.records, k)
 			}
 		}
 	})
+	return done, err
 }
 
 func (s *memorySink) backfill(ctx context.Context, step string, id int32, do func(*memoryTable)) error {

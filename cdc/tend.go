@@ -149,7 +149,7 @@ func (t *tender) ended(ctx context.Context, id int32, err error) {
 	l.pause = min(max(2*l.pause, t.cfg.Look), t.cfg.MaximumBackoff)
 	l.at = t.cfg.Now().Add(l.pause)
 	t.later[id] = l
-	t.log.WarnContext(ctx, "a backfill failed and will start over", "table", id, "in", l.pause, "error", err)
+	t.log.WarnContext(ctx, "a backfill failed and will go on", "table", id, "in", l.pause, "error", err)
 }
 
 // stopOutdated cancels backfills whose table is gone or was registered anew.

@@ -14,60 +14,49 @@ import (
 // Head is a record's newest captured version.
 type Head struct {
 	RecordID   int64
-	Key        whence.Key
 	Version    int32
 	LSN        whence.LSN // of the commit, or of the snapshot that last showed the row so
 	XID        *uint32    // nil when the version came from a backfill
 	CommitTime time.Time  // zero when the version came from a backfill
 	Deleted    bool
-	Columns    whence.Values // empty when deleted
-	Missing    []string      // columns that a backfill still owes
-	Definition int32         // of the table, when the version was rendered
-	TextDigest whence.Digest
+	State      []byte   // as it was given with the mutation; nil: to be worked out from Contents
+	Missing    []string // columns that a backfill still owes
 }
 
 const selectHeads = `
-select r.id, r.key, r.version, r.lsn, v.xid, r.commit_time, r.deleted, v.columns, r.missing, v.definition, v.digest
+select r.id, r.key, r.version, r.lsn, r.xid, r.commit_time, r.deleted, r.state, r.missing
 from whence.records r
-join whence.versions v on v.record_id = r.id and v.version = r.version
 where r.table_id = @table and r.key = any(@keys)
 order by r.key
-for update of r`
+for update`
 
 // Heads returns the heads of those keys that have a record, and locks them until
 // tx ends, in the order of their keys.
-func (x *Index) Heads(ctx context.Context, tx pgx.Tx, table int32, keys []whence.Key) (map[whence.Key]Head, error) {
-	heads := make(map[whence.Key]Head, len(keys))
+func (x *Index) Heads(ctx context.Context, tx pgx.Tx, table int32, keys []whence.Key) (map[whence.Key]*Head, error) {
 	if len(keys) == 0 {
-		return heads, nil
+		return nil, nil
 	}
 	rows, err := tx.Query(ctx, selectHeads, pgx.NamedArgs{"table": table, "keys": keyStrings(keys)})
 	if err != nil {
 		return nil, fmt.Errorf("read heads: %w", err)
 	}
+	heads := map[whence.Key]*Head{}
 	var (
-		h       Head
-		xid     *int64
-		commit  *time.Time
-		columns []byte
-		digest  []byte
+		h      Head
+		key    whence.Key
+		xid    *int64
+		commit *time.Time
 	)
-	dest := []any{&h.RecordID, &h.Key, &h.Version, &h.LSN, &xid, &commit, &h.Deleted, &columns, &h.Missing, &h.Definition, &digest}
-	_, err = pgx.ForEachRow(rows, dest, func() error {
-		h.XID, h.CommitTime = nil, time.Time{}
+	_, err = pgx.ForEachRow(rows, []any{&h.RecordID, &key, &h.Version, &h.LSN, &xid, &commit, &h.Deleted, &h.State, &h.Missing}, func() error {
+		found := h
 		if xid != nil {
 			u := uint32(*xid)
-			h.XID = &u
+			found.XID = &u
 		}
 		if commit != nil {
-			h.CommitTime = *commit
+			found.CommitTime = *commit
 		}
-		h.Columns = nil
-		if err := json.Unmarshal(columns, &h.Columns); err != nil {
-			return fmt.Errorf("columns of record %d: %w", h.RecordID, err)
-		}
-		copy(h.TextDigest[:], digest)
-		heads[h.Key] = h
+		heads[key] = &found
 		h.Missing = nil
 		return nil
 	})
@@ -75,6 +64,44 @@ func (x *Index) Heads(ctx context.Context, tx pgx.Tx, table int32, keys []whence
 		return nil, fmt.Errorf("read heads: %w", err)
 	}
 	return heads, nil
+}
+
+// Contents are the values of a head, which most changes do not ask for.
+type Contents struct {
+	Columns    whence.Values // empty when deleted
+	Definition int32         // of the table, when the version was rendered
+}
+
+const selectContents = `
+select v.record_id, v.columns, v.definition
+from whence.records r join whence.versions v on v.record_id = r.id and v.version = r.version
+where r.id = any(@ids)`
+
+// Contents returns the values of heads by the record's id.
+func (x *Index) Contents(ctx context.Context, tx pgx.Tx, records []int64) (map[int64]Contents, error) {
+	if len(records) == 0 {
+		return nil, nil
+	}
+	rows, err := tx.Query(ctx, selectContents, pgx.NamedArgs{"ids": records})
+	if err != nil {
+		return nil, fmt.Errorf("read contents: %w", err)
+	}
+	out := make(map[int64]Contents, len(records))
+	var id int64
+	var columns []byte
+	var definition int32
+	_, err = pgx.ForEachRow(rows, []any{&id, &columns, &definition}, func() error {
+		c := Contents{Definition: definition}
+		if err := json.Unmarshal(columns, &c.Columns); err != nil {
+			return fmt.Errorf("columns of record %d: %w", id, err)
+		}
+		out[id] = c
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read contents: %w", err)
+	}
+	return out, nil
 }
 
 const touchHeads = `
@@ -85,11 +112,7 @@ func (x *Index) Touch(ctx context.Context, tx pgx.Tx, records []int64, at []when
 	if len(records) == 0 {
 		return nil
 	}
-	lsns := make([]string, len(at))
-	for i, l := range at {
-		lsns[i] = l.String()
-	}
-	if _, err := tx.Exec(ctx, touchHeads, pgx.NamedArgs{"ids": records, "lsns": lsns}); err != nil {
+	if _, err := tx.Exec(ctx, touchHeads, pgx.NamedArgs{"ids": records, "lsns": lsnStrings(at)}); err != nil {
 		return fmt.Errorf("touch heads: %w", err)
 	}
 	return nil
@@ -106,21 +129,34 @@ func (x *Index) Rewind(ctx context.Context, tx pgx.Tx, tables []int32) error {
 	return nil
 }
 
-const selectMissing = `
-select exists (select from whence.records where table_id = @table and missing is not null and not deleted)`
+const selectOwed = `
+select key from whence.records where table_id = @table and missing is not null and not deleted limit @limit`
 
-// Owed tells whether some record of the table still lacks columns.
-func (x *Index) Owed(ctx context.Context, tx pgx.Tx, table int32) (owed bool, err error) {
-	if err := tx.QueryRow(ctx, selectMissing, pgx.NamedArgs{"table": table}).Scan(&owed); err != nil {
-		return false, fmt.Errorf("look for records that lack columns: %w", err)
+// Owed returns keys of records that still lack columns, at most limit.
+func (x *Index) Owed(ctx context.Context, tx pgx.Tx, table int32, limit int) ([]whence.Key, error) {
+	rows, err := tx.Query(ctx, selectOwed, pgx.NamedArgs{"table": table, "limit": limit})
+	if err != nil {
+		return nil, fmt.Errorf("look for records that lack columns: %w", err)
 	}
-	return owed, nil
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[whence.Key])
+	if err != nil {
+		return nil, fmt.Errorf("look for records that lack columns: %w", err)
+	}
+	return keys, nil
 }
 
 func keyStrings(keys []whence.Key) []string {
 	out := make([]string, len(keys))
 	for i, k := range keys {
 		out[i] = string(k)
+	}
+	return out
+}
+
+func lsnStrings(at []whence.LSN) []string {
+	out := make([]string, len(at))
+	for i, l := range at {
+		out[i] = l.String()
 	}
 	return out
 }

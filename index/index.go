@@ -23,6 +23,7 @@ import (
 type Index struct {
 	pool *pgxpool.Pool
 	log  *slog.Logger
+	ids  idBlock
 }
 
 // Config says where the index lives.

@@ -2,8 +2,8 @@ package index
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,21 +13,34 @@ import (
 
 // Mutation is one captured state of one row, ready to be stored.
 type Mutation struct {
-	Table      whence.Table
+	Table      *whence.Table
 	Key        whence.Key
 	Deleted    bool
-	Columns    whence.Values // nil when deleted
-	Missing    []string      // columns whose values are not known yet; then there are no chunks
-	Text       string        // as rendered; empty when deleted or missing
+	Columns    []byte   // a JSON object; nil when deleted
+	Missing    []string // columns whose values are not known yet; then there are no chunks
+	Text       string   // as rendered; empty when deleted or missing
+	Digest     whence.Digest
 	Chunks     []whence.Chunk
 	Subject    *string
-	EventTime  *time.Time
-	Attributes whence.Values
+	EventTime  time.Time // zero: not known
+	Attributes []byte    // a JSON object
+	// Inherit keeps the record's subject, event time and attributes: whom a
+	// deleted row was about still decides who may know of it.
+	Inherit    bool
 	LSN        whence.LSN
 	XID        *uint32   // nil for a backfilled row
 	CommitTime time.Time // zero for a backfilled row
+	State      []byte    // what Heads shall return as the head's; opaque
 	Head       *Head     // as Heads returned it; nil when there is no record
 	Replace    bool      // the state takes the place of Head's version instead of following it
+}
+
+// Stored is what Put leaves to be done.
+type Stored struct {
+	// Unsettled are records that keep superseded chunks although no text of
+	// their heads is still to be asked for: hand them to Settle.
+	Unsettled []int64
+	Saved     map[int32]int64 // by table, texts that need no call; hand them to CountSaved
 }
 
 // entry is what one Put does to one record.
@@ -37,6 +50,7 @@ type entry struct {
 	version int32
 	purged  int32 // versions before this one go; zero: none
 	known   bool  // the record was there before
+	bridged bool  // it keeps superseded chunks
 }
 
 type rowKey struct {
@@ -51,73 +65,59 @@ type rowKey struct {
 // A chunk whose text the record held before keeps its row, and so its identity.
 // Superseded chunks stay while the new head still lacks vectors, so that vector
 // search never loses the record in between; those without a vector serve nobody
-// and go at once. The records that keep some are returned: hand them to Settle
-// after tx has committed.
-func (x *Index) Put(ctx context.Context, tx pgx.Tx, ms []Mutation) (unsettled []int64, err error) {
+// and go at once.
+func (x *Index) Put(ctx context.Context, tx pgx.Tx, ms []Mutation) (Stored, error) {
 	if len(ms) == 0 {
-		return nil, nil
+		return Stored{}, nil
 	}
 	p := newPlan(ms)
-	if err := p.writeRecords(ctx, tx); err != nil {
-		return nil, fmt.Errorf("put: %w", err)
+	s, err := p.store(ctx, tx, x)
+	if err != nil {
+		return Stored{}, fmt.Errorf("put: %w", err)
 	}
-	b := &pgx.Batch{}
-	if err := p.queueVersions(b); err != nil {
-		return nil, fmt.Errorf("put: %w", err)
-	}
-	p.queueChunks(b)
-	holdings, embedded := p.holdings(), map[whence.Digest]bool{}
-	if digests := digestsOf(holdings); len(digests) > 0 {
-		b.Queue(selectEmbedded, pgx.NamedArgs{"digests": digests}).Query(func(rows pgx.Rows) error { return scanEmbedded(rows, embedded) })
-	}
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return nil, fmt.Errorf("put: %w", err)
-	}
-	gone, unsettled := spent(holdings, embedded)
-	if err := drop(ctx, tx, gone); err != nil {
-		return nil, fmt.Errorf("put: %w", err)
-	}
-	return unsettled, nil
+	return s, nil
 }
 
-// holdings returns what the records have once the kept chunks are taken out.
-func (p *plan) holdings() (out []holding) {
-	for _, e := range p.entries {
-		if len(p.held[e.id]) == 0 {
-			continue
-		}
-		h := holding{record: e.id, deleted: e.last.Deleted, owed: len(e.last.Missing) > 0}
-		for _, c := range e.last.Chunks {
-			h.head = append(h.head, c.Origin().Digest)
-		}
-		for d, ids := range p.held[e.id] {
-			for _, id := range ids {
-				h.superseded = append(h.superseded, held{id: id, table: e.last.Table.ID, digest: d})
-			}
-		}
-		if len(h.superseded) > 0 {
-			out = append(out, h)
-		}
+func (p *plan) store(ctx context.Context, tx pgx.Tx, x *Index) (Stored, error) {
+	if err := p.readHeld(ctx, tx); err != nil {
+		return Stored{}, err
 	}
-	return out
+	if err := p.number(ctx, tx, x); err != nil {
+		return Stored{}, err
+	}
+	if err := p.writeRecords(ctx, tx); err != nil {
+		return Stored{}, err
+	}
+	if err := p.writeVersions(ctx, tx); err != nil {
+		return Stored{}, err
+	}
+	gone, err := p.writeChunks(ctx, tx)
+	if err != nil {
+		return Stored{}, err
+	}
+	if err := drop(ctx, tx, gone); err != nil {
+		return Stored{}, err
+	}
+	return p.ask(ctx, tx)
 }
 
 type plan struct {
 	ms       []Mutation
 	entries  []*entry
-	of       map[rowKey]*entry
 	versions []int32 // of each mutation; 0: purged before it was stored
+	of       []*entry
 	known    []int64 // ids of the records that were there before
-	held     map[int64]map[whence.Digest][]int64
+	held     map[int64][]held
 }
 
 func newPlan(ms []Mutation) *plan {
-	p := &plan{ms: ms, of: make(map[rowKey]*entry, len(ms)), versions: make([]int32, len(ms))}
-	mine := make(map[*entry][]int)
+	p := &plan{ms: ms, versions: make([]int32, len(ms)), of: make([]*entry, len(ms)), held: map[int64][]held{}}
+	entries := make(map[rowKey]*entry, len(ms))
+	mine := map[*entry][]int{} // of tables that purge
 	for i := range ms {
 		m := &ms[i]
 		k := rowKey{m.Table.ID, m.Key}
-		e := p.of[k]
+		e := entries[k]
 		if e == nil {
 			e = &entry{}
 			if h := m.Head; h != nil {
@@ -127,170 +127,210 @@ func newPlan(ms []Mutation) *plan {
 				}
 				p.known = append(p.known, h.RecordID)
 			}
-			p.of[k] = e
+			entries[k] = e
 			p.entries = append(p.entries, e)
 		}
 		e.version++
 		e.last = m
-		p.versions[i] = e.version
-		if m.Deleted && m.Table.OnDelete == whence.OnDeletePurge {
+		p.of[i], p.versions[i] = e, e.version
+		if m.Table.OnDelete != whence.OnDeletePurge {
+			continue
+		}
+		if m.Deleted {
 			e.purged = e.version
 			for _, j := range mine[e] {
 				p.versions[j] = 0
 			}
 		}
-		if m.Table.OnDelete == whence.OnDeletePurge {
-			mine[e] = append(mine[e], i)
-		}
+		mine[e] = append(mine[e], i)
 	}
 	return p
 }
 
-const insertRecords = `
-insert into whence.records
-    (table_id, key, version, lsn, commit_time, event_time, subject, attributes, deleted, missing)
-select table_id, key, version, lsn::pg_lsn, commit_time, event_time, subject, attributes::jsonb, deleted,
-    case when missing is not null then array(select jsonb_array_elements_text(missing::jsonb)) end
-from unnest(@tables::int[], @keys::text[], @versions::int[], @lsns::text[], @commits::timestamptz[],
-    @events::timestamptz[], @subjects::text[], @attributes::text[], @deleted::bool[], @missing::text[])
-    as n(table_id, key, version, lsn, commit_time, event_time, subject, attributes, deleted, missing)
-returning id, table_id, key`
+// number gives the new records their ids.
+func (p *plan) number(ctx context.Context, tx pgx.Tx, x *Index) error {
+	for _, e := range p.entries {
+		if e.known {
+			continue
+		}
+		id, err := x.ids.next(ctx, tx)
+		if err != nil {
+			return err
+		}
+		e.id = id
+	}
+	return nil
+}
 
-const updateRecords = `
+const (
+	copyRecords = `
+copy whence.records (id, table_id, key, version, lsn, xid, commit_time, event_time, subject, attributes, deleted, state)
+from stdin (format binary)`
+
+	updateRecords = `
 update whence.records r
-set version = n.version, lsn = n.lsn::pg_lsn, commit_time = n.commit_time, event_time = n.event_time,
-    subject = n.subject, attributes = n.attributes::jsonb, deleted = n.deleted,
-    missing = case when n.missing is not null then array(select jsonb_array_elements_text(n.missing::jsonb)) end
-from unnest(@ids::bigint[], @versions::int[], @lsns::text[], @commits::timestamptz[],
-    @events::timestamptz[], @subjects::text[], @attributes::text[], @deleted::bool[], @missing::text[])
-    as n(id, version, lsn, commit_time, event_time, subject, attributes, deleted, missing)
+set version = n.version, lsn = n.lsn::pg_lsn, xid = n.xid, commit_time = n.commit_time, deleted = n.deleted, state = n.state, missing = null,
+    event_time = case when n.inherit then r.event_time else n.event_time end,
+    subject = case when n.inherit then r.subject else n.subject end,
+    attributes = case when n.inherit then r.attributes else n.attributes::jsonb end
+from unnest(@ids::bigint[], @versions::int[], @lsns::text[], @xids::bigint[], @commits::timestamptz[],
+    @events::timestamptz[], @subjects::text[], @attributes::text[], @deleted::bool[], @states::bytea[], @inherit::bool[])
+    as n(id, version, lsn, xid, commit_time, event_time, subject, attributes, deleted, state, inherit)
 where r.id = n.id`
 
-// replaceVersions clears the place of a version that is about to be stored
-// anew; what was cut from the old text counts as superseded from here on.
-const (
+	oweColumns = `update whence.records set missing = @missing where id = @id`
+
+	// replaceVersions clears the place of a version that is about to be stored
+	// anew; what was cut from the old text counts as superseded from here on.
 	replaceVersions = `
 delete from whence.versions v using unnest(@ids::bigint[], @versions::int[]) as n(id, version)
 where v.record_id = n.id and v.version = n.version`
 	replaceChunks = `
 update whence.chunks c set version = c.version - 1 from unnest(@ids::bigint[], @versions::int[]) as n(id, version)
 where c.record_id = n.id and c.version = n.version`
-	selectHeld = `
-select id, record_id, digest from whence.chunks where record_id = any(@ids)
-order by record_id, version desc, ordinal`
 )
 
-// writeRecords stores the heads, learns the new records' ids and reads which
-// chunks the known ones hold.
+// writeRecords stores the heads.
 func (p *plan) writeRecords(ctx context.Context, tx pgx.Tx) error {
-	fresh, known := &recordArgs{}, &recordArgs{}
-	replaced := struct {
-		ids      []int64
-		versions []int32
-	}{}
+	var fresh copied
+	var known recordArgs
+	b := &pgx.Batch{}
 	for _, e := range p.entries {
-		a := fresh
 		if e.known {
-			a = known
-		}
-		if err := a.add(e); err != nil {
-			return err
+			known.add(e)
+		} else {
+			fresh.record(e)
 		}
 	}
+	if len(known.ids) > 0 {
+		b.Queue(updateRecords, known.named())
+	}
+	for _, e := range p.entries {
+		if len(e.last.Missing) > 0 {
+			b.Queue(oweColumns, pgx.NamedArgs{"id": e.id, "missing": e.last.Missing})
+		}
+	}
+	var ids []int64
+	var versions []int32
 	for i := range p.ms {
 		if m := &p.ms[i]; m.Replace && m.Head != nil {
-			replaced.ids = append(replaced.ids, m.Head.RecordID)
-			replaced.versions = append(replaced.versions, m.Head.Version)
+			ids, versions = append(ids, m.Head.RecordID), append(versions, m.Head.Version)
 		}
 	}
-	b := &pgx.Batch{}
-	if len(fresh.keys) > 0 {
-		b.Queue(insertRecords, fresh.named()).Query(func(rows pgx.Rows) error {
-			var id int64
-			var k rowKey
-			_, err := pgx.ForEachRow(rows, []any{&id, &k.table, &k.key}, func() error {
-				p.of[k].id = id
-				return nil
-			})
-			return err
-		})
+	if len(ids) > 0 {
+		b.Queue(replaceVersions, pgx.NamedArgs{"ids": ids, "versions": versions})
+		b.Queue(replaceChunks, pgx.NamedArgs{"ids": ids, "versions": versions})
 	}
-	if len(known.keys) > 0 {
-		b.Queue(updateRecords, known.named())
-		if len(replaced.ids) > 0 {
-			args := pgx.NamedArgs{"ids": replaced.ids, "versions": replaced.versions}
-			b.Queue(replaceVersions, args)
-			b.Queue(replaceChunks, args)
-		}
-		p.held = make(map[int64]map[whence.Digest][]int64)
-		b.Queue(selectHeld, pgx.NamedArgs{"ids": p.known}).Query(func(rows pgx.Rows) error {
-			var id, record int64
-			var digest []byte
-			_, err := pgx.ForEachRow(rows, []any{&id, &record, &digest}, func() error {
-				if p.held[record] == nil {
-					p.held[record] = make(map[whence.Digest][]int64)
-				}
-				d := whence.Digest(digest)
-				p.held[record][d] = append(p.held[record][d], id)
-				return nil
-			})
-			return err
-		})
+	if err := fresh.send(ctx, tx, copyRecords); err != nil || b.Len() == 0 {
+		return err
 	}
 	return tx.SendBatch(ctx, b).Close()
 }
 
-type recordArgs struct {
-	ids                    []int64
-	tables, versions       []int32
-	keys, lsns, attributes []string
-	subjects, missing      []*string
-	commits, events        []*time.Time
-	deleted                []bool
+func (c *copied) record(e *entry) {
+	m := e.last
+	c.row(12)
+	c.int8(e.id)
+	c.int4(m.Table.ID)
+	c.text(string(m.Key))
+	c.int4(e.version)
+	c.lsn(m.LSN)
+	c.xid(m.XID)
+	c.time(m.CommitTime)
+	c.time(m.EventTime)
+	c.textOrNull(m.Subject)
+	c.jsonb(m.Attributes)
+	c.bool(m.Deleted)
+	c.bytea(m.State)
 }
 
-func (a *recordArgs) add(e *entry) error {
+type recordArgs struct {
+	ids              []int64
+	versions         []int32
+	lsns             []whence.LSN
+	xids             []*uint32
+	attributes       []string
+	subjects         []*string
+	commits, events  []*time.Time
+	deleted, inherit []bool
+	states           [][]byte
+}
+
+func (a *recordArgs) add(e *entry) {
 	m := e.last
-	attributes, err := object(m.Attributes)
-	if err != nil {
-		return err
-	}
-	var missing *string
-	if len(m.Missing) > 0 {
-		b, err := json.Marshal(m.Missing)
-		if err != nil {
-			return err
-		}
-		s := string(b)
-		missing = &s
-	}
 	a.ids = append(a.ids, e.id)
-	a.tables = append(a.tables, m.Table.ID)
 	a.versions = append(a.versions, e.version)
-	a.keys = append(a.keys, string(m.Key))
-	a.lsns = append(a.lsns, m.LSN.String())
-	a.attributes = append(a.attributes, attributes)
+	a.lsns = append(a.lsns, m.LSN)
+	a.xids = append(a.xids, m.XID)
+	a.attributes = append(a.attributes, object(m.Attributes))
 	a.subjects = append(a.subjects, m.Subject)
-	a.missing = append(a.missing, missing)
 	a.commits = append(a.commits, timeOrNull(m.CommitTime))
-	a.events = append(a.events, m.EventTime)
+	a.events = append(a.events, timeOrNull(m.EventTime))
 	a.deleted = append(a.deleted, m.Deleted)
-	return nil
+	a.inherit = append(a.inherit, m.Inherit)
+	a.states = append(a.states, m.State)
 }
 
 func (a *recordArgs) named() pgx.NamedArgs {
-	return pgx.NamedArgs{"ids": a.ids, "tables": a.tables, "versions": a.versions, "keys": a.keys, "lsns": a.lsns,
-		"attributes": a.attributes, "subjects": a.subjects, "missing": a.missing, "commits": a.commits,
-		"events": a.events, "deleted": a.deleted}
+	return pgx.NamedArgs{"ids": a.ids, "versions": a.versions, "lsns": lsnStrings(a.lsns), "xids": a.xids, "attributes": a.attributes,
+		"subjects": a.subjects, "commits": a.commits, "events": a.events, "deleted": a.deleted, "inherit": a.inherit, "states": a.states}
 }
 
-// object renders values as a JSON object.
-func object(v whence.Values) (string, error) {
-	if len(v) == 0 {
-		return "{}", nil
+const (
+	copyVersions = `
+copy whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest) from stdin (format binary)`
+
+	purgeVersions = `
+delete from whence.versions v using unnest(@ids::bigint[], @versions::int[]) as n(id, version)
+where v.record_id = n.id and v.version < n.version`
+)
+
+// writeVersions stores every state, but those that a later purge took with it.
+func (p *plan) writeVersions(ctx context.Context, tx pgx.Tx) error {
+	var ids []int64
+	var before []int32
+	for _, e := range p.entries {
+		if e.purged > 0 && e.known {
+			ids, before = append(ids, e.id), append(before, e.purged)
+		}
 	}
-	b, err := json.Marshal(v)
-	return string(b), err
+	if len(ids) > 0 {
+		if _, err := tx.Exec(ctx, purgeVersions, pgx.NamedArgs{"ids": ids, "versions": before}); err != nil {
+			return err
+		}
+	}
+	var c copied
+	for i := range p.ms {
+		m := &p.ms[i]
+		if p.versions[i] == 0 {
+			continue
+		}
+		c.row(10)
+		c.int8(p.of[i].id)
+		c.int4(p.versions[i])
+		c.lsn(m.LSN)
+		c.xid(m.XID)
+		c.time(m.CommitTime)
+		c.bool(m.Deleted)
+		c.int4(m.Table.Definition)
+		c.jsonb(m.Columns)
+		c.text(m.Text)
+		digest := m.Digest
+		if m.Text == "" {
+			digest = emptyDigest
+		}
+		c.bytea(digest[:])
+	}
+	return c.send(ctx, tx, copyVersions)
+}
+
+var emptyDigest = whence.DigestOf("")
+
+func object(v []byte) string {
+	if len(v) == 0 {
+		return "{}"
+	}
+	return string(v)
 }
 
 func timeOrNull(t time.Time) *time.Time {
@@ -298,4 +338,10 @@ func timeOrNull(t time.Time) *time.Time {
 		return nil
 	}
 	return &t
+}
+
+// sorted returns the digests in order, each once.
+func sorted(digests [][]byte) [][]byte {
+	slices.SortFunc(digests, slices.Compare[[]byte])
+	return slices.CompactFunc(digests, slices.Equal[[]byte])
 }

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"context"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -9,78 +10,16 @@ import (
 )
 
 const (
-	insertVersions = `
-insert into whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest)
-select record_id, version, lsn::pg_lsn, xid, commit_time, deleted, definition, columns::jsonb, text, digest
-from unnest(@records::bigint[], @versions::int[], @lsns::text[], @xids::bigint[], @commits::timestamptz[],
-    @deleted::bool[], @definitions::int[], @columns::text[], @texts::text[], @digests::bytea[])
-    as n(record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest)`
+	selectHeld = `
+select c.record_id, c.id, c.table_id, c.digest, v.embedding is not null
+from whence.chunks c
+left join whence.vectors v on v.space_id = (select id from whence.spaces where current) and v.digest = c.digest
+where c.record_id = any(@ids)
+order by c.record_id, c.version desc, c.ordinal`
 
-	purgeVersions = `
-delete from whence.versions v using unnest(@ids::bigint[], @versions::int[]) as n(id, version)
-where v.record_id = n.id and v.version < n.version`
-)
-
-// queueVersions stores every state, but those that a later purge took with it.
-func (p *plan) queueVersions(b *pgx.Batch) error {
-	var (
-		records, purgedIDs        []int64
-		versions, defs, purgedVer []int32
-		lsns, columns, texts      []string
-		xids                      []*int64
-		commits                   []*time.Time
-		deleted                   []bool
-		digests                   [][]byte
-	)
-	for i := range p.ms {
-		m := &p.ms[i]
-		if p.versions[i] == 0 {
-			continue
-		}
-		c, err := object(m.Columns)
-		if err != nil {
-			return err
-		}
-		var xid *int64
-		if m.XID != nil {
-			n := int64(*m.XID)
-			xid = &n
-		}
-		d := whence.DigestOf(m.Text)
-		records = append(records, p.of[rowKey{m.Table.ID, m.Key}].id)
-		versions = append(versions, p.versions[i])
-		lsns = append(lsns, m.LSN.String())
-		xids = append(xids, xid)
-		commits = append(commits, timeOrNull(m.CommitTime))
-		deleted = append(deleted, m.Deleted)
-		defs = append(defs, m.Table.Definition)
-		columns = append(columns, c)
-		texts = append(texts, m.Text)
-		digests = append(digests, d[:])
-	}
-	for _, e := range p.entries {
-		if e.purged > 0 && e.known {
-			purgedIDs = append(purgedIDs, e.id)
-			purgedVer = append(purgedVer, e.purged)
-		}
-	}
-	if len(purgedIDs) > 0 {
-		b.Queue(purgeVersions, pgx.NamedArgs{"ids": purgedIDs, "versions": purgedVer})
-	}
-	b.Queue(insertVersions, pgx.NamedArgs{"records": records, "versions": versions, "lsns": lsns, "xids": xids,
-		"commits": commits, "deleted": deleted, "definitions": defs, "columns": columns, "texts": texts, "digests": digests})
-	return nil
-}
-
-const (
-	insertChunks = `
-insert into whence.chunks
-    (record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time, attributes, tsv)
-select record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time,
-    attributes::jsonb, to_tsvector('english', text)
-from unnest(@records::bigint[], @tables::int[], @versions::int[], @ordinals::int[], @starts::int[], @ends::int[],
-    @texts::text[], @digests::bytea[], @subjects::text[], @events::timestamptz[], @attributes::text[])
-    as n(record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time, attributes)`
+	copyChunks = `
+copy whence.chunks (record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time, attributes)
+from stdin (format binary)`
 
 	keepChunks = `
 update whence.chunks c
@@ -91,88 +30,202 @@ from unnest(@ids::bigint[], @versions::int[], @ordinals::int[], @starts::int[], 
     as n(id, version, ordinal, span_start, span_end, subject, event_time, attributes)
 where c.id = n.id`
 
-	// A text without a row is asked for; one that has a row, with its vector or
-	// on the way to it, is a call saved. Ordered, so that two sources that ask
-	// for the same texts at once cannot wait for each other in a circle.
+	// A text without a row is asked for. Ordered, so that two writers that ask for
+	// the same texts at once cannot wait for each other in a circle.
 	askVectors = `
-with wanted as (
-    select digest, min(table_id) as table_id
-    from unnest(@digests::bytea[], @tables::int[]) as n(digest, table_id) group by digest
-), asked as (
+with asked as (
     insert into whence.vectors (space_id, digest, table_id)
-    select s.id, w.digest, w.table_id from wanted w cross join whence.spaces s where s.current order by w.digest
+    select s.id, w.digest, w.table_id
+    from unnest(@digests::bytea[], @tables::int[]) as w(digest, table_id) cross join whence.spaces s
+    where s.current order by w.digest
     on conflict do nothing
     returning digest
-), saved as (
-    select n.table_id, count(*) - count(distinct a.digest) as texts
-    from unnest(@digests::bytea[], @tables::int[]) as n(digest, table_id) left join asked a on a.digest = n.digest
-    where exists (select from whence.spaces where current)
-    group by n.table_id
 )
+select coalesce((select array_agg(digest) from asked), '{}'), exists (select from whence.spaces where current)`
+
+	countSaved = `
 insert into whence.embedding_calls as e (table_id, saved)
-select table_id, texts from saved where texts > 0
+select n.table_id, n.saved from unnest(@tables::int[], @saved::bigint[]) as n(table_id, saved) order by 1
 on conflict (table_id) do update set saved = e.saved + excluded.saved`
 )
 
-type chunkArgs struct {
-	ids, records                             []int64
-	tables, versions, ordinals, starts, ends []int32
-	texts, attributes                        []string
-	digests                                  [][]byte
-	subjects                                 []*string
-	events                                   []*time.Time
+// readHeld reads which chunks the known records hold, newest first.
+func (p *plan) readHeld(ctx context.Context, tx pgx.Tx) error {
+	if len(p.known) == 0 {
+		return nil
+	}
+	rows, err := tx.Query(ctx, selectHeld, pgx.NamedArgs{"ids": p.known})
+	if err != nil {
+		return err
+	}
+	var record int64
+	var digest []byte
+	var c held
+	_, err = pgx.ForEachRow(rows, []any{&record, &c.id, &c.table, &digest, &c.embedded}, func() error {
+		c.digest = whence.Digest(digest)
+		p.held[record] = append(p.held[record], c)
+		return nil
+	})
+	return err
 }
 
-// queueChunks writes the heads' chunks: those that the record holds keep their
-// rows, the others are new.
-func (p *plan) queueChunks(b *pgx.Batch) {
-	var fresh, kept chunkArgs
-	var askedDigests [][]byte
-	var askedTables []int32
+// take returns a chunk of the record's that holds the text and is not taken yet.
+func (p *plan) take(record int64, d whence.Digest) (held, bool) {
+	for i, c := range p.held[record] {
+		if c.id != 0 && c.digest == d {
+			p.held[record][i].id = 0
+			return c, true
+		}
+	}
+	return held{}, false
+}
+
+// writeChunks writes the heads' chunks: those that the record holds keep their
+// rows, the others are new. It returns what serves nobody any more.
+func (p *plan) writeChunks(ctx context.Context, tx pgx.Tx) (gone []held, err error) {
+	var fresh copied
+	var kept keptArgs
 	for _, e := range p.entries {
 		m := e.last
-		if m.Deleted || len(m.Chunks) == 0 {
-			continue
-		}
-		attributes, _ := object(m.Attributes) // writeRecords has rendered it before
-		held := p.held[e.id]
+		complete := len(m.Missing) == 0 // and every text of the head has its vector
 		for i, c := range m.Chunks {
-			o := c.Origin()
-			d := o.Digest
-			a := &fresh
-			if ids := held[d]; len(ids) > 0 {
-				a = &kept
-				a.ids = append(a.ids, ids[0])
-				held[d] = ids[1:]
+			if h, ok := p.take(e.id, c.Origin().Digest); ok {
+				kept.add(h.id, e, i)
+				complete = complete && h.embedded
+			} else {
+				fresh.chunk(e, i)
+				complete = false
 			}
-			a.records = append(a.records, e.id)
-			a.tables = append(a.tables, m.Table.ID)
-			a.versions = append(a.versions, e.version)
-			a.ordinals = append(a.ordinals, int32(i))
-			a.starts = append(a.starts, int32(o.Start))
-			a.ends = append(a.ends, int32(o.End))
-			a.texts = append(a.texts, c.Text())
-			a.digests = append(a.digests, d[:])
-			a.subjects = append(a.subjects, m.Subject)
-			a.events = append(a.events, m.EventTime)
-			a.attributes = append(a.attributes, attributes)
-			askedDigests = append(askedDigests, d[:])
-			askedTables = append(askedTables, m.Table.ID)
+		}
+		for _, h := range p.held[e.id] {
+			switch {
+			case h.id == 0:
+			case m.Deleted || complete || !h.embedded:
+				gone = append(gone, h)
+			default:
+				e.bridged = true
+			}
 		}
 	}
-	if len(fresh.records) > 0 {
-		b.Queue(insertChunks, fresh.named())
+	if len(kept.ids) > 0 {
+		if _, err := tx.Exec(ctx, keepChunks, kept.named()); err != nil {
+			return nil, err
+		}
 	}
-	if len(kept.records) > 0 {
-		b.Queue(keepChunks, kept.named())
-	}
-	if len(askedDigests) > 0 {
-		b.Queue(askVectors, pgx.NamedArgs{"digests": askedDigests, "tables": askedTables})
-	}
+	return gone, fresh.send(ctx, tx, copyChunks)
 }
 
-func (a *chunkArgs) named() pgx.NamedArgs {
-	return pgx.NamedArgs{"ids": a.ids, "records": a.records, "tables": a.tables, "versions": a.versions,
-		"ordinals": a.ordinals, "starts": a.starts, "ends": a.ends, "texts": a.texts, "digests": a.digests,
+func (c *copied) chunk(e *entry, ordinal int) {
+	m := e.last
+	o := m.Chunks[ordinal].Origin()
+	c.row(11)
+	c.int8(e.id)
+	c.int4(m.Table.ID)
+	c.int4(e.version)
+	c.int4(int32(ordinal))
+	c.int4(int32(o.Start))
+	c.int4(int32(o.End))
+	c.text(m.Chunks[ordinal].Text())
+	c.bytea(o.Digest[:])
+	c.textOrNull(m.Subject)
+	c.time(m.EventTime)
+	c.jsonb(m.Attributes)
+}
+
+type keptArgs struct {
+	ids                              []int64
+	versions, ordinals, starts, ends []int32
+	attributes                       []string
+	subjects                         []*string
+	events                           []*time.Time
+}
+
+func (a *keptArgs) add(id int64, e *entry, ordinal int) {
+	m := e.last
+	o := m.Chunks[ordinal].Origin()
+	a.ids = append(a.ids, id)
+	a.versions = append(a.versions, e.version)
+	a.ordinals = append(a.ordinals, int32(ordinal))
+	a.starts = append(a.starts, int32(o.Start))
+	a.ends = append(a.ends, int32(o.End))
+	a.subjects = append(a.subjects, m.Subject)
+	a.events = append(a.events, timeOrNull(m.EventTime))
+	a.attributes = append(a.attributes, object(m.Attributes))
+}
+
+func (a *keptArgs) named() pgx.NamedArgs {
+	return pgx.NamedArgs{"ids": a.ids, "versions": a.versions, "ordinals": a.ordinals, "starts": a.starts, "ends": a.ends,
 		"subjects": a.subjects, "events": a.events, "attributes": a.attributes}
+}
+
+// ask asks for the vectors of the heads' texts. One that has a row, with its
+// vector or on the way to it, is a call saved. A record whose texts were all
+// asked for before may have been embedded since its chunks were read; whoever
+// embeds what is asked for here finds the record by itself.
+func (p *plan) ask(ctx context.Context, tx pgx.Tx) (s Stored, err error) {
+	tables := map[whence.Digest]int32{}
+	var digests [][]byte
+	for _, e := range p.entries {
+		for _, c := range e.last.Chunks {
+			d := c.Origin().Digest
+			if _, seen := tables[d]; !seen {
+				tables[d] = e.last.Table.ID
+				digests = append(digests, d[:])
+			}
+		}
+	}
+	if len(digests) == 0 {
+		return s, nil
+	}
+	digests = sorted(digests)
+	asking := make([]int32, len(digests))
+	for i, d := range digests {
+		asking[i] = tables[whence.Digest(d)]
+	}
+	var asked [][]byte
+	var space bool
+	if err := tx.QueryRow(ctx, askVectors, pgx.NamedArgs{"digests": digests, "tables": asking}).Scan(&asked, &space); err != nil || !space {
+		return s, err
+	}
+	fresh := make(map[whence.Digest]bool, len(asked))
+	for _, d := range asked {
+		fresh[whence.Digest(d)] = true
+	}
+	return p.settled(fresh), nil
+}
+
+// settled tells what remains, given the texts that were asked for just now.
+func (p *plan) settled(fresh map[whence.Digest]bool) Stored {
+	s := Stored{Saved: map[int32]int64{}}
+	counted := map[whence.Digest]bool{}
+	for _, e := range p.entries {
+		waits := false
+		for _, c := range e.last.Chunks {
+			d := c.Origin().Digest
+			waits = waits || fresh[d]
+			if !fresh[d] || counted[d] {
+				s.Saved[e.last.Table.ID]++
+			}
+			counted[d] = true
+		}
+		if e.bridged && !waits {
+			s.Unsettled = append(s.Unsettled, e.id)
+		}
+	}
+	return s
+}
+
+// CountSaved adds to what GetTable shows. Call it last in a transaction: writers
+// of one table wait here for each other.
+func (x *Index) CountSaved(ctx context.Context, tx pgx.Tx, saved map[int32]int64) error {
+	if len(saved) == 0 {
+		return nil
+	}
+	var tables []int32
+	var counts []int64
+	for t, n := range saved {
+		tables, counts = append(tables, t), append(counts, n)
+	}
+	_, err := tx.Exec(ctx, countSaved, pgx.NamedArgs{"tables": tables, "saved": counts})
+	return err
 }

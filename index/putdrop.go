@@ -14,7 +14,7 @@ const (
 	deleteOlder = `
 with gone as (
     update whence.records
-    set version = version + 1, lsn = @lsn::pg_lsn, commit_time = @commit::timestamptz, deleted = true, missing = null,
+    set version = version + 1, lsn = @lsn::pg_lsn, xid = @xid::bigint, commit_time = @commit::timestamptz, deleted = true, missing = null, state = null,
         subject = case when @purge::bool then null else subject end,
         event_time = case when @purge::bool then null else event_time end,
         attributes = case when @purge::bool then '{}'::jsonb else attributes end

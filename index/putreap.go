@@ -3,7 +3,6 @@ package index
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -14,9 +13,10 @@ import (
 
 // held is a chunk that a record has.
 type held struct {
-	id     int64
-	table  int32
-	digest whence.Digest
+	id       int64
+	table    int32
+	digest   whence.Digest
+	embedded bool // its text has a vector
 }
 
 // holding is what one record has: the chunks of its head, and superseded ones.
@@ -97,13 +97,8 @@ select set_config('plan_cache_mode', 'force_custom_plan', true), set_config('jit
     set_config('max_parallel_workers_per_gather', '0', true)`
 )
 
-// Prepare sets tx up for statements over batches. Call it first.
-func (x *Index) Prepare(ctx context.Context, tx pgx.Tx) error {
-	if _, err := tx.Exec(ctx, planAnew); err != nil {
-		return fmt.Errorf("prepare: %w", err)
-	}
-	return nil
-}
+// Writing begins a transaction for statements over batches, such as Put's.
+var Writing = pgx.TxOptions{BeginQuery: `begin; ` + planAnew}
 
 // reap removes the superseded chunks of those records whose heads are fully
 // embedded. It must begin after the embeddings have committed: so either it
@@ -128,8 +123,8 @@ func (x *Index) Settle(ctx context.Context, records []int64) error {
 }
 
 func (x *Index) settle(ctx context.Context, tx pgx.Tx, locking string, records []int64) error {
-	if err := x.Prepare(ctx, tx); err != nil {
-		return err
+	if _, err := tx.Exec(ctx, planAnew); err != nil {
+		return fmt.Errorf("prepare: %w", err)
 	}
 	rows, err := tx.Query(ctx, locking, pgx.NamedArgs{"ids": records})
 	if err != nil {
@@ -187,43 +182,34 @@ func readHoldings(ctx context.Context, tx pgx.Tx, records []int64) (out []holdin
 }
 
 const (
-	deleteChunks  = `delete from whence.chunks where id = any(@ids)`
-	selectPurging = `select id from whence.tables where id = any(@tables) and on_delete = 'PURGE'`
+	// A table that purges what is deleted keeps no vector of a text that it no
+	// longer holds.
+	deleteChunks = `
+with gone as (delete from whence.chunks where id = any(@ids) returning table_id, digest)
+select distinct g.digest from gone g join whence.tables t on t.id = g.table_id and t.on_delete = 'PURGE'`
 	selectStill   = `select distinct digest from whence.chunks where digest = any(@digests)`
 	deleteVectors = `
 delete from whence.vectors where space_id in (select id from whence.spaces) and digest = any(@digests)`
 )
 
-// drop deletes chunks. A table that purges what is deleted keeps no vector of a
-// text that it no longer holds, unless another chunk has the same text.
+// drop deletes chunks, and the vectors that nobody needs then.
 func drop(ctx context.Context, tx pgx.Tx, gone []held) error {
 	if len(gone) == 0 {
 		return nil
 	}
 	ids := make([]int64, len(gone))
-	digests := map[int32][][]byte{}
 	for i, c := range gone {
 		ids[i] = c.id
-		digests[c.table] = append(digests[c.table], c.digest[:])
 	}
-	if _, err := tx.Exec(ctx, deleteChunks, pgx.NamedArgs{"ids": ids}); err != nil {
+	rows, err := tx.Query(ctx, deleteChunks, pgx.NamedArgs{"ids": ids})
+	if err != nil {
 		return fmt.Errorf("delete superseded chunks: %w", err)
 	}
-	tables := slices.Sorted(maps.Keys(digests))
-	rows, err := tx.Query(ctx, selectPurging, pgx.NamedArgs{"tables": tables})
+	digests, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
 	if err != nil {
-		return fmt.Errorf("look for tables that purge: %w", err)
+		return fmt.Errorf("delete superseded chunks: %w", err)
 	}
-	purging, err := pgx.CollectRows(rows, pgx.RowTo[int32])
-	if err != nil {
-		return fmt.Errorf("look for tables that purge: %w", err)
-	}
-	for _, t := range purging {
-		if err := forget(ctx, tx, digests[t]); err != nil {
-			return err
-		}
-	}
-	return nil
+	return forget(ctx, tx, digests)
 }
 
 // forget removes the vectors of texts that no chunk holds.

@@ -93,8 +93,8 @@ with rec as (
     insert into whence.versions (record_id, version, lsn, commit_time, definition, columns, text, digest)
     select id, version, lsn, commit_time, 1, $5, $6, $7 from rec
 )
-insert into whence.chunks (record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time, attributes, tsv)
-select id, table_id, version, 0, 0, length($6), $6, $7, subject, event_time, attributes, to_tsvector('english', $6) from rec
+insert into whence.chunks (record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time, attributes)
+select id, table_id, version, 0, 0, length($6), $6, $7, subject, event_time, attributes from rec
 returning id`, tab.ID, key(r.id), r.owner, r.lang, columns, r.text, d[:])
 	return chunk
 }

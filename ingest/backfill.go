@@ -9,25 +9,50 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/cdc"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/internal/pg"
 )
 
 const (
-	// A snapshot from before the table was registered as it is now, or from
-	// before another's, is refused: see register.
+	// A snapshot from before the table was registered as it is now, or from before
+	// another's, is refused: see register.
 	startBackfill = `
-update whence.tables set state = 'BACKFILLING', error = null, snapshot_lsn = @snapshot, rows_done = 0, rows_total = @total
-where id = @id and source_id = @source and state in ('PENDING', 'BACKFILLING')
+update whence.tables set error = null, copy_lsn = @snapshot, copy_began = now(),
+    snapshot_lsn = case when state = 'PENDING' then @snapshot::pg_lsn else snapshot_lsn end,
+    rows_total = case when state = 'PENDING' then @total else greatest(rows_total, @total) end, state = 'BACKFILLING'
+where id = @id and source_id = @source and definition = @definition and state in ('PENDING', 'BACKFILLING')
     and (snapshot_lsn is null or snapshot_lsn <= @snapshot::pg_lsn)`
+	forgetBlocks = `
+delete from whence.backfills b using whence.tables t
+where t.id = @id and b.table_id = t.id and t.state = 'PENDING'`
+	countBlocks = `
+update whence.tables t set copy_rows = coalesce((select sum(b.rows) from whence.backfills b where b.table_id = t.id), 0) where t.id = @id`
+	selectBlocks = `
+select b.part::bigint, b.file::bigint, lower(r), upper(r)
+from whence.backfills b, unnest(b.blocks) r where b.table_id = @id`
 
-	// These lock the row, so that the definition stays while a batch is written.
+	// The lock keeps the definition as it is while a batch is written.
 	continueBackfill = `
-update whence.tables t set rows_done = t.rows_done + @rows from whence.sources s
-where s.id = t.source_id and t.id = @id and t.source_id = @source and t.state = 'BACKFILLING' and t.snapshot_lsn = @snapshot::pg_lsn
-returning ` + tableFields + `, coalesce(t.truncated_lsn >= @snapshot::pg_lsn, false)`
+select definition, coalesce(truncated_lsn >= @snapshot::pg_lsn, false)
+from whence.tables
+where id = @id and source_id = @source and state = 'BACKFILLING' and copy_lsn = @snapshot::pg_lsn
+for share`
 
-	endBackfill = `update whence.tables set state = 'LIVE', rows_total = rows_done where id = @id`
+	// Writers of one part wait here for each other, so it comes last.
+	noteBlocks = `
+insert into whence.backfills as b (table_id, part, file, blocks, rows)
+values (@id, @part::bigint::oid, @file::bigint::oid, int8multirange(int8range(@from, @to)), @rows)
+on conflict (table_id, part, file) do update set blocks = b.blocks + excluded.blocks, rows = b.rows + excluded.rows`
+
+	// The rows of the last snapshot may have come before the changes up to there.
+	selectEnd = `
+select snapshot_lsn, snapshot_lsn = copy_lsn or @known::pg_lsn >= copy_lsn from whence.tables where id = @id`
+	endBackfill = `
+update whence.tables t set state = 'LIVE', rows_done = n.rows, rows_total = n.rows
+from (select coalesce(sum(rows), 0) as rows from whence.backfills where table_id = @id) n
+where id = @id`
+	dropBlocks = `delete from whence.backfills where table_id = @id`
 )
 
 func (s *sink) backfillArgs(table int32, snapshot whence.LSN) pgx.NamedArgs {
@@ -37,71 +62,193 @@ func (s *sink) backfillArgs(table int32, snapshot whence.LSN) pgx.NamedArgs {
 var errOtherBackfill = &whence.Error{Kind: whence.ErrAborted, Reason: "BACKFILL_OUTDATED",
 	Message: "the table was registered otherwise, unregistered, or is being copied from a newer snapshot"}
 
-// BackfillStart begins to copy a table from a snapshot.
-func (s *sink) BackfillStart(ctx context.Context, table int32, snapshot whence.LSN, total int64) error {
-	if err := s.take(ctx); err != nil {
-		return err
+// BackfillStart begins to copy a table from a snapshot, or goes on from it.
+func (s *sink) BackfillStart(ctx context.Context, table, definition int32, snapshot whence.LSN, total int64) (copied []cdc.Blocks, err error) {
+	if err := s.take(ctx, whole); err != nil {
+		return nil, err
 	}
-	defer s.give()
+	defer s.give(whole)
 	args := s.backfillArgs(table, snapshot)
-	args["total"] = total
-	tag, err := s.r.pool.Exec(ctx, startBackfill, args)
+	args["definition"], args["total"] = definition, total
+	err = pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, forgetBlocks, args); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, startBackfill, args)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return errOtherBackfill
+		}
+		if _, err := tx.Exec(ctx, countBlocks, args); err != nil {
+			return err
+		}
+		copied, err = readBlocks(ctx, tx, args)
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("start a backfill: %w", pg.Translate(err))
+		return nil, fmt.Errorf("start a backfill: %w", err)
 	}
-	if tag.RowsAffected() == 0 {
-		return errOtherBackfill
+	return copied, nil
+}
+
+func readBlocks(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs) (out []cdc.Blocks, err error) {
+	rows, err := tx.Query(ctx, selectBlocks, args)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	var part, file int64
+	var b cdc.Blocks
+	_, err = pgx.ForEachRow(rows, []any{&part, &file, &b.From, &b.To}, func() error {
+		b.Part = cdc.Part{OID: uint32(part), File: uint32(file)}
+		out = append(out, b)
+		return nil
+	})
+	return out, err
+}
+
+// owedAtOnce bounds how many keys are read again by one attempt.
+const owedAtOnce = 10_000
+
+// BackfillOwed returns the keys of records that lack columns.
+func (s *sink) BackfillOwed(ctx context.Context, table int32) (out []whence.Values, err error) {
+	err = pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
+		keys, err := s.r.index.Owed(ctx, tx, table, owedAtOnce)
+		out = nil
+		for _, k := range keys {
+			out = append(out, k.Values())
+		}
+		return err
+	})
+	return out, err
 }
 
 // BackfillRows stores rows as the snapshot shows them where nothing newer is known.
-func (s *sink) BackfillRows(ctx context.Context, table int32, snapshot whence.LSN, rows []whence.Values) error {
-	return s.inTurn(ctx, func(u *unit) error {
-		t, truncated, err := u.copying(ctx, table, snapshot, len(rows))
-		if err != nil || truncated {
-			return err // truncated: the snapshot's rows are gone
+func (s *sink) BackfillRows(ctx context.Context, table int32, snapshot whence.LSN, values []whence.Values, read cdc.Blocks) error {
+	t, err := s.definition(ctx, table)
+	if err != nil {
+		return err
+	}
+	at := moment{lsn: snapshot}
+	rows, err := rowsOf(t, values, at)
+	if err != nil {
+		return err
+	}
+	return s.inTurn(ctx, part, func(u *unit) error {
+		truncated, err := u.copying(ctx, t, snapshot)
+		if err != nil {
+			return err
 		}
-		return u.copyRows(ctx, t, snapshot, rows)
+		if !truncated { // else the snapshot's rows are gone
+			if err := u.copyRows(ctx, t, at, rows); err != nil {
+				return err
+			}
+		}
+		if err := u.r.index.CountSaved(ctx, u.tx, u.saved); err != nil {
+			return err
+		}
+		if read.Part == (cdc.Part{}) {
+			return nil // single rows, read by their keys
+		}
+		args := pgx.NamedArgs{"id": table, "part": int64(read.OID), "file": int64(read.File), "from": read.From, "to": read.To, "rows": len(values)}
+		_, err = u.tx.Exec(ctx, noteBlocks, args)
+		return err
 	})
 }
 
-// BackfillDone ends a copy. What the snapshot did not hold is deleted here: the
+// definition reads how a table is registered now; that it is so still is checked
+// under its lock.
+func (s *sink) definition(ctx context.Context, table int32) (*capturedTable, error) {
+	infos, err := readTables(ctx, s.r.pool, s.source)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range infos {
+		if t.ID == table {
+			return capturing(t.Table), nil
+		}
+	}
+	return nil, errOtherBackfill
+}
+
+// copiedRow is a row of a snapshot with its key.
+type copiedRow struct {
+	key whence.Key
+	row *row
+}
+
+func rowsOf(t *capturedTable, values []whence.Values, at moment) ([]copiedRow, error) {
+	rows := make([]copiedRow, 0, len(values))
+	for _, v := range values {
+		for _, name := range t.columns {
+			if _, ok := v[name]; !ok || len(v) != len(t.columns) {
+				return nil, redefined(t.Table)
+			}
+		}
+		clean(v)
+		key, err := whence.NewKey(t.KeyColumns, v)
+		if err != nil {
+			return nil, fmt.Errorf("a row of %s: %w", t.name, err)
+		}
+		r := copiedRow{key: key, row: newRow(t, v, false, at)}
+		if len(key) <= maximumKey {
+			if err := r.row.cut(t, key, at); err != nil {
+				return nil, err
+			}
+		}
+		rows = append(rows, r)
+	}
+	return rows, nil
+}
+
+// BackfillDone ends a copy. What the snapshots did not hold is deleted here: the
 // stream may have missed it while the table was not captured.
-func (s *sink) BackfillDone(ctx context.Context, table int32, snapshot whence.LSN) error {
-	err := s.inTurn(ctx, func(u *unit) error {
-		t, _, err := u.copying(ctx, table, snapshot, 0)
-		if err != nil {
-			return err
-		}
-		// A row whose key changed during the copy may have come without its large
-		// values, and the copy brought them under the old key: a newer snapshot will do.
-		owed, err := s.r.index.Owed(ctx, u.tx, table)
-		if err != nil {
-			return err
-		}
-		if owed {
-			return &whence.Error{Kind: whence.ErrAborted, Reason: "BACKFILL_INCOMPLETE",
-				Message: "some rows changed their keys while they were copied; they are copied again"}
-		}
-		if err := s.r.index.DeleteOlder(ctx, u.tx, t.Table, snapshot, index.Commit{LSN: snapshot}); err != nil {
-			return err
-		}
-		_, err = u.tx.Exec(ctx, endBackfill, s.backfillArgs(table, snapshot))
+func (s *sink) BackfillDone(ctx context.Context, table int32, snapshot whence.LSN) (done bool, err error) {
+	t, err := s.definition(ctx, table)
+	if err != nil {
+		return false, err
+	}
+	err = s.inTurn(ctx, whole, func(u *unit) error {
+		done, err = u.endBackfill(ctx, t, snapshot)
 		return err
 	})
-	if err != nil {
-		return err
+	if err != nil || !done {
+		return false, err
 	}
 	if err := s.r.index.Analyze(ctx); err != nil {
 		s.r.log.WarnContext(ctx, "searches may be slow until autovacuum has seen the new rows", "source", s.source, "error", err)
 	}
-	return nil
+	return true, nil
+}
+
+func (u *unit) endBackfill(ctx context.Context, t *capturedTable, snapshot whence.LSN) (done bool, err error) {
+	if _, err := u.copying(ctx, t, snapshot); err != nil {
+		return false, err
+	}
+	args := u.backfillArgs(t.ID, snapshot)
+	args["known"] = u.known
+	var first whence.LSN
+	if err := u.tx.QueryRow(ctx, selectEnd, args).Scan(&first, &done); err != nil || !done {
+		return false, err
+	}
+	owed, err := u.r.index.Owed(ctx, u.tx, t.ID, 1)
+	if err != nil || len(owed) > 0 {
+		return false, err
+	}
+	if err := u.r.index.DeleteOlder(ctx, u.tx, t.Table, first, index.Commit{LSN: first}); err != nil {
+		return false, err
+	}
+	if _, err := u.tx.Exec(ctx, endBackfill, args); err != nil {
+		return false, err
+	}
+	_, err = u.tx.Exec(ctx, dropBlocks, args)
+	return true, err
 }
 
 // inTurn runs fn in a unit of its own that leaves the checkpoint where it is.
-func (s *sink) inTurn(ctx context.Context, fn func(*unit) error) error {
-	u, err := s.begin(ctx)
+func (s *sink) inTurn(ctx context.Context, weight int64, fn func(*unit) error) error {
+	u, err := s.begin(ctx, weight)
 	if err != nil {
 		return err
 	}
@@ -115,93 +262,39 @@ func (s *sink) inTurn(ctx context.Context, fn func(*unit) error) error {
 	return nil
 }
 
-// copying checks that the backfill is still wanted and locks its table.
-func (u *unit) copying(ctx context.Context, table int32, snapshot whence.LSN, n int) (t *capturedTable, truncated bool, err error) {
-	args := u.backfillArgs(table, snapshot)
-	args["rows"] = n
-	rows, err := u.tx.Query(ctx, continueBackfill, args)
-	if err != nil {
-		return nil, false, err
+// copying checks that the backfill is still wanted, and locks its table.
+func (u *unit) copying(ctx context.Context, t *capturedTable, snapshot whence.LSN) (truncated bool, err error) {
+	var definition int32
+	err = u.tx.QueryRow(ctx, continueBackfill, u.backfillArgs(t.ID, snapshot)).Scan(&definition, &truncated)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && definition != t.Definition {
+		return false, errOtherBackfill
 	}
-	found, err := pgx.CollectExactlyOneRow(rows, func(row pgx.CollectableRow) (whence.Table, error) { return scanTable(row, &truncated) })
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, false, errOtherBackfill
-	}
-	return capturing(found), truncated, err
+	return truncated, err
 }
 
-func (u *unit) copyRows(ctx context.Context, t *capturedTable, snapshot whence.LSN, rows []whence.Values) error {
-	var keys []whence.Key
-	kept := rows[:0]
-	for _, row := range rows {
-		clean(row)
-		for _, name := range t.columns {
-			if _, ok := row[name]; !ok {
-				return redefined(t.Table)
-			}
-		}
-		key, err := whence.NewKey(t.KeyColumns, row)
-		if err != nil {
-			return fmt.Errorf("a row of %s: %w", t.Name(), err)
-		}
-		if len(key) > maximumKey {
-			if err := u.skip(ctx, t, key); err != nil {
+func (u *unit) copyRows(ctx context.Context, t *capturedTable, at moment, rows []copiedRow) error {
+	keys := make([]whence.Key, 0, len(rows))
+	for _, r := range rows {
+		if len(r.key) > maximumKey {
+			if err := u.skip(ctx, t, r.key); err != nil {
 				return err
 			}
 			continue
 		}
-		keys, kept = append(keys, key), append(kept, row)
+		keys = append(keys, r.key)
 	}
-	rows = kept
-	heads, err := u.r.index.Heads(ctx, u.tx, t.ID, keys)
+	slices.Sort(keys)
+	tracks, err := u.openTable(ctx, t, slices.Compact(keys), nil)
 	if err != nil {
 		return err
 	}
-	var order []*track
-	tables := map[*track]*capturedTable{}
-	for i, row := range rows {
-		var head *index.Head
-		if h, ok := heads[keys[i]]; ok {
-			head = &h
+	order := make([]*track, 0, len(rows))
+	for _, r := range rows {
+		if tr := tracks[r.key]; tr != nil && !tr.touched {
+			tr.touched = true
+			tr.copied(at, r.row)
+			order = append(order, tr)
 		}
-		tr := newTrack(t, keys[i], head)
-		tr.copied(t, snapshot, row)
-		order = append(order, tr)
-		tables[tr] = t
 	}
-	return u.write(ctx, order, tables)
-}
-
-// copied takes over a row that a snapshot shows.
-func (t *track) copied(table *capturedTable, snapshot whence.LSN, row whence.Values) {
-	s := state{exists: true, columns: only(table, row), definition: table.Definition}
-	h := t.head
-	switch {
-	case h == nil || h.LSN < snapshot:
-		t.push(moment{lsn: snapshot}, s)
-	case !h.Deleted && len(h.Missing) > 0:
-		// The row was changed after the snapshot, and the stream did not repeat
-		// these values because the change left them as the snapshot has them.
-		s.columns = make(whence.Values, len(table.columns))
-		for _, name := range table.columns {
-			if v, ok := h.Columns[name]; ok && !slices.Contains(h.Missing, name) {
-				s.columns[name] = v
-			} else {
-				s.columns[name] = row[name]
-			}
-		}
-		at, _ := t.last()
-		t.pending = append(t.pending, pending{state: s, moment: at, previous: t.now, replace: true})
-	}
-}
-
-func only(t *capturedTable, row whence.Values) whence.Values {
-	if len(row) == len(t.columns) {
-		return row
-	}
-	out := make(whence.Values, len(t.columns))
-	for _, name := range t.columns {
-		out[name] = row[name]
-	}
-	return out
+	return u.write(ctx, order)
 }

@@ -367,7 +367,7 @@ func TestSecondWriterIsFenced(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nor is a snapshot from before it taken.
-	if err := sinks[0].BackfillStart(ctx, info.ID, 0x400, 0); reason(err) != "BACKFILL_OUTDATED" {
+	if _, err := sinks[0].BackfillStart(ctx, info.ID, info.Definition+1, 0x400, 0); reason(err) != "BACKFILL_OUTDATED" {
 		t.Errorf("an old snapshot: %v", err)
 	}
 }

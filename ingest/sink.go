@@ -2,48 +2,45 @@ package ingest
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/cdc"
 	"github.com/whence-db/whence/internal/pg"
 )
 
-// sink stores one source's stream. Units and backfill batches take turns.
+// sink stores one source's stream. A unit has the turn for itself; the batches
+// of backfills share it, for no two of them write the same record.
 type sink struct {
 	r      *Registry
 	id     int32
 	source string
 	wake   func() // there may be texts to embed
 
-	turn  chan struct{} // holds a token while nobody writes
-	known whence.LSN    // the checkpoint as this process wrote or read it last; whoever has the turn owns it
+	turn  *semaphore.Weighted
+	known whence.LSN // the checkpoint as this process wrote or read it last; whoever has the whole turn owns it
 }
 
 var _ cdc.Sink = (*sink)(nil)
 
 func newSink(r *Registry, s Source, wake func()) *sink {
-	k := &sink{r: r, id: s.ID, source: s.Name, wake: wake, turn: make(chan struct{}, 1)}
-	k.turn <- struct{}{}
-	return k
+	return &sink{r: r, id: s.ID, source: s.Name, wake: wake, turn: semaphore.NewWeighted(whole)}
 }
 
-func (s *sink) take(ctx context.Context) error {
-	select {
-	case <-s.turn:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
+// Weights of a turn.
+const (
+	part  = 1
+	whole = 1 << 20
+)
 
-func (s *sink) give() { s.turn <- struct{}{} }
+func (s *sink) take(ctx context.Context, weight int64) error { return s.turn.Acquire(ctx, weight) }
+
+func (s *sink) give(weight int64) { s.turn.Release(weight) }
 
 const (
 	selectStart = `
@@ -56,10 +53,10 @@ where s.id = @id and not s.deleting`
 
 // Start reads the checkpoint.
 func (s *sink) Start(ctx context.Context) (lsn whence.LSN, of cdc.Cluster, err error) {
-	if err := s.take(ctx); err != nil {
+	if err := s.take(ctx, whole); err != nil {
 		return 0, cdc.Cluster{}, err
 	}
-	defer s.give()
+	defer s.give(whole)
 	err = s.r.pool.QueryRow(ctx, selectStart, pgx.NamedArgs{"id": s.id}).Scan(&lsn, &of.System, &of.Timeline)
 	if err != nil {
 		return 0, cdc.Cluster{}, fmt.Errorf("read the checkpoint of %s: %w", s.source, pg.Translate(err))
@@ -70,10 +67,10 @@ func (s *sink) Start(ctx context.Context) (lsn whence.LSN, of cdc.Cluster, err e
 
 // Attach writes the first checkpoint, or only the cluster where there is one.
 func (s *sink) Attach(ctx context.Context, lsn whence.LSN, of cdc.Cluster) error {
-	if err := s.take(ctx); err != nil {
+	if err := s.take(ctx, whole); err != nil {
 		return err
 	}
-	defer s.give()
+	defer s.give(whole)
 	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
 		args := pgx.NamedArgs{"id": s.id, "lsn": lsn, "system": of.System, "timeline": of.Timeline}
 		tag, err := tx.Exec(ctx, attachSource, args)
@@ -109,10 +106,10 @@ update whence.tables set snapshot_lsn = null, truncated_lsn = null where source_
 
 // Lost gives the checkpoint up and has every table copied again.
 func (s *sink) Lost(ctx context.Context, rewound bool, reason string) error {
-	if err := s.take(ctx); err != nil {
+	if err := s.take(ctx, whole); err != nil {
 		return err
 	}
-	defer s.give()
+	defer s.give(whole)
 	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
 		args := pgx.NamedArgs{"id": s.id, "known": s.known, "rewound": rewound, "reason": "its rows are compared anew: " + reason}
 		tag, err := tx.Exec(ctx, deleteCheckpoint, args)
@@ -195,10 +192,10 @@ var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER
 // Caught records progress without data.
 func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
 	caughtUp := time.Now().Add(-p.CaughtUpFor)
-	if err := s.take(ctx); err != nil {
+	if err := s.take(ctx, whole); err != nil {
 		return err
 	}
-	defer s.give()
+	defer s.give(whole)
 	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		b.Queue(lazily)
@@ -247,160 +244,15 @@ func (s *sink) Saw(ctx context.Context, table, definition int32, shape string) e
 // CopyAgain has a table copied again. It waits for the unit that is open, which
 // may have gone by the table's being LIVE.
 func (s *sink) CopyAgain(ctx context.Context, table, definition int32, at whence.LSN, reason string) error {
-	if err := s.take(ctx); err != nil {
+	if err := s.take(ctx, whole); err != nil {
 		return err
 	}
-	defer s.give()
+	defer s.give(whole)
 	args := pgx.NamedArgs{"id": table, "source": s.id, "definition": definition, "at": at, "reason": "its rows are compared anew: " + reason}
 	if _, err := s.r.pool.Exec(ctx, copyAgain, args); err != nil {
 		return fmt.Errorf("have a table copied again: %w", pg.Translate(err))
 	}
 	return nil
-}
-
-// capturedTable is a definition with what is derived from it, once a unit.
-type capturedTable struct {
-	whence.Table
-	columns []string
-	text    []string // the columns that its text is rendered from
-}
-
-func capturing(t whence.Table) *capturedTable {
-	return &capturedTable{Table: t, columns: t.Columns(), text: textColumns(t)}
-}
-
-// unit is one transaction with the turn. After release it is dead.
-type unit struct {
-	*sink
-	tx        pgx.Tx
-	began     time.Time                // the transaction had begun by then
-	tables    map[int32]*capturedTable // as read when the unit first needed them
-	touched   map[int32]bool           // tables that it has written to
-	gone      map[int32]bool           // tables that are not registered any more
-	unsettled []int64
-	released  bool
-}
-
-var _ cdc.Unit = (*unit)(nil)
-
-// Begin opens a transaction.
-func (s *sink) Begin(ctx context.Context) (cdc.Unit, error) {
-	u, err := s.begin(ctx)
-	if err != nil {
-		return nil, err // not u: a nil *unit is no nil Unit
-	}
-	return u, nil
-}
-
-func (s *sink) begin(ctx context.Context) (*unit, error) {
-	if err := s.take(ctx); err != nil {
-		return nil, err
-	}
-	tx, err := s.r.pool.Begin(ctx)
-	if err != nil {
-		s.give()
-		return nil, fmt.Errorf("begin: %w", pg.Translate(err))
-	}
-	if err := s.r.index.Prepare(ctx, tx); err != nil {
-		s.give()
-		return nil, errors.Join(pg.Translate(err), tx.Rollback(context.WithoutCancel(ctx)))
-	}
-	return &unit{sink: s, tx: tx, began: time.Now(), touched: map[int32]bool{}, gone: map[int32]bool{}}, nil
-}
-
-// table returns a definition; nil when the table is not registered any more.
-func (u *unit) table(ctx context.Context, id int32) (*capturedTable, error) {
-	if t := u.tables[id]; t != nil || u.gone[id] {
-		return t, nil
-	}
-	infos, err := readTables(ctx, u.tx, u.source)
-	if err != nil {
-		return nil, err
-	}
-	if u.tables == nil {
-		u.tables = map[int32]*capturedTable{}
-	}
-	for _, t := range infos {
-		if u.tables[t.ID] == nil {
-			u.tables[t.ID] = capturing(t.Table)
-		}
-	}
-	u.gone[id] = u.tables[id] == nil
-	return u.tables[id], nil
-}
-
-const selectDefinitions = `select id, definition from whence.tables where id = any(@ids) and state <> 'UNREGISTERING'`
-
-// Commit moves the checkpoint and ends the transaction. With the checkpoint's
-// lock held no definition can change, so the comparison holds until the commit.
-func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
-	if u.released {
-		return errors.New("the unit has ended")
-	}
-	caughtUp := time.Now().Add(-p.CaughtUpFor)
-	b := &pgx.Batch{}
-	b.Queue(moveCheckpoint, u.checkpointArgs(p, caughtUp, u.began)).Exec(expectOne)
-	now := map[int32]int32{}
-	ids := make([]int32, 0, len(u.touched))
-	for id := range u.touched {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	if len(ids) > 0 {
-		b.Queue(selectDefinitions, pgx.NamedArgs{"ids": ids}).Query(func(rows pgx.Rows) error {
-			var id, definition int32
-			_, err := pgx.ForEachRow(rows, []any{&id, &definition}, func() error { now[id] = definition; return nil })
-			return err
-		})
-	}
-	if err := u.tx.SendBatch(ctx, b).Close(); err != nil {
-		return fmt.Errorf("move the checkpoint: %w", pg.Translate(err))
-	}
-	for _, id := range ids {
-		if now[id] != u.tables[id].Definition {
-			return redefined(u.tables[id].Table)
-		}
-	}
-	if err := u.tx.Commit(ctx); err != nil {
-		return fmt.Errorf("commit: %w", pg.Translate(err))
-	}
-	u.known = max(u.known, p.LSN)
-	u.committed(ctx)
-	return nil
-}
-
-// committed ends the turn and does what follows a commit; none of it may be
-// needed for what was committed to be right.
-func (u *unit) committed(ctx context.Context) {
-	defer u.wake()
-	defer u.release()
-	if err := u.r.index.Settle(ctx, u.unsettled); err != nil {
-		u.r.log.WarnContext(ctx, "superseded chunks stay until the next look for them", "source", u.source, "error", err)
-	}
-}
-
-// Rollback gives the unit up.
-func (u *unit) Rollback(ctx context.Context) error {
-	if u.released {
-		return nil
-	}
-	defer u.release()
-	if err := u.tx.Rollback(ctx); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
-		return fmt.Errorf("roll back: %w", err)
-	}
-	return nil
-}
-
-func (u *unit) release() {
-	u.released = true
-	u.give()
-}
-
-// redefined is the error of work that began under another definition: the
-// stream is to start over from the checkpoint.
-func redefined(t whence.Table) *whence.Error {
-	return &whence.Error{Kind: whence.ErrAborted, Reason: "TABLE_REDEFINED", RetryAfter: time.Millisecond,
-		Message: fmt.Sprintf("%s was registered otherwise or unregistered meanwhile; its changes are read again", t.Name())}
 }
 
 func expectOne(tag pgconn.CommandTag) error {

@@ -39,8 +39,10 @@ t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_colu
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
 coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, '')`
 
-	selectTables = `select ` + tableFields + `, t.rows_done, greatest(t.rows_total, t.rows_done)
+	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done)
 from whence.tables t join whence.sources s on s.id = t.source_id
+cross join lateral (select case when t.state <> 'BACKFILLING' then t.rows_done
+    else coalesce((select sum(b.rows) from whence.backfills b where b.table_id = t.id), 0)::bigint end as done) p
 where t.state <> 'UNREGISTERING' and (@source = '' or s.name = @source)
 order by s.name, t.schema_name, t.relation`
 )

@@ -1,0 +1,77 @@
+package ingest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/cdc"
+)
+
+// A value out of line that the stream did not repeat is not taken from another
+// row that had the key before; a newer snapshot brings it.
+func TestOwedValueOfAnotherKey(t *testing.T) {
+	w := newDocs(t)
+	info := w.register(docsSpec)
+	w.exec(w.memory, `insert into whence.checkpoints (source_id, lsn) select id, '0/100' from whence.sources`)
+	w.exec(w.memory, `update whence.tables set snapshot_lsn = null`)
+	src, err := w.r.GetSource(t.Context(), "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, k := t.Context(), newSink(w.r, src, func() {})
+	if _, _, err := k.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	row := func(id, body string) whence.Values {
+		return whence.Values{"id": &id, "title": ptr("title"), "body": &body, "owner": nil, "lang": nil, "at": nil}
+	}
+	copying := func(snapshot whence.LSN, rows ...whence.Values) {
+		t.Helper()
+		if _, err := k.BackfillStart(ctx, info.ID, info.Definition, snapshot, 2); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.BackfillRows(ctx, info.ID, snapshot, rows, cdc.Blocks{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copying(0x110)
+	u, err := k.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	renamed := row("2", "")
+	delete(renamed, "body")
+	err = u.Apply(ctx, []cdc.Change{
+		{Table: info.ID, Op: cdc.Delete, OldKey: whence.Values{"id": ptr("2")}, LSN: 0x150, XID: 7, CommitTime: time.Now()},
+		{Table: info.ID, Op: cdc.Update, Row: renamed, Unchanged: []string{"body"}, OldKey: whence.Values{"id": ptr("1")}, LSN: 0x160, XID: 8, CommitTime: time.Now()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Commit(ctx, cdc.Progress{LSN: 0x200, CaughtUpFor: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.BackfillRows(ctx, info.ID, 0x110, []whence.Values{row("1", "one"), row("2", "two")}, cdc.Blocks{}); err != nil {
+		t.Fatal(err)
+	}
+	owed, err := k.BackfillOwed(ctx, info.ID)
+	if err != nil || len(owed) != 1 || *owed[0]["id"] != "2" {
+		t.Fatalf("owed are %v, %v", owed, err)
+	}
+	if done, err := k.BackfillDone(ctx, info.ID, 0x110); done || err != nil {
+		t.Fatalf("done %v with a record that is owed a value, %v", done, err)
+	}
+	copying(0x210, row("2", "one"))
+	if done, err := k.BackfillDone(ctx, info.ID, 0x210); done || err != nil {
+		t.Fatalf("done %v before the stream is where the second snapshot was, %v", done, err)
+	}
+	if err := k.Caught(ctx, cdc.Progress{LSN: 0x210, CaughtUpFor: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := k.BackfillDone(ctx, info.ID, 0x210); !done || err != nil {
+		t.Fatalf("done %v, %v", done, err)
+	}
+	w.want("the row", w.query(w.memory.Pool, `select v.columns ->> 'body' from whence.records r join whence.versions v on v.record_id = r.id and v.version = r.version
+		where not r.deleted`), "one")
+}

@@ -11,6 +11,7 @@ import (
 )
 
 const (
+	// No id leaves the database: there may be millions.
 	deleteOlder = `
 with gone as (
     update whence.records
@@ -22,11 +23,17 @@ with gone as (
     returning id, version
 )
 insert into whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest)
-select id, version, @lsn::pg_lsn, @xid::bigint, @commit::timestamptz, true, @definition::int, '{}'::jsonb, '', @digest::bytea from gone
-returning record_id`
+select id, version, @lsn::pg_lsn, @xid::bigint, @commit::timestamptz, true, @definition::int, '{}'::jsonb, '', @digest::bytea from gone`
 	purgeOlder = `
 delete from whence.versions v using whence.records r
-where r.id = any(@ids) and v.record_id = r.id and v.version < r.version`
+where r.table_id = @table and r.deleted and v.record_id = r.id and v.version < r.version`
+	deleteChunksOlder = `
+with gone as (
+    delete from whence.chunks c using whence.records r
+    where c.table_id = @table and r.id = c.record_id and r.deleted
+    returning c.digest
+)
+select distinct digest from gone where @purge::bool`
 )
 
 // Commit is the position of a change that concerns a whole table.
@@ -38,39 +45,32 @@ type Commit struct {
 
 // DeleteOlder marks every record of a table deleted that is older than before,
 // in one version of its own at position at: what a truncation does, and what the
-// end of a backfill does to rows that its snapshot no longer held.
+// end of a backfill does to rows that its snapshots no longer held.
 func (x *Index) DeleteOlder(ctx context.Context, tx pgx.Tx, t whence.Table, before whence.LSN, at Commit) error {
-	none := whence.DigestOf("")
-	var xid *int64
-	if at.XID != nil {
-		n := int64(*at.XID)
-		xid = &n
-	}
-	rows, err := tx.Query(ctx, deleteOlder, pgx.NamedArgs{
-		"table": t.ID, "before": before, "lsn": at.LSN, "xid": xid, "commit": timeOrNull(at.Time),
-		"definition": t.Definition, "digest": none[:], "purge": t.OnDelete == whence.OnDeletePurge,
-	})
+	purge := t.OnDelete == whence.OnDeletePurge
+	args := pgx.NamedArgs{"table": t.ID, "before": before, "lsn": at.LSN, "xid": at.XID, "commit": timeOrNull(at.Time),
+		"definition": t.Definition, "digest": emptyDigest[:], "purge": purge}
+	tag, err := tx.Exec(ctx, deleteOlder, args)
 	if err != nil {
 		return fmt.Errorf("delete older records: %w", err)
 	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return fmt.Errorf("delete older records: %w", err)
-	}
-	if len(ids) == 0 {
+	if tag.RowsAffected() == 0 {
 		return nil
 	}
-	if t.OnDelete == whence.OnDeletePurge {
-		if _, err := tx.Exec(ctx, purgeOlder, pgx.NamedArgs{"ids": ids}); err != nil {
+	if purge {
+		if _, err := tx.Exec(ctx, purgeOlder, args); err != nil {
 			return fmt.Errorf("purge older records: %w", err)
 		}
 	}
-	holdings, err := readHoldings(ctx, tx, ids)
+	rows, err := tx.Query(ctx, deleteChunksOlder, args)
 	if err != nil {
-		return err
+		return fmt.Errorf("delete older chunks: %w", err)
 	}
-	gone, _ := spent(holdings, nil)
-	return drop(ctx, tx, gone)
+	digests, err := pgx.CollectRows(rows, pgx.RowTo[[]byte])
+	if err != nil {
+		return fmt.Errorf("delete older chunks: %w", err)
+	}
+	return forget(ctx, tx, digests)
 }
 
 const (

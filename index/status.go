@@ -49,3 +49,14 @@ func (x *Index) Analyze(ctx context.Context) error {
 	}
 	return nil
 }
+
+const mergeTerms = `select gin_clean_pending_list('whence.chunks_tsv')`
+
+// MergeTerms merges the terms of new chunks into the text index. Writers go on
+// meanwhile; without it the one that fills the list of such terms does it.
+func (x *Index) MergeTerms(ctx context.Context) error {
+	if _, err := x.pool.Exec(ctx, mergeTerms); err != nil {
+		return fmt.Errorf("merge terms: %w", pg.Translate(err))
+	}
+	return nil
+}

@@ -27,7 +27,8 @@ type RunnerConfig struct {
 type Runner struct {
 	RunnerConfig
 
-	nextSweep time.Time // supervise's alone
+	nextSweep time.Time     // supervise's alone
+	written   chan struct{} // buffered, one: new terms may wait to be merged
 
 	mu       sync.Mutex // guards what follows
 	captures map[int32]*capture
@@ -54,7 +55,7 @@ func NewRunner(c RunnerConfig) (*Runner, error) {
 	if c.Poll <= 0 {
 		c.Poll = time.Second
 	}
-	return &Runner{RunnerConfig: c, captures: map[int32]*capture{}}, nil
+	return &Runner{RunnerConfig: c, captures: map[int32]*capture{}, written: make(chan struct{}, 1)}, nil
 }
 
 // Run captures until ctx ends, and returns ctx's error once every capture has
@@ -65,7 +66,38 @@ func (r *Runner) Run(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
 	g.Go(func() error { return r.listen(ctx, changed) })
 	g.Go(func() error { return r.supervise(ctx, g, changed) })
+	g.Go(func() error { return r.tidy(ctx) })
 	return g.Wait()
+}
+
+// wrote is told after each commit of a sink's.
+func (r *Runner) wrote() {
+	r.Wake()
+	select {
+	case r.written <- struct{}{}:
+	default:
+	}
+}
+
+// tidy merges new terms into the text index while capture writes the next: else
+// the commit whose terms are one too many would take that time.
+func (r *Runner) tidy(ctx context.Context) error {
+	const pause = 200 * time.Millisecond
+	quiet := false
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.written:
+		}
+		if err := r.Registry.index.MergeTerms(ctx); err != nil && ctx.Err() == nil && !quiet {
+			quiet = true // capture does it then, a little later
+			r.Log.WarnContext(ctx, "cannot merge terms into the text index beside capture", "error", err)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
 }
 
 // supervise keeps the running captures equal to the wanted ones.
@@ -229,7 +261,7 @@ func (r *Runner) captureOnce(ctx context.Context, s Source, c *capture) error {
 	}
 	failing := s.Error != "" // what the registry says; only Status, called in turn, changes it
 	capture, err := cdc.New(cdc.Config{
-		ConnString: dsn, Slot: s.Slot, Publication: s.Publication, Sink: newSink(r.Registry, s, r.Wake), Log: r.Log.With("source", s.Name),
+		ConnString: dsn, Slot: s.Slot, Publication: s.Publication, Sink: newSink(r.Registry, s, r.wrote), Log: r.Log.With("source", s.Name),
 		Health: r.healthNoter(ctx, s),
 		Status: func(err error) {
 			switch {

@@ -27,7 +27,8 @@ type RunnerConfig struct {
 type Runner struct {
 	RunnerConfig
 
-	nextSweep time.Time // supervise's alone
+	pace      func(*cdc.Config) // changes how captures are paced; nil but in tests
+	nextSweep time.Time         // supervise's alone
 
 	mu       sync.Mutex // guards what follows
 	captures map[int32]*capture
@@ -228,7 +229,7 @@ func (r *Runner) captureOnce(ctx context.Context, s Source, c *capture) error {
 		return err
 	}
 	failing := s.Error != "" // what the registry says; only Status, called in turn, changes it
-	capture, err := cdc.New(cdc.Config{
+	cfg := cdc.Config{
 		ConnString: dsn, Slot: s.Slot, Publication: s.Publication, Sink: newSink(r.Registry, s, r.Wake), Log: r.Log.With("source", s.Name),
 		Health: r.healthNoter(ctx, s),
 		Status: func(err error) {
@@ -241,7 +242,11 @@ func (r *Runner) captureOnce(ctx context.Context, s Source, c *capture) error {
 				failing = !r.note(ctx, s, "", false, false)
 			}
 		},
-	})
+	}
+	if r.pace != nil {
+		r.pace(&cfg)
+	}
+	capture, err := cdc.New(cfg)
 	if err != nil {
 		return err
 	}

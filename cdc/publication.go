@@ -54,6 +54,16 @@ func (m member) covers(columns []string) bool {
 // publish makes the publication hold the registered tables, and returns those that it holds. What happened to tables whose rows
 // are stored is judged; a table that cannot be captured fails alone.
 func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]bool, error) {
+	whole, err := t.publication(ctx, t.conn)
+	if err != nil {
+		return nil, err
+	}
+	if whole == nil || !whole.complete {
+		// No table is to blame. The stream mends the publication where it begins,
+		// and has everything compared.
+		signal(t.again)
+		return nil, fmt.Errorf("the publication %s was dropped or altered; the stream starts over", t.cfg.Publication)
+	}
 	members, err := t.members(ctx, membersSQL)
 	if err != nil {
 		return nil, err

@@ -25,7 +25,6 @@ func TestTableFails(t *testing.T) {
 		{"dropped", `drop table notes`, whence.TableBroken, "dropped"},
 		{"unpublished", `alter publication whence_pub drop table notes`, whence.TableBroken, "whence_pub"},
 		{"published in part", `alter publication whence_pub drop table notes; alter publication whence_pub add table notes where (id < 100)`, whence.TableBroken, "whence_pub"},
-		{"published without updates", `alter publication whence_pub set (publish = 'insert')`, whence.TableBroken, "whence_pub"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			notes, other := table(1, "notes", "id"), table(2, "other", "id")

@@ -46,13 +46,12 @@ func (s *chaos) watch(ctx context.Context, g *errgroup.Group) *watch {
 		random: rand.New(rand.NewPCG(s.random.Uint64(), 1)), seen: map[string]sighting{}}
 	g.Go(func() error {
 		for ctx.Err() == nil {
-			conn, err := pgx.Connect(ctx, w.dsn)
-			if err == nil {
+			if conn, err := pgx.Connect(ctx, w.dsn); err == nil { // else it is down
 				err = w.look(ctx, conn)
 				closeConn(ctx, conn)
-			}
-			if err != nil {
-				return err
+				if err != nil {
+					return err
+				}
 			}
 			_ = sleep(ctx, 20*time.Millisecond)
 		}

@@ -109,6 +109,9 @@ func runChaos(t *testing.T, l *lane, seed uint64) {
 	}
 	watch := s.watch(ctx, &g)
 	s.writing = true
+	if s.random.IntN(2) == 0 { // else it begins amid the first copy
+		s.settle()
+	}
 	s.wait(400)
 	for range 3 + s.random.IntN(6) {
 		e := s.draw()
@@ -173,10 +176,12 @@ func (s *chaos) note(format string, args ...any) {
 }
 
 func (s *chaos) tell() {
+	if s.t.Failed() || testing.Verbose() {
+		s.t.Logf("what happened:\n%s", strings.Join(s.journal, "\n"))
+	}
 	if !s.t.Failed() {
 		return
 	}
-	s.t.Logf("what happened:\n%s", strings.Join(s.journal, "\n"))
 	for i, c := range s.all {
 		lines := strings.Split(strings.TrimSpace(c.log.String()), "\n")
 		s.t.Logf("child %d wrote:\n%s", i, strings.Join(lines[max(0, len(lines)-60):], "\n"))

@@ -43,7 +43,7 @@ type pace struct {
 }
 
 // quickly makes what usually takes seconds happen several times in a schedule.
-var quickly = pace{BackfillBatch: 40, Look: 100 * time.Millisecond, Probe: 50 * time.Millisecond, IdleCheckpoint: 300 * time.Millisecond,
+var quickly = pace{BackfillBatch: 60, Look: 100 * time.Millisecond, Probe: 50 * time.Millisecond, IdleCheckpoint: 300 * time.Millisecond,
 	MaximumBackoff: 500 * time.Millisecond, Predecessor: 500 * time.Millisecond, DeadAfter: 3 * time.Second}
 
 func chaosChildMain(text string) int {

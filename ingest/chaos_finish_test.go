@@ -17,7 +17,7 @@ import (
 var lexicalName, lexicalDimensions = lexical.Default().Name(), lexical.Default().Dimensions()
 
 // settleLimit is how long capture may take once nothing disturbs it any more.
-const settleLimit = 90 * time.Second
+const settleLimit = 5 * time.Minute
 
 // finish ends the disturbances and holds the index against the source.
 func (s *chaos) finish() {

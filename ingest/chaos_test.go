@@ -99,6 +99,9 @@ func runChaos(t *testing.T, l *lane, seed uint64) {
 		s.register(table, false)
 	}
 	s.spawn()
+	if s.random.IntN(2) == 0 { // else the first copy is disturbed too
+		s.settle()
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var g errgroup.Group
@@ -109,9 +112,6 @@ func runChaos(t *testing.T, l *lane, seed uint64) {
 	}
 	watch := s.watch(ctx, &g)
 	s.writing = true
-	if s.random.IntN(2) == 0 { // else it begins amid the first copy
-		s.settle()
-	}
 	s.wait(400)
 	for range 3 + s.random.IntN(6) {
 		e := s.draw()

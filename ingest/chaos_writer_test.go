@@ -208,8 +208,8 @@ func (w *chaosWriter) move(ctx context.Context, tx pgx.Tx, t *chaosTable, from [
 // bulk writes many rows in one statement: tens as a rule, thousands now and then.
 func (w *chaosWriter) bulk(ctx context.Context, tx pgx.Tx, t *chaosTable, undo bool) error {
 	n := 20 + w.random.IntN(60)
-	if w.random.IntN(25) == 0 {
-		n = 2500 + w.random.IntN(2500)
+	if w.random.IntN(50) == 0 {
+		n = 1500 + w.random.IntN(1500)
 	}
 	first := 1000 + w.random.IntN(4)*20
 	title := "one of many "

@@ -92,7 +92,7 @@ from whence.records r join whence.versions v on v.record_id = r.id and v.version
 left join (select record_id, version, array_agg(text order by ordinal) as texts, array_agg(digest order by ordinal) as digests,
         bool_and(convert_from(substring(convert_to(whole, 'UTF8') from span_start + 1 for span_end - span_start), 'UTF8') = text
             and alike) as aligned
-    from (select c.*, v.text as whole, c.subject is not distinct from r.subject and c.attributes = r.attributes
+    from (select c.record_id, c.version, c.ordinal, c.span_start, c.span_end, c.text, c.digest, v.text as whole, c.subject is not distinct from r.subject and c.attributes = r.attributes
             and c.event_time is not distinct from r.event_time as alike
         from whence.chunks c join whence.records r on r.id = c.record_id join whence.versions v on v.record_id = r.id and v.version = c.version
         where c.table_id = $1) c

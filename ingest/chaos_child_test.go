@@ -52,7 +52,7 @@ func chaosChildMain(text string) int {
 	// hangs up on when its parent ends.
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(3) //nolint:forbidigo // the parent is gone
+		os.Exit(3)
 	}()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -125,7 +125,7 @@ func spawn(t *testing.T, cfg childConfig) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{cmd: exec.Command(os.Args[0]), ended: make(chan struct{})} //nolint:noctx // it ends with the test
+	c := &child{cmd: exec.Command(os.Args[0]), ended: make(chan struct{})}
 	c.cmd.Env = append(os.Environ(), chaosChildEnv+"="+string(text))
 	c.cmd.Stderr = &c.log
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -48,7 +48,7 @@ var chaosEvents = []event{
 	{"alter", 14, (*chaos).eventAlter},
 	{"identity", 4, (*chaos).eventIdentity},
 	{"recreate source", 1, (*chaos).eventRecreate},
-	{"checkpoint", 1, func(s *chaos) { s.own(`checkpoint`) }},
+	{"checkpoint", 1, func(s *chaos) { _ = s.own(`checkpoint`) }},
 }
 
 // draw chooses an event by its weight.
@@ -130,7 +130,7 @@ func (s *chaos) eventFreeze() {
 
 // cut ends connections of the children to a database.
 func (s *chaos) cut(dsn, which string) {
-	s.admin(dsn, `select pg_terminate_backend(pid) from pg_stat_activity
+	_ = s.admin(dsn, `select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid() and application_name ~ '^whence' and (`+which+`)`)
 }
 
@@ -183,7 +183,7 @@ func (s *chaos) eventPause() {
 
 func (s *chaos) eventLoseSlot() {
 	for range 20 { // the reader comes back quickly
-		s.admin(s.sourceDSN, `select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = '`+s.slot+`'`)
+		_ = s.admin(s.sourceDSN, `select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = '`+s.slot+`'`)
 		if s.admin(s.sourceDSN, `select pg_drop_replication_slot('`+s.slot+`')`) == nil {
 			break
 		}

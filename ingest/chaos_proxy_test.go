@@ -26,7 +26,7 @@ type pair struct{ near, far *net.TCPConn }
 
 func newProxy(t *testing.T, target string) *proxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func (p *proxy) accept() {
 func (p *proxy) serve(near *net.TCPConn) {
 	defer func() { _ = near.Close() }()
 	p.gate()
-	conn, err := net.DialTimeout("tcp", p.target, 5*time.Second) //nolint:noctx // bounded
+	conn, err := net.DialTimeout("tcp", p.target, 5*time.Second)
 	if err != nil {
 		return
 	}

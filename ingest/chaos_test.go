@@ -34,7 +34,7 @@ const (
 // by row. What a schedule does follows from its seed, which is its name.
 func TestChaosSchedules(t *testing.T) {
 	t.Parallel()
-	seeds := make([]uint64, 4)
+	seeds := make([]uint64, 3)
 	if testing.Short() {
 		seeds = seeds[:1]
 	}

@@ -74,8 +74,6 @@ func theirFault(err error) bool {
 	return false
 }
 
-var errUndo = errors.New("undo")
-
 func (w *chaosWriter) transaction(ctx context.Context, conn *pgx.Conn) error {
 	kind := w.random.IntN(40)
 	if _, err := conn.Exec(ctx, `set lock_timeout = '2s'`); err != nil {

@@ -101,6 +101,13 @@ func chaosChild(ctx context.Context, cfg childConfig) error {
 		p := cfg.Pace
 		c.BackfillBatch, c.Look, c.Probe, c.IdleCheckpoint = p.BackfillBatch, p.Look, p.Probe, p.IdleCheckpoint
 		c.MaximumBackoff, c.Predecessor, c.DeadAfter = p.MaximumBackoff, p.Predecessor, p.DeadAfter
+		status := c.Status
+		c.Status = func(err error) {
+			if err != nil {
+				log.Info("the stream ended", "error", err)
+			}
+			status(err)
+		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return runner.Run(ctx) })

@@ -153,6 +153,9 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	full := strings.Contains(now.Identity, "f")
 	if !there || !m.covers(table.Columns()) || full && !m.all {
 		err := t.put(ctx, table, in.Kind, there && !elsewise)
+		if isCode(err, codeDuplicateObject) { // it is listed, but for some of its rows
+			err = t.put(ctx, table, in.Kind, true)
+		}
 		refused, ok := permanent(err)
 		switch {
 		case err == nil:

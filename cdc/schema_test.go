@@ -69,6 +69,24 @@ func TestRegisteredAgain(t *testing.T) {
 	s.compare(notes)
 }
 
+// So does registering one that is published in part.
+func TestRegisteredAgainFromAFilter(t *testing.T) {
+	notes := table(1, "notes", "id")
+	s := newSource(t, notesDDL+`; insert into notes select i, 'x' from generate_series(1, 10) i`, notes)
+	c, _ := s.start()
+	s.settle()
+	s.exec(`alter publication whence_pub drop table notes; alter publication whence_pub add table notes where (id < 5)`)
+	s.eventually("the table has failed", func() bool { state, _ := s.sink.state(1); return failedState(state) })
+	s.exec(`update notes set body = 'y'`)
+	notes.Definition = 2
+	s.sink.register(notes)
+	c.Poke()
+	s.settle()
+	s.exec(`insert into notes values (12, 'after')`)
+	s.settle()
+	s.compare(notes)
+}
+
 // Another definition while a backfill runs starts that over.
 func TestDefinitionChangesDuringBackfill(t *testing.T) {
 	notes := table(1, "notes", "id")

@@ -219,6 +219,7 @@ func (s *chaos) eventPublication() {
 		s.mayFailAll()
 		_ = s.own(`drop publication ` + s.slot)
 	case 5:
+		s.mayFail[t] = true
 		_ = s.own(drop + `; ` + add + ` where (` + t.keys[0] + ` is not null)`)
 	}
 }

@@ -43,7 +43,7 @@ type pace struct {
 }
 
 // quickly makes what usually takes seconds happen several times in a schedule.
-var quickly = pace{BackfillBatch: 60, Look: 100 * time.Millisecond, Probe: 50 * time.Millisecond, IdleCheckpoint: 300 * time.Millisecond,
+var quickly = pace{BackfillBatch: 60, Look: 200 * time.Millisecond, Probe: 100 * time.Millisecond, IdleCheckpoint: 300 * time.Millisecond,
 	MaximumBackoff: 500 * time.Millisecond, Predecessor: 500 * time.Millisecond, DeadAfter: 3 * time.Second}
 
 func chaosChildMain(text string) int {
@@ -89,11 +89,11 @@ func chaosChild(ctx context.Context, cfg childConfig) error {
 	}
 	// A lease outlives the child that took it; the next is not to wait minutes.
 	filler, err := index.NewFiller(index.FillerConfig{Index: x, Model: lexical.Default(), Log: log,
-		Lease: 2 * time.Second, Poll: 100 * time.Millisecond, Heal: 2 * time.Second})
+		Lease: 2 * time.Second, Poll: 250 * time.Millisecond, Heal: 2 * time.Second})
 	if err != nil {
 		return err
 	}
-	runner, err := NewRunner(RunnerConfig{Registry: r, Wake: filler.Wake, Log: log, Poll: 100 * time.Millisecond})
+	runner, err := NewRunner(RunnerConfig{Registry: r, Wake: filler.Wake, Log: log, Poll: 200 * time.Millisecond})
 	if err != nil {
 		return err
 	}

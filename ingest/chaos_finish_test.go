@@ -78,7 +78,7 @@ func (s *chaos) settle() {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("%v after the last disturbance: %s", settleLimit, seen)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 

@@ -68,7 +68,7 @@ func (w *watch) look(ctx context.Context, conn *pgx.Conn) error {
 		if err := w.row(ctx, conn, t, key); err != nil {
 			return err
 		}
-		_ = sleep(ctx, 5*time.Millisecond)
+		_ = sleep(ctx, 15*time.Millisecond)
 	}
 	return nil
 }

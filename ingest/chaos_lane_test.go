@@ -28,7 +28,7 @@ const laneTemplate = "chaos_template"
 func newLane(t *testing.T) *lane {
 	t.Helper()
 	l := &lane{
-		source: pgtest.OwnCluster(t, map[string]string{"max_prepared_transactions": "20", "wal_sender_timeout": "5s", "autovacuum_naptime": "1s"}),
+		source: pgtest.OwnCluster(t, map[string]string{"max_prepared_transactions": "20", "wal_sender_timeout": "5s"}),
 		memory: pgtest.OwnCluster(t, nil),
 	}
 	l.toSource = newProxy(t, "127.0.0.1:"+strconv.Itoa(l.source.Port()))

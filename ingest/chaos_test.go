@@ -179,7 +179,7 @@ func (s *chaos) tell() {
 	if s.t.Failed() || testing.Verbose() {
 		s.t.Logf("what happened:\n%s", strings.Join(s.journal, "\n"))
 	}
-	if !s.t.Failed() {
+	if !s.t.Failed() && os.Getenv(chaosSeed) == "" {
 		return
 	}
 	for i, c := range s.all {

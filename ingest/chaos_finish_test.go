@@ -23,6 +23,7 @@ const settleLimit = 5 * time.Minute
 func (s *chaos) finish() {
 	s.lane.toSource.resume()
 	s.lane.toMemory.resume()
+	s.r.pool.Reset() // what was cut is not to fail below
 	s.finishPrepared()
 	for _, t := range s.tables {
 		s.mend(t)

@@ -8,7 +8,7 @@ SHELL := bash
 ADDR ?= 127.0.0.1:7171
 DATA ?= .whence
 FUZZTIME ?= 30s
-KILLS ?= 20
+SCHEDULES ?= 200
 TEST ?=
 
 golangci := go tool -modfile=tools/go.mod golangci-lint
@@ -51,8 +51,8 @@ fuzz: ## run every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: chaos
-chaos: setup ## run the tests that kill processes, with KILLS kills (20)
-	@scripts/chaos $(KILLS)
+chaos: setup ## run the tests that kill processes and servers, with SCHEDULES schedules (200)
+	@scripts/chaos $(SCHEDULES)
 
 .PHONY: generate
 generate: ## regenerate the code that comes from proto/

@@ -81,10 +81,11 @@ func TestBroken(t *testing.T) {
 	}
 }
 
+const meanwhile = `delete from notes where id = 1; update notes set body = 'second' where id = 2; insert into notes values (3, 'three')`
+
 // Where changes are missing for good, the sink is told, and everything is
 // compared anew: rows deleted, changed and added meanwhile come out right.
 func TestLost(t *testing.T) {
-	const meanwhile = `delete from notes where id = 1; update notes set body = 'second' where id = 2; insert into notes values (3, 'three')`
 	for _, tt := range []struct {
 		name    string
 		damage  func(s *source)
@@ -122,6 +123,29 @@ func TestLost(t *testing.T) {
 			if s.sink.rewound != tt.rewound {
 				t.Errorf("rewound: %t, want %t", s.sink.rewound, tt.rewound)
 			}
+			s.exec(`insert into notes values (4, 'after')`)
+			s.settle()
+			s.compare(notes)
+		})
+	}
+}
+
+// What happens to the publication as a whole is no table's fault: the stream makes
+// it whole again, and everything is compared.
+func TestPublicationAlteredWhileStreaming(t *testing.T) {
+	for _, ddl := range []string{`alter publication whence_pub set (publish = 'insert')`,
+		`alter publication whence_pub set (publish_via_partition_root = false)`, `drop publication whence_pub`} {
+		t.Run(ddl, func(t *testing.T) {
+			notes := table(1, "notes", "id")
+			s := newSource(t, notesDDL, notes)
+			s.start()
+			s.settle()
+			s.exec(ddl)
+			s.exec(meanwhile)
+			s.eventually("the loss is noticed", func() bool { s.sink.mu.Lock(); defer s.sink.mu.Unlock(); return s.sink.lost >= 1 })
+			s.proven()
+			s.settle()
+			s.compare(notes)
 			s.exec(`insert into notes values (4, 'after')`)
 			s.settle()
 			s.compare(notes)

@@ -211,6 +211,7 @@ type Capture struct {
 	log    *slog.Logger
 	poke   chan struct{}
 	attach chan struct{} // closed once slot, publication and sink agree
+	again  chan struct{} // buffered, one: the stream is to start over, for they do not agree any more
 	once   sync.Once
 
 	tables  atomic.Pointer[tableSet]
@@ -267,7 +268,7 @@ func New(cfg Config) (*Capture, error) {
 	defaultTo(&cfg.QueueBytes, 8<<20)
 	return &Capture{
 		cfg: cfg, conn: conn, sink: cfg.Sink, log: cfg.Log.With("slot", cfg.Slot),
-		poke: make(chan struct{}, 1), attach: make(chan struct{}), failed: map[failure]bool{},
+		poke: make(chan struct{}, 1), attach: make(chan struct{}), again: make(chan struct{}, 1), failed: map[failure]bool{},
 	}, nil
 }
 

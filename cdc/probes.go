@@ -117,6 +117,8 @@ func (s *session) probe(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-s.c.again:
+			return errAgain
 		case <-tick.C:
 		}
 	}

@@ -54,6 +54,16 @@ func (m member) covers(columns []string) bool {
 // publish makes the publication hold the registered tables, and returns those that it holds. What happened to tables whose rows
 // are stored is judged; a table that cannot be captured fails alone.
 func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]bool, error) {
+	whole, err := t.publication(ctx, t.conn)
+	if err != nil {
+		return nil, err
+	}
+	if whole == nil || !whole.complete {
+		// No table is to blame. The stream mends the publication where it begins,
+		// and has everything compared.
+		signal(t.again)
+		return nil, fmt.Errorf("the publication %s was dropped or altered; the stream starts over", t.cfg.Publication)
+	}
 	members, err := t.members(ctx, membersSQL)
 	if err != nil {
 		return nil, err
@@ -143,6 +153,9 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	full := strings.Contains(now.Identity, "f")
 	if !there || !m.covers(table.Columns()) || full && !m.all {
 		err := t.put(ctx, table, in.Kind, there && !elsewise)
+		if isCode(err, codeDuplicateObject) { // it is listed, but for some of its rows
+			err = t.put(ctx, table, in.Kind, true)
+		}
 		refused, ok := permanent(err)
 		switch {
 		case err == nil:

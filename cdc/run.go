@@ -98,6 +98,7 @@ const (
 	codeUndefinedColumn = "42703"
 	codeUndefinedTable  = "42P01"
 	codeUndefinedObject = "42704"
+	codeDuplicateObject = "42710"
 	codeDenied          = "42501"
 )
 

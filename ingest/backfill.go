@@ -232,11 +232,17 @@ func (u *unit) endBackfill(ctx context.Context, t *capturedTable, snapshot whenc
 	if err := u.tx.QueryRow(ctx, selectEnd, args).Scan(&first, &done); err != nil || !done {
 		return false, err
 	}
-	owed, err := u.r.index.Owed(ctx, u.tx, t.ID, 1)
-	if err != nil || len(owed) > 0 {
+	// A unit of another process, which holds the source by now or has lost it,
+	// commits before this, or after it and then finds the table LIVE.
+	if _, err := u.tx.Exec(ctx, lockCheckpoint, pgx.NamedArgs{"source": u.id}); err != nil {
 		return false, err
 	}
+	// First, for a record may owe values of a row that is gone since.
 	if err := u.r.index.DeleteOlder(ctx, u.tx, t.Table, first, index.Commit{LSN: first}); err != nil {
+		return false, err
+	}
+	owed, err := u.r.index.Owed(ctx, u.tx, t.ID, 1)
+	if err != nil || len(owed) > 0 {
 		return false, err
 	}
 	if _, err := u.tx.Exec(ctx, endBackfill, args); err != nil {

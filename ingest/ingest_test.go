@@ -7,4 +7,9 @@ import (
 	"github.com/whence-db/whence/internal/pgtest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+func TestMain(m *testing.M) {
+	if text := os.Getenv(chaosChildEnv); text != "" {
+		os.Exit(chaosChildMain(text))
+	}
+	os.Exit(pgtest.Main(m))
+}

@@ -27,8 +27,9 @@ type RunnerConfig struct {
 type Runner struct {
 	RunnerConfig
 
-	nextSweep time.Time     // supervise's alone
-	written   chan struct{} // buffered, one: new terms may wait to be merged
+	pace      func(*cdc.Config) // changes how captures are paced; nil but in tests
+	nextSweep time.Time         // supervise's alone
+	written   chan struct{}     // buffered, one: new terms may wait to be merged
 
 	mu       sync.Mutex // guards what follows
 	captures map[int32]*capture
@@ -260,7 +261,7 @@ func (r *Runner) captureOnce(ctx context.Context, s Source, c *capture) error {
 		return err
 	}
 	failing := s.Error != "" // what the registry says; only Status, called in turn, changes it
-	capture, err := cdc.New(cdc.Config{
+	cfg := cdc.Config{
 		ConnString: dsn, Slot: s.Slot, Publication: s.Publication, Sink: newSink(r.Registry, s, r.wrote), Log: r.Log.With("source", s.Name),
 		Health: r.healthNoter(ctx, s),
 		Status: func(err error) {
@@ -273,7 +274,11 @@ func (r *Runner) captureOnce(ctx context.Context, s Source, c *capture) error {
 				failing = !r.note(ctx, s, "", false, false)
 			}
 		},
-	})
+	}
+	if r.pace != nil {
+		r.pace(&cfg)
+	}
+	capture, err := cdc.New(cfg)
 	if err != nil {
 		return err
 	}

@@ -109,8 +109,13 @@ func (t *track) push(at moment, s state) {
 }
 
 // outdated tells whether a change is older than what is known: a backfill's
-// snapshot has shown the row as it was afterwards.
+// snapshot has shown the row as it was afterwards, or that there was none. What
+// undid an older change may be missing from the stream, if the table was not
+// published for a while.
 func (t *track) outdated(at moment) bool {
+	if t.complete && at.lsn < t.table.Snapshot {
+		return true
+	}
 	last, ok := t.last()
 	return ok && at.lsn < last.lsn
 }

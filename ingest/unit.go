@@ -171,10 +171,12 @@ func (u *unit) truncate(ctx context.Context, t *capturedTable, c cdc.Change) err
 	return u.r.index.DeleteOlder(ctx, u.tx, t.Table, c.LSN+1, index.Commit{LSN: c.LSN, XID: &c.XID, Time: c.CommitTime})
 }
 
-const selectDefinitions = `select id, definition from whence.tables where id = any(@ids) and state <> 'UNREGISTERING'`
+const selectDefinitions = `
+select id, definition, state = 'LIVE' from whence.tables where id = any(@ids) and state <> 'UNREGISTERING'`
 
 // Commit moves the checkpoint and ends the transaction. With the checkpoint's
-// lock held no definition can change, so the comparison holds until the commit.
+// lock held no definition can change and no copy can end, so the comparison holds
+// until the commit.
 func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	if u.released {
 		return errors.New("the unit has ended")
@@ -188,7 +190,11 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	}
 	b := &pgx.Batch{}
 	b.Queue(moveCheckpoint, u.checkpointArgs(p, caughtUp, u.began)).Exec(expectOne)
-	now := map[int32]int32{}
+	type standing struct {
+		definition int32
+		live       bool
+	}
+	now := map[int32]standing{}
 	ids := make([]int32, 0, len(u.touched))
 	for id := range u.touched {
 		ids = append(ids, id)
@@ -196,8 +202,9 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	slices.Sort(ids)
 	if len(ids) > 0 {
 		b.Queue(selectDefinitions, pgx.NamedArgs{"ids": ids}).Query(func(rows pgx.Rows) error {
-			var id, definition int32
-			_, err := pgx.ForEachRow(rows, []any{&id, &definition}, func() error { now[id] = definition; return nil })
+			var id int32
+			var s standing
+			_, err := pgx.ForEachRow(rows, []any{&id, &s.definition, &s.live}, func() error { now[id] = s; return nil })
 			return err
 		})
 	}
@@ -205,8 +212,11 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 		return fmt.Errorf("move the checkpoint: %w", pg.Translate(err))
 	}
 	for _, id := range ids {
-		if now[id] != u.tables[id].Definition {
-			return redefined(u.tables[id].Table)
+		t := u.tables[id].Table
+		// Another process, which has lost the source, may have ended a copy: what is
+		// older than that is not to be stored any more.
+		if n := now[id]; n.definition != t.Definition || n.live && t.State != whence.TableLive {
+			return redefined(t)
 		}
 	}
 	if err := u.tx.Commit(ctx); err != nil {

@@ -90,7 +90,12 @@ func OwnCluster(t testing.TB, settings map[string]string) *pgcluster.Cluster {
 //
 //	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 func Main(m *testing.M, options ...goleak.Option) int {
+	ctx, stopWatch := context.WithCancel(context.Background())
+	var watch sync.WaitGroup
+	watch.Go(func() { exitWithParent(ctx) })
 	code := m.Run()
+	stopWatch()
+	watch.Wait()
 	if err := theHarness.stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "pgtest:", err)
 		code = max(code, 1)
@@ -116,9 +121,6 @@ type harness struct {
 	templateErr error
 
 	databases atomic.Int64 // how many were created
-
-	watch     sync.WaitGroup // the goroutine that watches the parent
-	stopWatch context.CancelFunc
 }
 
 var theHarness harness
@@ -147,9 +149,6 @@ func (h *harness) open() (err error) {
 	if h.cluster, err = startCluster(nil); err != nil {
 		return err
 	}
-	var ctx context.Context
-	ctx, h.stopWatch = context.WithCancel(context.Background())
-	h.watch.Go(func() { exitWithParent(ctx) })
 	h.admin, err = pg.NewPool(context.Background(), h.cluster.DSN("postgres"), poolSize)
 	return err
 }
@@ -174,8 +173,6 @@ func (h *harness) stop() error {
 	if h.cluster == nil {
 		return nil
 	}
-	h.stopWatch()
-	h.watch.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
 	defer cancel()
 	return h.cluster.Stop(ctx)

@@ -87,6 +87,9 @@ func (s *sink) BackfillDone(ctx context.Context, table int32, snapshot whence.LS
 		if err := s.r.index.DeleteOlder(ctx, u.tx, t.Table, snapshot, index.Commit{LSN: snapshot}); err != nil {
 			return err
 		}
+		if err := u.dropAside(ctx, table, snapshot); err != nil {
+			return err
+		}
 		_, err = u.tx.Exec(ctx, endBackfill, s.backfillArgs(table, snapshot))
 		return err
 	})
@@ -127,7 +130,9 @@ func (u *unit) copying(ctx context.Context, table int32, snapshot whence.LSN, n 
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, false, errOtherBackfill
 	}
-	return capturing(found), truncated, err
+	t = capturing(found)
+	u.tables = map[int32]*capturedTable{table: t}
+	return t, truncated, err
 }
 
 func (u *unit) copyRows(ctx context.Context, t *capturedTable, snapshot whence.LSN, rows []whence.Values) error {
@@ -145,9 +150,7 @@ func (u *unit) copyRows(ctx context.Context, t *capturedTable, snapshot whence.L
 			return fmt.Errorf("a row of %s: %w", t.Name(), err)
 		}
 		if len(key) > maximumKey {
-			if err := u.skip(ctx, t, key); err != nil {
-				return err
-			}
+			u.judged(t, key, verdict{lsn: snapshot, reason: keyTooLong(key)})
 			continue
 		}
 		keys, kept = append(keys, key), append(kept, row)

@@ -116,6 +116,7 @@ func (t *track) push(at moment, s state) {
 
 // Apply folds changes into versions, in order.
 func (u *unit) Apply(ctx context.Context, changes []cdc.Change) error {
+	u.count(changes)
 	for len(changes) > 0 {
 		n := slices.IndexFunc(changes, func(c cdc.Change) bool { return c.Op == cdc.Truncate })
 		if n < 0 {
@@ -145,6 +146,9 @@ func (u *unit) truncate(ctx context.Context, c cdc.Change) error {
 	u.touched[t.ID] = true
 	if _, err := u.tx.Exec(ctx, noteTruncation, pgx.NamedArgs{"id": t.ID, "lsn": c.LSN}); err != nil {
 		return fmt.Errorf("note a truncation: %w", err)
+	}
+	if err := u.dropAside(ctx, t.ID, c.LSN+1); err != nil {
+		return err
 	}
 	return u.r.index.DeleteOlder(ctx, u.tx, t.Table, c.LSN+1, index.Commit{LSN: c.LSN, XID: &c.XID, Time: c.CommitTime})
 }
@@ -187,14 +191,15 @@ func (u *unit) fold(ctx context.Context, changes []cdc.Change) error {
 			}
 		}
 		if len(s.oldKey) > maximumKey {
+			u.judged(t, s.oldKey, verdict{lsn: c.LSN})
 			s.oldKey = "" // nothing is stored under it
 		}
 		if len(s.key) > maximumKey {
+			v := verdict{lsn: c.LSN}
 			if !s.gone {
-				if err := u.skip(ctx, t, s.key); err != nil {
-					return err
-				}
+				v.reason = keyTooLong(s.key)
 			}
+			u.judged(t, s.key, v)
 			if s.key, s.oldKey, s.gone = s.oldKey, "", true; s.key == "" {
 				continue
 			}
@@ -250,7 +255,24 @@ func (u *unit) fold(ctx context.Context, changes []cdc.Change) error {
 			from.remove(s.table, s.change)
 		}
 	}
+	if len(changes) > 1 && weight(order) > maximumWrite {
+		if err := u.fold(ctx, changes[:len(changes)/2]); err != nil {
+			return err
+		}
+		return u.fold(ctx, changes[len(changes)/2:])
+	}
 	return u.write(ctx, order, tables)
+}
+
+// weight is how many bytes the states of some tracks hold. It may be far more
+// than the stream brought: it does not repeat values that stay as they are.
+func weight(order []*track) (bytes int) {
+	for _, t := range order {
+		for _, p := range t.pending {
+			bytes += p.columns.Size()
+		}
+	}
+	return bytes
 }
 
 // outdated tells whether a change is older than what is known: a backfill's

@@ -21,6 +21,7 @@ type sink struct {
 	id     int32
 	source string
 	wake   func() // there may be texts to embed
+	meter  Meter
 
 	turn  chan struct{} // holds a token while nobody writes
 	known whence.LSN    // the checkpoint as this process wrote or read it last; whoever has the turn owns it
@@ -29,7 +30,7 @@ type sink struct {
 var _ cdc.Sink = (*sink)(nil)
 
 func newSink(r *Registry, s Source, wake func()) *sink {
-	k := &sink{r: r, id: s.ID, source: s.Name, wake: wake, turn: make(chan struct{}, 1)}
+	k := &sink{r: r, id: s.ID, source: s.Name, wake: wake, meter: noMeter{}, turn: make(chan struct{}, 1)}
 	k.turn <- struct{}{}
 	return k
 }
@@ -136,12 +137,16 @@ func (s *sink) Lost(ctx context.Context, rewound bool, reason string) error {
 		if err != nil {
 			return err
 		}
+		if _, err := tx.Exec(ctx, rewindAside, pgx.NamedArgs{"tables": tables}); err != nil {
+			return err
+		}
 		return s.r.index.Rewind(ctx, tx, tables)
 	})
 	if err != nil {
 		return fmt.Errorf("give up the checkpoint of %s: %w", s.source, err)
 	}
 	s.known = 0
+	s.meter.Compared(s.source, true)
 	return nil
 }
 
@@ -168,7 +173,7 @@ func (s *sink) Tables(ctx context.Context) ([]whence.Table, error) {
 const (
 	moveCheckpoint = `
 update whence.checkpoints
-set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes,
+set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes, ` + countApplied + `,
     caught_up_at = greatest(caught_up_at, transaction_timestamp() + @since_began::interval)
 where source_id = @id and lsn = @known::pg_lsn`
 
@@ -179,7 +184,7 @@ where source_id = @id and lsn = @known::pg_lsn`
 // checkpointArgs are moveCheckpoint's, in a transaction that had begun by began;
 // caughtUp is the moment that p speaks of.
 func (s *sink) checkpointArgs(p cdc.Progress, caughtUp, began time.Time) pgx.NamedArgs {
-	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "since_began": nil}
+	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "since_began": nil, "changes": 0}
 	if !p.CommitTime.IsZero() {
 		args["commit"] = p.CommitTime
 	}
@@ -252,8 +257,12 @@ func (s *sink) CopyAgain(ctx context.Context, table, definition int32, at whence
 	}
 	defer s.give()
 	args := pgx.NamedArgs{"id": table, "source": s.id, "definition": definition, "at": at, "reason": "its rows are compared anew: " + reason}
-	if _, err := s.r.pool.Exec(ctx, copyAgain, args); err != nil {
+	tag, err := s.r.pool.Exec(ctx, copyAgain, args)
+	if err != nil {
 		return fmt.Errorf("have a table copied again: %w", pg.Translate(err))
+	}
+	if tag.RowsAffected() > 0 {
+		s.meter.Compared(s.source, false)
 	}
 	return nil
 }
@@ -277,6 +286,10 @@ type unit struct {
 	tables    map[int32]*capturedTable // as read when the unit first needed them
 	touched   map[int32]bool           // tables that it has written to
 	gone      map[int32]bool           // tables that are not registered any more
+	verdicts  map[asideKey]verdict     // not yet written
+	changes   int64                    // that were applied
+	commits   int64                    // of the source, that they were of
+	last      whence.LSN               // the last of these
 	unsettled []int64
 	released  bool
 }
@@ -339,7 +352,9 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	}
 	caughtUp := time.Now().Add(-p.CaughtUpFor)
 	b := &pgx.Batch{}
-	b.Queue(moveCheckpoint, u.checkpointArgs(p, caughtUp, u.began)).Exec(expectOne)
+	args := u.checkpointArgs(p, caughtUp, u.began)
+	args["changes"] = u.changes
+	b.Queue(moveCheckpoint, args).Exec(expectOne)
 	now := map[int32]int32{}
 	ids := make([]int32, 0, len(u.touched))
 	for id := range u.touched {
@@ -365,8 +380,22 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 		return fmt.Errorf("commit: %w", pg.Translate(err))
 	}
 	u.known = max(u.known, p.LSN)
+	if u.changes > 0 {
+		u.meter.Applied(u.source, u.changes, u.commits, time.Since(u.began))
+	}
 	u.committed(ctx)
 	return nil
+}
+
+// count counts what is applied.
+func (u *unit) count(changes []cdc.Change) {
+	u.changes += int64(len(changes))
+	for i := range changes {
+		if changes[i].LSN != u.last {
+			u.commits++
+		}
+		u.last = changes[i].LSN
+	}
 }
 
 // committed ends the turn and does what follows a commit; none of it may be

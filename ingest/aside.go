@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -103,11 +104,38 @@ func (a *asideArgs) named() pgx.NamedArgs {
 	return pgx.NamedArgs{"tables": a.tables, "digests": a.digests, "keys": a.keys, "lsns": a.lsns, "reasons": a.reasons}
 }
 
+// The rows' records are locked by now, so whoever set one of them aside before has
+// committed.
+const selectAnyAside = `select exists (select from whence.set_aside where table_id = any(@tables))`
+
+// anyAside tells whether the verdicts may have something to write: while a table
+// is copied there is one on each row, and nearly always nothing is set aside.
+func (u *unit) anyAside(ctx context.Context) (yes bool, err error) {
+	var tables []int32
+	for k := range u.verdicts {
+		if slices.Contains(tables, k.table) {
+			continue
+		}
+		if u.tables[k.table].SetAside {
+			return true, nil
+		}
+		tables = append(tables, k.table)
+	}
+	if err := u.tx.QueryRow(ctx, selectAnyAside, pgx.NamedArgs{"tables": tables}).Scan(&yes); err != nil {
+		return false, fmt.Errorf("look for rows that were set aside: %w", pg.Translate(err))
+	}
+	return yes, nil
+}
+
 // keepAside writes the verdicts. It costs nothing while there are none, which is
-// so as long as every row is taken over whole.
+// so as long as every row of a live table is taken over whole.
 func (u *unit) keepAside(ctx context.Context) error {
 	if len(u.verdicts) == 0 {
 		return nil
+	}
+	if some, err := u.anyAside(ctx); err != nil || !some {
+		clear(u.verdicts)
+		return err
 	}
 	var set, gone, same asideArgs
 	example := map[int32]string{}

@@ -22,9 +22,10 @@ const (
 	// maximumCopies bounds the attributes of a row's chunks together: each has
 	// them all.
 	maximumCopies = 64 << 20
-	// maximumSubject and maximumKey fit an index entry.
+	// maximumSubject and maximumKey fit an index entry, the key also beside its
+	// table's name and an answer's id.
 	maximumSubject = 2000
-	maximumKey     = 2500
+	maximumKey     = 2400
 	// maximumWrite bounds what is written by one set of statements, but for a
 	// single row.
 	maximumWrite = 64 << 20

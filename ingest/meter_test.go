@@ -79,6 +79,10 @@ where datname = $1 and application_name = 'whence capture' and backend_type = 'w
 	if err := sink.CopyAgain(t.Context(), info.ID, info.Definition, 0, "for a test"); err != nil {
 		t.Fatal(err)
 	}
+	w.until("nobody reads the slot", func() (bool, string) {
+		n := w.query(w.source.Pool, `select slot_name::text from pg_replication_slots where slot_name = $1 and active`, s.Slot)
+		return len(n) == 0, fmt.Sprint(n)
+	})
 	w.exec(w.source, `select pg_drop_replication_slot($1)`, s.Slot)
 	w.run()
 	w.live(docs)

@@ -36,6 +36,7 @@ var layers = []layer{
 	{pkg: "query", may: []string{".", "internal/pg", "index", "embedder", "lineage", "authz"}},
 	{pkg: "gateway", may: []string{
 		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query"}},
+	{pkg: "metrics", may: []string{".", "ingest"}},
 	{pkg: "proto"},
 	{pkg: "api", may: []string{
 		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query", "gateway", "proto"}},
@@ -57,6 +58,11 @@ var outside = []restriction{
 		prefixes: []string{"github.com/pgvector/"},
 		only:     []string{"index", "bench"},
 		why:      "index is the only package that knows pgvector",
+	},
+	{
+		prefixes: []string{"github.com/prometheus/"},
+		only:     []string{"metrics"},
+		why:      "what is measured is told to small interfaces",
 	},
 	{
 		prefixes: []string{"github.com/jackc/pglogrepl"},

@@ -66,6 +66,16 @@ func (l *LSN) UnmarshalText(b []byte) (err error) {
 // Values are column values in Postgres's text form, by column name; nil is SQL null.
 type Values map[string]*string
 
+// Size is how many bytes the values have.
+func (v Values) Size() (bytes int) {
+	for _, s := range v {
+		if s != nil {
+			bytes += len(*s)
+		}
+	}
+	return bytes
+}
+
 // Key names one row of a table: a JSON object from key column to value in
 // Postgres's text form, column names sorted, so that equal keys are equal strings.
 type Key string
@@ -243,6 +253,7 @@ type Table struct {
 	Error            string // why State is BROKEN or SCHEMA_CHANGED, or why the rows are copied again
 	Snapshot         LSN    // BACKFILLING and LIVE: that the first rows were copied at
 	Shape            string // how capture found the relation when it began to copy; only cdc reads it
+	SetAside         bool   // some of its rows are not taken over whole
 	CreateTime       time.Time
 }
 
@@ -360,6 +371,8 @@ const (
 	CaptureBroken FreshnessReason = "CAPTURE_BROKEN"
 	// SchemaChanged means a registered column changed in the source.
 	SchemaChanged FreshnessReason = "SCHEMA_CHANGED"
+	// RowSetAside means that the row could not be taken over whole.
+	RowSetAside FreshnessReason = "ROW_SET_ASIDE"
 )
 
 // Freshness is a hit's state, why, and how far behind the source it may be.

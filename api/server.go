@@ -43,13 +43,21 @@ type Config struct {
 	Issuer   string                      // URL of this installation
 	OAuth    http.Handler                // /oauth/* and /.well-known/*
 	Ready    func(context.Context) error // whether calls can be answered now
-	Log      *slog.Logger
+	Metrics  http.Handler                // for who may see them; nil: none are served
+	// MetricsToken lets who shows it as a bearer token see the metrics, and nothing
+	// else; empty: only operators see them.
+	MetricsToken string
+	Log          *slog.Logger
+}
+
+// challenge is the WWW-Authenticate of a 401: where to learn how to get a token.
+func (c Config) challenge() string {
+	return fmt.Sprintf("Bearer resource_metadata=%q", c.Issuer+oauth.ResourceMetadataPath)
 }
 
 // NewHandler returns the handler of the one listener.
 func NewHandler(c Config) http.Handler {
-	d := &door{gateway: c.Gateway, log: c.Log,
-		challenge: fmt.Sprintf("Bearer resource_metadata=%q", c.Issuer+oauth.ResourceMetadataPath)}
+	d := &door{gateway: c.Gateway, log: c.Log, challenge: c.challenge()}
 	server := connect.NewServer(d.intercept)
 	whencev1connect.RegisterSourceServiceHandler(server, &sources{registry: c.Registry})
 	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query})
@@ -81,6 +89,14 @@ func NewHandler(c Config) http.Handler {
 	return mux
 }
 
+// NewStatusHandler returns what a process serves that answers no calls: whether
+// it lives, and its metrics.
+func NewStatusHandler(c Config) http.Handler {
+	mux := http.NewServeMux()
+	mountStatus(mux, c)
+	return mux
+}
+
 func mount(mux *http.ServeMux, c Config) {
 	mux.Handle("/oauth/", c.OAuth)
 	mux.Handle("/.well-known/", c.OAuth)
@@ -88,6 +104,13 @@ func mount(mux *http.ServeMux, c Config) {
 		w.Header().Set("Content-Type", "application/yaml")
 		_, _ = w.Write(openapi.YAML)
 	})
+	mountStatus(mux, c)
+}
+
+func mountStatus(mux *http.ServeMux, c Config) {
+	if c.Metrics != nil {
+		mux.Handle("GET /metrics", &metricsDoor{c})
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
@@ -104,12 +127,17 @@ func mount(mux *http.ServeMux, c Config) {
 	mux.HandleFunc("/", notFound)
 }
 
-// notFound answers plain HTTP paths with RFC 9457 problem details.
 func notFound(w http.ResponseWriter, r *http.Request) {
+	problem(w, http.StatusNotFound, "", r.URL.Path+" is not served here; GET /openapi.yaml lists every call")
+}
+
+// problem answers plain HTTP paths with RFC 9457 problem details.
+func problem(w http.ResponseWriter, status int, reason, detail string) {
+	body := map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail}
+	if reason != "" {
+		body["reason"] = reason
+	}
 	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(http.StatusNotFound)
-	_ = json.NewEncoder(w).Encode(map[string]any{
-		"type": "about:blank", "title": "Not Found", "status": http.StatusNotFound,
-		"detail": r.URL.Path + " is not served here; GET /openapi.yaml lists every call",
-	})
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
 }

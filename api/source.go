@@ -157,12 +157,16 @@ func sourceMessage(s ingest.Source) *v1.Source {
 	if s.SafeWAL >= 0 {
 		safe = &s.SafeWAL
 	}
+	var rate *float64
+	if s.ApplyRate >= 0 {
+		rate = &s.ApplyRate
+	}
 	return &v1.Source{
 		Name: s.Name, State: v1.SourceState(v1.SourceState_value["SOURCE_STATE_"+string(s.State)]), Error: s.Error,
 		Slot: s.Slot, Publication: s.Publication, SystemId: s.SystemID, Lsn: s.LSN.String(),
 		CommitTime: timestamp(s.CommitTime), CaughtUpAt: timestamp(s.CaughtUpAt), Lag: known(s.Lag),
 		LagBytes: s.LagBytes, Tables: uint32(s.Tables), CreateTime: timestamp(s.CreateTime),
-		RetainedWalBytes: s.RetainedWAL, SafeWalBytes: safe, Warning: s.Warning,
+		RetainedWalBytes: s.RetainedWAL, SafeWalBytes: safe, Warning: s.Warning, ApplyRate: rate,
 	}
 }
 
@@ -173,5 +177,7 @@ func status(s ingest.TableStatus) *v1.TableStatus {
 		Backfill: &v1.Backfill{RowsDone: count(s.RowsDone), RowsTotal: count(s.RowsTotal)},
 		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending),
 		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved)},
+		SetAside: &v1.SetAside{Rows: count(s.Aside.Rows), Key: s.Aside.Newest.Key, Reason: s.Aside.Newest.Reason,
+			Time: timestamp(s.Aside.Newest.At)},
 	}
 }

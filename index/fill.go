@@ -42,6 +42,9 @@ type FillerConfig struct {
 	Heal    time.Duration // between derivations of the work from the chunks; default 1 m
 	Probe   time.Duration // between trials while the model is out of reach; default 1 s
 	Log     *slog.Logger  // default: discards
+	// Called is told of each call of the model: its texts, how many of them got no
+	// vector, and how long it took; may be nil. It returns at once.
+	Called func(texts, failed int, took time.Duration)
 }
 
 // Filler gives every chunk's text a vector in the current space. Any number of
@@ -76,6 +79,9 @@ func NewFiller(c FillerConfig) (*Filler, error) {
 	def(&c.Probe, time.Second)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Called == nil {
+		c.Called = func(int, int, time.Duration) {}
 	}
 	if c.Explain == nil {
 		c.Explain = func(err error) func(int) *Failure {
@@ -181,12 +187,15 @@ func (f *Filler) batch(ctx context.Context, space Space, n int) (int, error) {
 	for i, it := range c.items {
 		texts[i] = it.text
 	}
+	asked := time.Now()
 	vectors, callErr := f.Model.Embed(ctx, texts)
+	took := time.Since(asked)
 	if ctx.Err() != nil {
 		f.gate.leave()
 		return c.total, f.release(ctx, c)
 	}
 	out := f.outcome(c, vectors, callErr)
+	f.Called(len(texts), len(out.failed), took)
 	if out.whole != nil {
 		outage := f.gate.failed(time.Now(), out.whole.RetryAfter)
 		if outage == 1 {

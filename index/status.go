@@ -60,3 +60,25 @@ func (x *Index) MergeTerms(ctx context.Context) error {
 	}
 	return nil
 }
+
+const selectPending = `
+select table_id, count(*) from (
+    select v.table_id from whence.vectors v join whence.spaces s on s.current and s.id = v.space_id
+    where v.embedding is null limit @limit
+) p group by table_id`
+
+// Pending counts the texts that wait for a vector by the table that asked for
+// them first, up to limit over all.
+func (x *Index) Pending(ctx context.Context, tx pgx.Tx, limit int) (map[int32]int64, error) {
+	rows, err := tx.Query(ctx, selectPending, pgx.NamedArgs{"limit": limit})
+	if err != nil {
+		return nil, fmt.Errorf("count pending texts: %w", err)
+	}
+	out := map[int32]int64{}
+	var table int32
+	var n int64
+	if _, err := pgx.ForEachRow(rows, []any{&table, &n}, func() error { out[table] = n; return nil }); err != nil {
+		return nil, fmt.Errorf("count pending texts: %w", err)
+	}
+	return out, nil
+}

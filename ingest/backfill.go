@@ -136,6 +136,7 @@ func (s *sink) BackfillRows(ctx context.Context, table int32, snapshot whence.LS
 		return err
 	}
 	return s.inTurn(ctx, part, func(u *unit) error {
+		u.tables = map[int32]*capturedTable{table: t}
 		truncated, err := u.copying(ctx, t, snapshot)
 		if err != nil {
 			return err
@@ -191,7 +192,7 @@ func rowsOf(t *capturedTable, values []whence.Values, at moment) ([]copiedRow, e
 		if err != nil {
 			return nil, fmt.Errorf("a row of %s: %w", t.name, err)
 		}
-		r := copiedRow{key: key, row: newRow(t, v, false, at)}
+		r := copiedRow{key: key, row: newRow(t, v, at)}
 		if len(key) <= maximumKey {
 			if err := r.row.cut(t, key, at); err != nil {
 				return nil, err
@@ -245,6 +246,9 @@ func (u *unit) endBackfill(ctx context.Context, t *capturedTable, snapshot whenc
 	if err != nil || len(owed) > 0 {
 		return false, err
 	}
+	if err := u.dropAside(ctx, t.ID, first); err != nil {
+		return false, err
+	}
 	if _, err := u.tx.Exec(ctx, endBackfill, args); err != nil {
 		return false, err
 	}
@@ -282,9 +286,7 @@ func (u *unit) copyRows(ctx context.Context, t *capturedTable, at moment, rows [
 	keys := make([]whence.Key, 0, len(rows))
 	for _, r := range rows {
 		if len(r.key) > maximumKey {
-			if err := u.skip(ctx, t, r.key); err != nil {
-				return err
-			}
+			u.judged(t, r.key, verdict{lsn: at.lsn, reason: keyTooLong(r.key)})
 			continue
 		}
 		keys = append(keys, r.key)

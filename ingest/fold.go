@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -14,10 +15,10 @@ import (
 type step struct {
 	table     *capturedTable
 	at        moment
-	key       whence.Key // of the row; of the old row for a delete
-	oldKey    whence.Key // where the row was before, when its key changed
-	gone      bool       // there is no row under key any more
-	skip      whence.Key // of the row, when it cannot be stored; key may be empty then
+	key       whence.Key            // of the row; of the old row for a delete
+	oldKey    whence.Key            // where the row was before, when its key changed
+	gone      bool                  // there is no row under key any more
+	outsized  map[whence.Key]string // keys that cannot be stored, and why their rows are left out; key may be empty then
 	values    whence.Values
 	unchanged []string // columns that values lacks
 	row       *row     // nil where gone, or while columns are lacking
@@ -81,16 +82,23 @@ func (u *unit) step(t *capturedTable, c *cdc.Change) (s step, ok bool, err error
 			return s, false, fmt.Errorf("a change of %s: %w", t.name, err)
 		}
 	}
-	if len(s.oldKey) > maximumKey || s.oldKey == s.key {
-		s.oldKey = "" // nothing is stored under it, or it is the same
+	if s.oldKey == s.key {
+		s.oldKey = ""
+	}
+	if len(s.oldKey) > maximumKey {
+		s.outsized = map[whence.Key]string{s.oldKey: ""}
+		s.oldKey = "" // nothing is stored under it
 	}
 	if len(s.key) > maximumKey {
-		if !s.gone {
-			s.skip = s.key
+		if s.outsized == nil {
+			s.outsized = map[whence.Key]string{}
+		}
+		if s.outsized[s.key] = ""; !s.gone {
+			s.outsized[s.key] = keyTooLong(s.key)
 		}
 		s.key, s.oldKey, s.gone = s.oldKey, "", true
 		if s.key == "" {
-			return s, s.skip != "", nil
+			return s, true, nil
 		}
 	}
 	if s.gone {
@@ -106,7 +114,7 @@ func (u *unit) step(t *capturedTable, c *cdc.Change) (s step, ok bool, err error
 		}
 	}
 	if len(s.unchanged) == 0 {
-		s.row = newRow(t, s.values, false, s.at)
+		s.row = newRow(t, s.values, s.at)
 	}
 	return s, true, nil
 }
@@ -114,18 +122,22 @@ func (u *unit) step(t *capturedTable, c *cdc.Change) (s step, ok bool, err error
 // fold compares a slice with what the index has and stores what differs.
 func (u *unit) fold(ctx context.Context, steps []step) error {
 	f, err := u.open(ctx, steps)
+	if errors.Is(err, errHeavy) {
+		if err := u.fold(ctx, steps[:len(steps)/2]); err != nil {
+			return err
+		}
+		return u.fold(ctx, steps[len(steps)/2:])
+	}
 	if err != nil {
 		return err
 	}
 	for i := range steps {
 		s := &steps[i]
-		if s.skip != "" {
-			if err := u.skip(ctx, s.table, s.skip); err != nil {
-				return err
-			}
-			if s.key == "" {
-				continue
-			}
+		for key, reason := range s.outsized {
+			u.judged(s.table, key, verdict{lsn: s.at.lsn, reason: reason})
+		}
+		if s.key == "" {
+			continue
 		}
 		t := f.touch(s.table, s.key)
 		if s.gone {
@@ -136,9 +148,15 @@ func (u *unit) fold(ctx context.Context, steps []step) error {
 		if s.oldKey != "" {
 			from = f.touch(s.table, s.oldKey)
 		}
-		t.put(s, from)
+		f.weight += t.put(s, from)
 		if from != t {
 			from.remove(s.at)
+		}
+		if f.weight > maximumWrite && i+1 < len(steps) {
+			if err := u.write(ctx, f.order); err != nil {
+				return err
+			}
+			return u.fold(ctx, steps[i+1:])
 		}
 	}
 	return u.write(ctx, f.order)
@@ -148,6 +166,7 @@ func (u *unit) fold(ctx context.Context, steps []step) error {
 type folding struct {
 	tracks map[int32]map[whence.Key]*track
 	order  []*track // those that were touched, in that order
+	weight int      // bytes gathered that the stream did not bring
 }
 
 func (f *folding) touch(table *capturedTable, key whence.Key) *track {
@@ -189,6 +208,11 @@ func (u *unit) open(ctx context.Context, steps []step) (*folding, error) {
 	return f, nil
 }
 
+// errHeavy asks for fewer rows at a time: the values that are to be read for them
+// would take too much memory. The stream did not bring these, so its bounds do not
+// hold them.
+var errHeavy = errors.New("too much at a time")
+
 // openTable begins a track for each key. The values of a head are read only
 // where they are asked for, or where it has no mark.
 func (u *unit) openTable(ctx context.Context, table *capturedTable, keys []whence.Key, valued map[rowKey]bool) (map[whence.Key]*track, error) {
@@ -201,6 +225,15 @@ func (u *unit) openTable(ctx context.Context, table *capturedTable, keys []whenc
 	for key, h := range heads {
 		if !h.Deleted && (h.State == nil || valued[rowKey{table.ID, key}]) {
 			ask = append(ask, h.RecordID)
+		}
+	}
+	if len(ask) > 1 {
+		size, err := u.r.index.ContentsSize(ctx, u.tx, ask)
+		if err != nil {
+			return nil, err
+		}
+		if size > maximumRead {
+			return nil, errHeavy
 		}
 	}
 	contents, err := u.r.index.Contents(ctx, u.tx, ask)

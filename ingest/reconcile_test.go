@@ -136,11 +136,18 @@ func TestKeyTooLong(t *testing.T) {
 	w.register(spec)
 	w.run()
 	info := w.live(docs)
-	if !strings.Contains(info.Status.Error, "was left out") {
-		t.Errorf("the status says %q", info.Status.Error)
+	if a := info.Status.Aside; a.Rows != 1 || !strings.Contains(a.Newest.Reason, "left out") || !strings.HasPrefix(a.Newest.Key, `{"id":"xxx`) {
+		t.Errorf("the status says %+v", a)
 	}
 	w.exec(w.source, `update docs set title = 'still too long' where length(id) > 10; update docs set id = repeat('y', 90000) where id = 'a';
 		insert into docs values ('d', 'four'); update docs set id = 'e' where id = repeat('x', 100000); delete from docs where id = repeat('y', 90000)`)
 	w.caughtUp()
 	w.equal(w.live(docs))
+	w.aside()
+	w.exec(w.source, `insert into docs values (repeat('z', 80000), 'too long'), (repeat('y', 80000), 'too long'); delete from docs where id = repeat('y', 80000)`)
+	w.caughtUp()
+	w.aside(`{"id":"zzz`)
+	w.exec(w.source, `truncate docs`)
+	w.caughtUp()
+	w.aside()
 }

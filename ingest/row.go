@@ -3,21 +3,11 @@ package ingest
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/whence-db/whence"
-)
-
-const (
-	// maximumText is the longest text that is indexed. A longer one would take
-	// one statement of more than Postgres carries.
-	maximumText = 64 << 20
-	// maximumSubject is what fits an index entry with room to spare.
-	maximumSubject = 2000
-	maximumKey     = 2500 // the same
 )
 
 // mark stands for a row's state: its columns, which of them are not known, and
@@ -59,21 +49,17 @@ type row struct {
 	event      time.Time // zero: not known
 	attributes []byte    // JSON
 	chunks     []whence.Chunk
-	notes      []string // what could not be taken over
+	lacks      lacking // what could not be taken over
 }
 
-// newRow renders the values of a row; missing tells that some are not known yet,
-// and then there is no text.
-func newRow(t *capturedTable, values whence.Values, missing bool, at moment) *row {
-	r := &row{values: values, mark: markOf(t, values), columns: appendObject(nil, t.columns, values)}
+// newRow renders the values of a row. Where some columns are missing there is no text.
+func newRow(t *capturedTable, values whence.Values, at moment, missing ...string) *row {
+	r := &row{}
+	r.values = r.lacks.columns(values)
+	r.mark, r.columns = markOf(t, r.values), appendObject(nil, t.columns, r.values)
 	r.describe(t, at)
-	if missing {
-		return r
-	}
-	r.text = render(t.Table, values)
-	if len(r.text) > maximumText {
-		r.text = ""
-		r.notes = append(r.notes, fmt.Sprintf("its text has more than %d bytes and is not searchable", maximumText))
+	if len(missing) == 0 {
+		r.text = r.lacks.text(t, r.values)
 	}
 	r.digest = whence.DigestOf(r.text)
 	return r
@@ -92,6 +78,7 @@ func (r *row) cut(t *capturedTable, key whence.Key, at moment) error {
 		}
 		r.chunks = append(r.chunks, c)
 	}
+	r.attributes = r.lacks.attributes(r.attributes, len(r.chunks))
 	return nil
 }
 
@@ -99,23 +86,17 @@ func (r *row) cut(t *capturedTable, key whence.Key, at moment) error {
 // commit time where the time column is null or infinite; it stays unknown when
 // the row was copied by a backfill, which cannot tell when it was committed.
 func (r *row) describe(t *capturedTable, at moment) {
-	if v := r.values[t.SubjectColumn]; t.SubjectColumn != "" && v != nil {
-		r.subject = v
-		if len(*v) > maximumSubject {
-			r.subject = nil // then only who may see every subject sees it
-			r.notes = append(r.notes, fmt.Sprintf("its subject has more than %d bytes and is ignored", maximumSubject))
-		}
+	if t.SubjectColumn != "" {
+		r.subject = r.lacks.subject(r.values[t.SubjectColumn])
 	}
 	if len(t.AttributeColumns) > 0 {
 		r.attributes = appendObject(nil, t.AttributeColumns, r.values)
 	}
 	r.event = at.commit
 	if v := r.values[t.TimeColumn]; t.TimeColumn != "" && v != nil {
-		when, finite, err := parseTime(*v)
-		switch {
-		case err != nil:
-			r.notes = append(r.notes, fmt.Sprintf("its time cannot be read and is ignored (%v)", err))
-		case finite:
+		if when, finite, err := parseTime(*v); err != nil {
+			r.lacks.time()
+		} else if finite {
 			r.event = storable(when)
 		}
 	}

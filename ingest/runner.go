@@ -18,6 +18,7 @@ import (
 type RunnerConfig struct {
 	Registry *Registry
 	Wake     func()        // told after each commit that texts may wait to be embedded; may be nil
+	Meter    Meter         // told what is captured; may be nil
 	Log      *slog.Logger  // default: discards
 	Poll     time.Duration // between looks at the registry without an announcement; default 1 s
 }
@@ -52,6 +53,9 @@ func NewRunner(c RunnerConfig) (*Runner, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Meter == nil {
+		c.Meter = noMeter{}
 	}
 	if c.Poll <= 0 {
 		c.Poll = time.Second
@@ -260,11 +264,18 @@ func (r *Runner) captureOnce(ctx context.Context, s Source, c *capture) error {
 	if err != nil {
 		return err
 	}
+	sink := newSink(r.Registry, s, r.wrote)
+	sink.meter = r.Meter
 	failing := s.Error != "" // what the registry says; only Status, called in turn, changes it
 	cfg := cdc.Config{
-		ConnString: dsn, Slot: s.Slot, Publication: s.Publication, Sink: newSink(r.Registry, s, r.wrote), Log: r.Log.With("source", s.Name),
+		ConnString: dsn, Slot: s.Slot, Publication: s.Publication, Sink: sink, Log: r.Log.With("source", s.Name),
 		Health: r.healthNoter(ctx, s),
 		Status: func(err error) {
+			if err == nil {
+				r.Meter.Streaming(s.Name)
+			} else if ctx.Err() == nil {
+				r.Meter.Failed(s.Name)
+			}
 			switch {
 			case ctx.Err() != nil:
 			case err != nil:

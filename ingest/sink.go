@@ -21,6 +21,7 @@ type sink struct {
 	id     int32
 	source string
 	wake   func() // there may be texts to embed
+	meter  Meter
 
 	turn  *semaphore.Weighted
 	known whence.LSN // the checkpoint as this process wrote or read it last; whoever has the whole turn owns it
@@ -29,7 +30,7 @@ type sink struct {
 var _ cdc.Sink = (*sink)(nil)
 
 func newSink(r *Registry, s Source, wake func()) *sink {
-	return &sink{r: r, id: s.ID, source: s.Name, wake: wake, turn: semaphore.NewWeighted(whole)}
+	return &sink{r: r, id: s.ID, source: s.Name, wake: wake, meter: noMeter{}, turn: semaphore.NewWeighted(whole)}
 }
 
 // Weights of a turn.
@@ -133,12 +134,16 @@ func (s *sink) Lost(ctx context.Context, rewound bool, reason string) error {
 		if err != nil {
 			return err
 		}
+		if _, err := tx.Exec(ctx, rewindAside, pgx.NamedArgs{"tables": tables}); err != nil {
+			return err
+		}
 		return s.r.index.Rewind(ctx, tx, tables)
 	})
 	if err != nil {
 		return fmt.Errorf("give up the checkpoint of %s: %w", s.source, err)
 	}
 	s.known = 0
+	s.meter.Compared(s.source, true)
 	return nil
 }
 
@@ -165,7 +170,7 @@ func (s *sink) Tables(ctx context.Context) ([]whence.Table, error) {
 const (
 	moveCheckpoint = `
 update whence.checkpoints
-set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes,
+set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes, ` + countApplied + `,
     caught_up_at = greatest(caught_up_at, transaction_timestamp() + @since_began::interval)
 where source_id = @id and lsn = @known::pg_lsn`
 
@@ -176,7 +181,7 @@ where source_id = @id and lsn = @known::pg_lsn`
 // checkpointArgs are moveCheckpoint's, in a transaction that had begun by began;
 // caughtUp is the moment that p speaks of.
 func (s *sink) checkpointArgs(p cdc.Progress, caughtUp, began time.Time) pgx.NamedArgs {
-	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "since_began": nil}
+	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "since_began": nil, "changes": 0}
 	if !p.CommitTime.IsZero() {
 		args["commit"] = p.CommitTime
 	}
@@ -249,8 +254,12 @@ func (s *sink) CopyAgain(ctx context.Context, table, definition int32, at whence
 	}
 	defer s.give(whole)
 	args := pgx.NamedArgs{"id": table, "source": s.id, "definition": definition, "at": at, "reason": "its rows are compared anew: " + reason}
-	if _, err := s.r.pool.Exec(ctx, copyAgain, args); err != nil {
+	tag, err := s.r.pool.Exec(ctx, copyAgain, args)
+	if err != nil {
 		return fmt.Errorf("have a table copied again: %w", pg.Translate(err))
+	}
+	if tag.RowsAffected() > 0 {
+		s.meter.Compared(s.source, false)
 	}
 	return nil
 }

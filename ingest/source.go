@@ -46,9 +46,10 @@ type Source struct {
 	CaughtUpAt        time.Time     // every commit up to then is applied, the memory database's clock; zero: not known
 	Lag               time.Duration // now minus CaughtUpAt; negative: not known
 	LagBytes          int64
-	RetainedWAL       int64  // bytes of log that the slot keeps on the source
-	SafeWAL           int64  // bytes that may yet be written before the source gives the slot up; negative: without bound
-	Warning           string // what to do before that; empty while there is no danger
+	ApplyRate         float64 // changes a second, over the last 10 to 20 seconds of capture; negative: not known
+	RetainedWAL       int64   // bytes of log that the slot keeps on the source
+	SafeWAL           int64   // bytes that may yet be written before the source gives the slot up; negative: without bound
+	Warning           string  // what to do before that; empty while there is no danger
 	Tables            int
 	CreateTime        time.Time
 
@@ -61,7 +62,7 @@ type Source struct {
 const selectSources = `
 select s.id, s.name, coalesce(s.error, ''), s.slot, s.publication, coalesce(s.system_id, ''), c.lsn, c.commit_time,
     c.caught_up_at, coalesce(extract(epoch from clock_timestamp() - c.caught_up_at), -1)::float8, coalesce(c.lag_bytes, 0),
-    coalesce(c.retained_wal, 0), coalesce(c.safe_wal, -1), coalesce(c.warning, ''),
+    coalesce(c.retained_wal, 0), coalesce(c.safe_wal, -1), coalesce(c.warning, ''), coalesce(` + applyRate + `, -1),
     (select count(*) from whence.tables t where t.source_id = s.id and t.state <> 'UNREGISTERING'),
     s.created_at, s.dsn_env, s.dsn_sealed, s.paused, s.retrying, s.deleting
 from whence.sources s left join whence.checkpoints c on c.source_id = s.id
@@ -77,7 +78,7 @@ func readSources(ctx context.Context, q querier, name string) ([]Source, error) 
 		var commit, caught *time.Time
 		var lag float64
 		err = row.Scan(&s.ID, &s.Name, &s.Error, &s.Slot, &s.Publication, &s.SystemID, &s.LSN, &commit,
-			&caught, &lag, &s.LagBytes, &s.RetainedWAL, &s.SafeWAL, &s.Warning, &s.Tables, &s.CreateTime, &s.secrets.env, &s.secrets.sealed, &s.paused, &s.retrying, &s.deleting)
+			&caught, &lag, &s.LagBytes, &s.RetainedWAL, &s.SafeWAL, &s.Warning, &s.ApplyRate, &s.Tables, &s.CreateTime, &s.secrets.env, &s.secrets.sealed, &s.paused, &s.retrying, &s.deleting)
 		s.Lag = -1
 		if commit != nil {
 			s.CommitTime = *commit

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -163,12 +164,16 @@ func fit(t *whence.Table, in cdc.Inspection) error {
 	if err := check("table", t.KeyColumns...); err != nil {
 		return err
 	}
-	if typ := columns[t.TimeColumn].Type; t.TimeColumn != "" && typ != "date" && !strings.HasPrefix(typ, "timestamp") {
+	if typ := columns[t.TimeColumn].Type; t.TimeColumn != "" && !timeType.MatchString(typ) {
 		return whence.Invalid("timeColumn", "TIME_COLUMN_TYPE", fmt.Sprintf(
 			"the column %q of %s is of type %s: the time column must be a date or a timestamp", t.TimeColumn, t.Name(), typ))
 	}
 	return nil
 }
+
+// timeType is how Postgres writes the types that hold a moment; an array of them
+// begins alike.
+var timeType = regexp.MustCompile(`^(date|timestamp(\(\d\))? with(out)? time zone)$`)
 
 // sameDefinition tells whether a registration changes nothing.
 func sameDefinition(a, b whence.Table) bool {

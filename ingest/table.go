@@ -24,6 +24,7 @@ type TableStatus struct {
 	Error     string
 	RowsDone  int64 // of the running or last backfill
 	RowsTotal int64 // an estimate until that ends
+	Aside     AsideStatus
 	index.Status
 }
 
@@ -37,7 +38,8 @@ const (
 	tableFields = `
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
-coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, '')`
+coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
+exists (select from whence.set_aside a where a.table_id = t.id)`
 
 	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done)
 from whence.tables t join whence.sources s on s.id = t.source_id
@@ -49,7 +51,7 @@ order by s.name, t.schema_name, t.relation`
 
 func scanTable(row pgx.CollectableRow, more ...any) (t whence.Table, err error) {
 	dest := []any{&t.ID, &t.SourceID, &t.Source, &t.Schema, &t.Relation, &t.KeyColumns, &t.TextColumns, &t.TextTemplate, &t.SubjectColumn,
-		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Shape}
+		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Shape, &t.SetAside}
 	err = row.Scan(append(dest, more...)...)
 	return t, err
 }
@@ -84,7 +86,7 @@ func (r *Registry) ListTables(ctx context.Context, source string) ([]TableInfo, 
 		return nil, err
 	}
 	for i := range tables {
-		if tables[i].Status.Status, err = r.index.Status(ctx, tables[i].ID); err != nil {
+		if err := r.fillStatus(ctx, &tables[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -100,11 +102,18 @@ func (r *Registry) GetTable(ctx context.Context, name whence.TableName) (TableIn
 	}
 	for _, t := range tables {
 		if t.Name() == name {
-			t.Status.Status, err = r.index.Status(ctx, t.ID)
-			return t, err
+			return t, r.fillStatus(ctx, &t)
 		}
 	}
 	return TableInfo{}, notRegistered(name, tables)
+}
+
+func (r *Registry) fillStatus(ctx context.Context, t *TableInfo) (err error) {
+	if t.Status.Status, err = r.index.Status(ctx, t.ID); err != nil {
+		return err
+	}
+	t.Status.Aside, err = r.asideStatus(ctx, t.Table)
+	return err
 }
 
 func notRegistered(name whence.TableName, tables []TableInfo) *whence.Error {

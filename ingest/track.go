@@ -138,14 +138,14 @@ func (t *track) vouched() bool {
 }
 
 // put takes over a new row; values that the stream did not repeat come from
-// where the row was before.
-func (t *track) put(s *step, from *track) {
+// where the row was before. It returns how many bytes of them it gathered.
+func (t *track) put(s *step, from *track) int {
 	if t.outdated(s.at) {
-		return
+		return 0
 	}
 	if len(s.unchanged) == 0 {
-		t.push(s.at, state{exists: true, mark: s.row.mark, values: s.values, row: s.row})
-		return
+		t.push(s.at, state{exists: true, mark: s.row.mark, values: s.row.values, row: s.row})
+		return 0
 	}
 	var missing []string
 	for _, name := range s.unchanged {
@@ -157,8 +157,10 @@ func (t *track) put(s *step, from *track) {
 		}
 	}
 	slices.Sort(missing)
-	r := newRow(t.table, s.values, len(missing) > 0, s.at)
-	t.push(s.at, state{exists: true, mark: r.mark, values: s.values, missing: missing, row: r})
+	r := newRow(t.table, s.values, s.at, missing...)
+	r.lacks.missing(t.complete, missing)
+	t.push(s.at, state{exists: true, mark: r.mark, values: r.values, missing: missing, row: r})
+	return len(r.columns)
 }
 
 // copied takes over a row that a snapshot shows. What the stream changed since

@@ -44,6 +44,10 @@ type unit struct {
 	gone      map[int32]bool           // tables that are not registered any more
 	touched   map[int32]bool           // tables that it has written to
 	saved     map[int32]int64          // texts that needed no call, by table
+	verdicts  map[asideKey]verdict     // not yet written
+	changes   int64                    // that were applied
+	commits   int64                    // of the source, that they were of
+	last      whence.LSN               // the last of these
 	unsettled []int64
 	released  bool
 
@@ -103,6 +107,7 @@ func (u *unit) table(ctx context.Context, id int32) (*capturedTable, error) {
 // Apply folds changes into versions, in order. It returns once they are ready;
 // that they could not be stored is said by a later call.
 func (u *unit) Apply(ctx context.Context, changes []cdc.Change) error {
+	u.count(changes)
 	for len(changes) > 0 {
 		n := slices.IndexFunc(changes, func(c cdc.Change) bool { return c.Op == cdc.Truncate })
 		if n == 0 {
@@ -168,6 +173,9 @@ func (u *unit) truncate(ctx context.Context, t *capturedTable, c cdc.Change) err
 	if _, err := u.tx.Exec(ctx, noteTruncation, pgx.NamedArgs{"id": t.ID, "lsn": c.LSN}); err != nil {
 		return fmt.Errorf("note a truncation: %w", err)
 	}
+	if err := u.dropAside(ctx, t.ID, c.LSN+1); err != nil {
+		return err
+	}
 	return u.r.index.DeleteOlder(ctx, u.tx, t.Table, c.LSN+1, index.Commit{LSN: c.LSN, XID: &c.XID, Time: c.CommitTime})
 }
 
@@ -189,7 +197,9 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 		return fmt.Errorf("count texts: %w", pg.Translate(err))
 	}
 	b := &pgx.Batch{}
-	b.Queue(moveCheckpoint, u.checkpointArgs(p, caughtUp, u.began)).Exec(expectOne)
+	args := u.checkpointArgs(p, caughtUp, u.began)
+	args["changes"] = u.changes
+	b.Queue(moveCheckpoint, args).Exec(expectOne)
 	type standing struct {
 		definition int32
 		live       bool
@@ -223,8 +233,22 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 		return fmt.Errorf("commit: %w", pg.Translate(err))
 	}
 	u.known = max(u.known, p.LSN)
+	if u.changes > 0 {
+		u.meter.Applied(u.source, u.changes, u.commits, time.Since(u.began))
+	}
 	u.committed(ctx)
 	return nil
+}
+
+// count counts what is applied.
+func (u *unit) count(changes []cdc.Change) {
+	u.changes += int64(len(changes))
+	for i := range changes {
+		if changes[i].LSN != u.last {
+			u.commits++
+		}
+		u.last = changes[i].LSN
+	}
 }
 
 // committed ends the turn and does what follows a commit; none of it may be

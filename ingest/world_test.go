@@ -27,6 +27,8 @@ type world struct {
 	memory *pgtest.DB
 	r      *Registry
 
+	meter Meter // of the runners; may be nil
+
 	stop func() // ends the runner and waits; nil while none runs
 }
 
@@ -63,7 +65,7 @@ func newWorldWithoutSource(t *testing.T) *world {
 // run starts a runner in the background.
 func (w *world) run() {
 	w.t.Helper()
-	runner, err := NewRunner(RunnerConfig{Registry: w.r, Poll: 100 * time.Millisecond, Log: slog.New(slog.NewTextHandler(testWriter{w.t}, nil))})
+	runner, err := NewRunner(RunnerConfig{Registry: w.r, Meter: w.meter, Poll: 100 * time.Millisecond, Log: slog.New(slog.NewTextHandler(testWriter{w.t}, nil))})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -2,10 +2,6 @@ package ingest
 
 import (
 	"context"
-	"fmt"
-	"strings"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/index"
@@ -29,9 +25,6 @@ func (u *unit) write(ctx context.Context, tracks []*track) error {
 			}
 			ms = append(ms, m)
 		}
-		if err := u.noteRow(ctx, t); err != nil {
-			return err
-		}
 	}
 	if err := u.r.index.Touch(ctx, u.tx, same, at); err != nil {
 		return err
@@ -46,7 +39,8 @@ func (u *unit) write(ctx context.Context, tracks []*track) error {
 	for table, n := range stored.Saved {
 		u.saved[table] += n
 	}
-	return nil
+	u.judgeTracks(tracks)
+	return u.keepAside(ctx)
 }
 
 // maximumUnsettled bounds what a unit remembers for afterwards; what is beyond
@@ -81,43 +75,4 @@ func (t *track) mutation(i int) (index.Mutation, error) {
 		m.Chunks = p.row.chunks
 	}
 	return m, nil
-}
-
-// noteRow makes visible what could not be taken over of a row as it is now.
-func (u *unit) noteRow(ctx context.Context, t *track) error {
-	if len(t.pending) == 0 {
-		return nil
-	}
-	r := t.pending[len(t.pending)-1].row
-	if r == nil {
-		return nil
-	}
-	for _, why := range r.notes {
-		if err := u.setAside(ctx, t.table, t.key, why); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-const noteAside = `update whence.tables set error = @error where id = @id and state in ('PENDING', 'BACKFILLING', 'LIVE')`
-
-// setAside makes visible that a row could not be taken over whole.
-func (u *unit) setAside(ctx context.Context, t *capturedTable, key whence.Key, why string) error {
-	return u.note(ctx, t, fmt.Sprintf("the row %s was kept, but %s: shorten it, or register the table without that column", key, why))
-}
-
-// skip leaves a row out that cannot be stored, and says so in the table's status.
-func (u *unit) skip(ctx context.Context, t *capturedTable, key whence.Key) error {
-	const shown = 200
-	return u.note(ctx, t, fmt.Sprintf("a row was left out, because its key has %d bytes, of which %d can be stored: shorten it, or give the table "+
-		"another replica identity; it begins with %s", len(key), maximumKey, strings.ToValidUTF8(string(key[:shown]), "")))
-}
-
-func (u *unit) note(ctx context.Context, t *capturedTable, message string) error {
-	if _, err := u.tx.Exec(ctx, noteAside, pgx.NamedArgs{"id": t.ID, "error": message}); err != nil {
-		return fmt.Errorf("note a row that was set aside: %w", err)
-	}
-	u.r.log.WarnContext(ctx, "a row was not taken over whole", "table", t.name, "why", message)
-	return nil
 }

@@ -50,6 +50,16 @@ func combine(stale []whence.FreshnessReason, f whence.Freshness) whence.Freshnes
 	return f
 }
 
+// lacking is the freshness of a row that could not be taken over whole: current
+// or not, what is shown is not all of it.
+func lacking(f whence.Freshness) whence.Freshness {
+	if f.State != whence.Stale {
+		f.State = whence.Unknown
+	}
+	f.Reasons = append(slices.Clone(f.Reasons), whence.RowSetAside)
+	return f
+}
+
 // judgeTable says how far anything in a table can be relied on.
 func judgeTable(t whence.Table, state whence.State) whence.Freshness {
 	s, known := state.Sources[t.Source]

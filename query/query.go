@@ -24,10 +24,11 @@ import (
 	"github.com/whence-db/whence/internal/pg"
 )
 
-// Registry tells what is registered and how far capture is, inside the caller's
-// transaction.
+// Registry tells what is registered, how far capture is, and which rows it could
+// not take over whole, inside the caller's transaction.
 type Registry interface {
 	State(ctx context.Context, tx pgx.Tx) (whence.State, error)
+	SetAside(ctx context.Context, tx pgx.Tx, t whence.Table, keys []whence.Key) (map[whence.Key]bool, error)
 }
 
 // Config says what the engine works with.
@@ -174,8 +175,15 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 	for _, t := range tables {
 		byID[t.ID] = t
 	}
+	aside, err := e.setAside(ctx, tx, tables, found)
+	if err != nil {
+		return err
+	}
 	for _, c := range found {
 		h := hit(c, byID[c.TableID], state, space)
+		if aside[c.RecordID] {
+			h.Freshness = lacking(h.Freshness)
+		}
 		if r.FreshOnly && h.Freshness.State != whence.Fresh {
 			continue
 		}
@@ -187,6 +195,33 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 	rank(a.Hits)
 	a.Hits = a.Hits[:min(len(a.Hits), r.limit())]
 	return nil
+}
+
+// setAside finds the candidates whose rows are not taken over whole, by record.
+// It asks only about tables that have such rows.
+func (e *Engine) setAside(ctx context.Context, tx pgx.Tx, tables []whence.Table, found []index.Candidate) (map[int64]bool, error) {
+	out := map[int64]bool{}
+	for _, t := range tables {
+		if !t.SetAside {
+			continue
+		}
+		var keys []whence.Key
+		for _, c := range found {
+			if c.TableID == t.ID {
+				keys = append(keys, c.Key)
+			}
+		}
+		aside, err := e.Registry.SetAside(ctx, tx, t, keys)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range found {
+			if c.TableID == t.ID && aside[c.Key] {
+				out[c.RecordID] = true
+			}
+		}
+	}
+	return out, nil
 }
 
 func hit(c index.Candidate, t whence.Table, state whence.State, space index.Space) Hit {

@@ -2,9 +2,11 @@ package query_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -40,8 +42,18 @@ type world struct {
 	filler *index.Filler
 	lsn    whence.LSN
 
-	mu    sync.Mutex
-	state whence.State
+	mu      sync.Mutex
+	state   whence.State
+	lacking bool // row 1 is set aside
+}
+
+func (w *world) SetAside(_ context.Context, _ pgx.Tx, t whence.Table, keys []whence.Key) (map[whence.Key]bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !t.SetAside || !w.lacking {
+		return nil, nil
+	}
+	return map[whence.Key]bool{`{"id":"1"}`: slices.Contains(keys, `{"id":"1"}`)}, nil
 }
 
 func (w *world) State(context.Context, pgx.Tx) (whence.State, error) {
@@ -121,11 +133,11 @@ func (w *world) put(rows ...row) {
 				return err
 			}
 			at := now.Add(-r.age)
-			m := index.Mutation{Table: tab, Key: k, LSN: w.lsn, CommitTime: at, Deleted: r.text == ""}
+			m := index.Mutation{Table: &tab, Key: k, LSN: w.lsn, CommitTime: at, Deleted: r.text == ""}
 			if !m.Deleted {
-				m.Text, m.Subject, m.EventTime = r.text, &r.owner, &at
-				m.Columns = whence.Values{"id": &r.id, "owner": &r.owner, "lang": &r.lang, "body": &r.text}
-				m.Attributes = whence.Values{"lang": &r.lang}
+				m.Text, m.Digest, m.Subject, m.EventTime = r.text, whence.DigestOf(r.text), &r.owner, at
+				m.Columns = object(w.t, whence.Values{"id": &r.id, "owner": &r.owner, "lang": &r.lang, "body": &r.text})
+				m.Attributes = object(w.t, whence.Values{"lang": &r.lang})
 				c, err := whence.NewChunk(whence.Origin{Table: tab.Name(), Key: k}, r.text, 0, len(r.text))
 				if err != nil {
 					return err
@@ -140,7 +152,7 @@ func (w *world) put(rows ...row) {
 		}
 		for i := range ms {
 			if h, ok := heads[ms[i].Key]; ok {
-				ms[i].Head = &h
+				ms[i].Head = h
 			}
 		}
 		_, err = w.x.Put(w.t.Context(), tx, ms)
@@ -149,6 +161,15 @@ func (w *world) put(rows ...row) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+func object(t *testing.T, v whence.Values) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // fill embeds all that is pending.
@@ -275,6 +296,7 @@ func TestFreshnessFollowsCapture(t *testing.T) {
 	w.put(row{"1", "ann", "en", "alpha", 0})
 	w.fill()
 	tab, src := w.state.Tables[0], w.state.Sources["app"]
+	set := func(t *whence.Table, is bool) { t.SetAside, w.lacking = is, is }
 	for _, c := range []struct {
 		name    string
 		change  func(*whence.Table, *whence.SourceState)
@@ -293,10 +315,14 @@ func TestFreshnessFollowsCapture(t *testing.T) {
 		{"schema changed", func(t *whence.Table, _ *whence.SourceState) { t.State = whence.TableSchemaChanged }, whence.Unknown, []whence.FreshnessReason{whence.SchemaChanged}},
 		{"table broken", func(t *whence.Table, _ *whence.SourceState) { t.State = whence.TableBroken }, whence.Unknown, []whence.FreshnessReason{whence.CaptureBroken}},
 		{"definition changed", func(t *whence.Table, _ *whence.SourceState) { t.Definition = 2 }, whence.Stale, []whence.FreshnessReason{whence.DefinitionChanged}},
+		{"row set aside", func(t *whence.Table, _ *whence.SourceState) { set(t, true) }, whence.Unknown, []whence.FreshnessReason{whence.RowSetAside}},
+		{"set aside and stale", func(t *whence.Table, _ *whence.SourceState) { set(t, true); t.Definition = 2 }, whence.Stale,
+			[]whence.FreshnessReason{whence.DefinitionChanged, whence.RowSetAside}},
+		{"another row set aside", func(t *whence.Table, _ *whence.SourceState) { t.SetAside = true }, whence.Fresh, nil},
 		{"stale beats unknown", func(t *whence.Table, s *whence.SourceState) { t.Definition, s.Paused = 2, true }, whence.Stale,
 			[]whence.FreshnessReason{whence.DefinitionChanged, whence.CapturePaused}},
 	} {
-		w.set(func(t *whence.Table, s *whence.SourceState) { *t, *s = tab, src; c.change(t, s) })
+		w.set(func(t *whence.Table, s *whence.SourceState) { *t, *s, w.lacking = tab, src, false; c.change(t, s) })
 		a := w.ask(everything(t), query.Request{Text: "alpha"})
 		if len(a.Hits) != 1 {
 			t.Fatalf("%s: %+v", c.name, a)
@@ -308,6 +334,13 @@ func TestFreshnessFollowsCapture(t *testing.T) {
 		fresh := w.ask(everything(t), query.Request{Text: "alpha", FreshOnly: true})
 		if (len(fresh.Hits) == 1) != (c.state == whence.Fresh) {
 			t.Errorf("%s: fresh only gives %d hits", c.name, len(fresh.Hits))
+		}
+		r, err := w.e.GetRecord(t.Context(), everything(t), ref("1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Freshness.State != c.state || slices.Contains(r.Freshness.Reasons, whence.RowSetAside) != slices.Contains(c.reasons, whence.RowSetAside) {
+			t.Errorf("%s: the record is %+v", c.name, r.Freshness)
 		}
 	}
 }

@@ -102,7 +102,15 @@ func (e *Engine) record(ctx context.Context, tx pgx.Tx, state whence.State, scop
 	if err != nil {
 		return Record{}, err
 	}
-	return Record{Record: r, Freshness: judgeRecord(r, t, state)}, nil
+	aside, err := e.Registry.SetAside(ctx, tx, t, []whence.Key{key})
+	if err != nil {
+		return Record{}, err
+	}
+	f := judgeRecord(r, t, state)
+	if aside[key] {
+		f = lacking(f)
+	}
+	return Record{Record: r, Freshness: f}, nil
 }
 
 // find resolves a reference to a registered table and a well-formed key.

@@ -56,11 +56,18 @@ type serveFlags struct {
 	Roles         []string      `env:"WHENCE_ROLES" enum:"api,capture,embed" default:"api,capture,embed" help:"What this process does: api, capture, embed."`
 	Connections   int32         `env:"WHENCE_DATABASE_CONNECTIONS" default:"20" help:"The most connections to the memory database."`
 	Grace         time.Duration `env:"WHENCE_GRACE" default:"10s" help:"How long calls may go on after the signal to stop."`
+	MetricsToken  string        `env:"WHENCE_METRICS_TOKEN" help:"Who shows it as a bearer token may read /metrics, and nothing else; operators may anyway." placeholder:"TOKEN"`
 	Verbose       bool          `env:"WHENCE_VERBOSE" short:"v" help:"Log more."`
 	embedderFlags `embed:""`
 }
 
+// shortestMetricsToken is longer than anything that could be guessed.
+const shortestMetricsToken = 16
+
 func (f serveFlags) validate() error {
+	if n := len(f.MetricsToken); n > 0 && n < shortestMetricsToken {
+		return fmt.Errorf("--metrics-token: at least %d characters, please; openssl rand -hex 32 makes a good one", shortestMetricsToken)
+	}
 	if f.Issuer == "" {
 		return nil
 	}

@@ -56,6 +56,9 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("SecondServer", w.testSecondServer)
 		t.Run("Protocols", w.testProtocols)
 		t.Run("PlainPaths", w.testPlainPaths)
+		t.Run("MetricsDoor", w.testMetricsDoor)
+		t.Run("MetricsSay", w.testMetricsSay)
+		t.Run("MetricsWithoutAPI", w.testMetricsWithoutAPI)
 		t.Run("JSONShape", w.testJSONShape)
 	})
 	// Afterwards, for its tens of thousands of chunks go before others' to be embedded.

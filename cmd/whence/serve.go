@@ -26,6 +26,7 @@ import (
 	"github.com/whence-db/whence/internal/pg"
 	"github.com/whence-db/whence/internal/seal"
 	"github.com/whence-db/whence/lineage"
+	"github.com/whence-db/whence/metrics"
 	"github.com/whence-db/whence/migrations"
 	"github.com/whence-db/whence/query"
 )
@@ -71,9 +72,10 @@ type process struct {
 	filler   *index.Filler
 	registry *ingest.Registry
 	runner   *ingest.Runner
+	metrics  *metrics.Metrics
 	gateway  *gateway.Gateway
 	issuer   *authz.Issuer
-	handler  http.Handler
+	handler  http.Handler // of the one listener; without the role api it only tells how the process is
 	listener net.Listener
 	url      string
 	extra    func(context.Context) error // runs beside the rest, if set
@@ -87,7 +89,7 @@ func newServer(ctx context.Context, f serveFlags, getenv func(string) string, lo
 	if err != nil {
 		return nil, err
 	}
-	s := &process{flags: f, getenv: getenv, log: log}
+	s := &process{flags: f, getenv: getenv, log: log, metrics: metrics.New()}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -122,13 +124,14 @@ func (s *process) wireMemory(ctx context.Context, secret seal.Key) (err error) {
 	if s.index, err = index.New(index.Config{Pool: s.pool, Log: s.log}); err != nil {
 		return err
 	}
-	if s.filler, err = index.NewFiller(index.FillerConfig{Index: s.index, Model: s.model, Explain: query.ExplainEmbedding, Log: s.log}); err != nil {
+	if s.filler, err = index.NewFiller(index.FillerConfig{Index: s.index, Model: s.model, Explain: query.ExplainEmbedding,
+		Called: s.metrics.Called, Log: s.log}); err != nil {
 		return err
 	}
 	if s.registry, err = ingest.NewRegistry(ingest.Config{Pool: s.pool, Index: s.index, Seal: secret, Getenv: s.getenv, Log: s.log}); err != nil {
 		return err
 	}
-	s.runner, err = ingest.NewRunner(ingest.RunnerConfig{Registry: s.registry, Wake: s.filler.Wake, Log: s.log})
+	s.runner, err = ingest.NewRunner(ingest.RunnerConfig{Registry: s.registry, Wake: s.filler.Wake, Meter: s.metrics, Log: s.log})
 	return err
 }
 
@@ -169,8 +172,17 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if err != nil {
 		return err
 	}
-	s.handler = api.NewHandler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
-		Audit: log, Lineage: answers, Issuer: name, OAuth: tokens, Ready: s.pool.Ping, Log: s.log})
+	measured, err := s.metrics.Handler(s.registry, s.log)
+	if err != nil {
+		return err
+	}
+	handler := api.NewHandler
+	if !s.flags.role("api") {
+		handler = api.NewStatusHandler
+	}
+	s.handler = handler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
+		Audit: log, Lineage: answers, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
+		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})
 	return nil
 }
 
@@ -191,11 +203,6 @@ func (s *process) run(ctx context.Context, ready func() error) error {
 	g.Go(func() error { return s.gateway.Run(doorCtx) })
 	g.Go(func() error {
 		defer closeDoor()
-		if !s.flags.role("api") {
-			_ = s.listener.Close()
-			<-ctx.Done()
-			return nil
-		}
 		return s.serveHTTP(ctx)
 	})
 	g.Go(ready)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"text/tabwriter"
+	"time"
 
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 )
@@ -123,7 +124,7 @@ func (c *sourceDelete) Run(ctx context.Context, a *app) error {
 
 func printSources(a *app, sources ...*v1.Source) {
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "SOURCE\tSTATE\tLSN\tLAG\tTABLES\tTROUBLE")
+	fmt.Fprintln(w, "SOURCE\tSTATE\tLSN\tLAG\tBEHIND\tKEPT\tAPPLIED\tLAST COMMIT\tTABLES\tTROUBLE")
 	for _, s := range sources {
 		lag := "not known"
 		if s.Lag != nil {
@@ -133,7 +134,29 @@ func printSources(a *app, sources ...*v1.Source) {
 		if trouble == "" {
 			trouble = s.GetWarning()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", s.GetName(), plain(s.GetState()), s.GetLsn(), lag, s.GetTables(), trouble)
+		rate := "not known"
+		if s.ApplyRate != nil {
+			rate = fmt.Sprintf("%.1f/s", s.GetApplyRate())
+		}
+		commit := "none"
+		if s.CommitTime != nil {
+			commit = s.GetCommitTime().AsTime().Local().Format(time.DateTime)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", s.GetName(), plain(s.GetState()), s.GetLsn(), lag,
+			size(s.GetLagBytes()), size(s.GetRetainedWalBytes()), rate, commit, s.GetTables(), trouble)
 	}
 	_ = w.Flush()
+}
+
+// size prints a number of bytes for people.
+func size(n int64) string {
+	const units = "kMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n)/1024, 0
+	for ; f >= 1024 && i < len(units)-1; i++ {
+		f /= 1024
+	}
+	return fmt.Sprintf("%.1f %cB", f, units[i])
 }

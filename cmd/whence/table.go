@@ -98,6 +98,9 @@ func (c *tableGet) Run(ctx context.Context, a *app) error {
 	return show(a, res, func() {
 		printTables(a, &v1.TableWithStatus{Table: res.GetTable(), Status: res.GetStatus()})
 		a.printf("embedding calls: %d made, %d saved\n", res.GetStatus().GetCalls().GetMade(), res.GetStatus().GetCalls().GetSaved())
+		if aside := res.GetStatus().GetSetAside(); aside.GetRows() > 0 {
+			a.printf("rows not taken over whole: %d; the newest is %s: %s\n", aside.GetRows(), aside.GetKey(), aside.GetReason())
+		}
 	})
 }
 
@@ -210,11 +213,11 @@ func (b *bars) done() {
 
 func printTables(a *app, tables ...*v1.TableWithStatus) {
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "TABLE\tSTATE\tROWS\tRECORDS\tCHUNKS\tPENDING\tERROR")
+	fmt.Fprintln(w, "TABLE\tSTATE\tROWS\tRECORDS\tCHUNKS\tPENDING\tASIDE\tERROR")
 	for _, t := range tables {
 		st := t.GetStatus()
-		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%d\t%d\t%d\t%s\n", t.GetTable().GetName(), plain(st.GetState()),
-			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetRecords(), st.GetChunks(), st.GetPending(), st.GetError())
+		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%d\t%d\t%d\t%d\t%s\n", t.GetTable().GetName(), plain(st.GetState()),
+			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetRecords(), st.GetChunks(), st.GetPending(), st.GetSetAside().GetRows(), st.GetError())
 	}
 	_ = w.Flush()
 }

@@ -120,6 +120,9 @@ const (
 	FreshnessReason_FRESHNESS_REASON_CAPTURE_BROKEN FreshnessReason = 7
 	// A registered column changed in the source. State UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_SCHEMA_CHANGED FreshnessReason = 8
+	// The row could not be taken over whole: what is shown lacks some of it. State
+	// UNKNOWN.
+	FreshnessReason_FRESHNESS_REASON_ROW_SET_ASIDE FreshnessReason = 9
 )
 
 // Enum value maps for FreshnessReason.
@@ -134,6 +137,7 @@ var (
 		6: "FRESHNESS_REASON_CAPTURE_PAUSED",
 		7: "FRESHNESS_REASON_CAPTURE_BROKEN",
 		8: "FRESHNESS_REASON_SCHEMA_CHANGED",
+		9: "FRESHNESS_REASON_ROW_SET_ASIDE",
 	}
 	FreshnessReason_value = map[string]int32{
 		"FRESHNESS_REASON_UNSPECIFIED":        0,
@@ -145,6 +149,7 @@ var (
 		"FRESHNESS_REASON_CAPTURE_PAUSED":     6,
 		"FRESHNESS_REASON_CAPTURE_BROKEN":     7,
 		"FRESHNESS_REASON_SCHEMA_CHANGED":     8,
+		"FRESHNESS_REASON_ROW_SET_ASIDE":      9,
 	}
 )
 
@@ -817,7 +822,7 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\x15FRESHNESS_STATE_FRESH\x10\x01\x12\x19\n" +
 	"\x15FRESHNESS_STATE_STALE\x10\x02\x12\x1b\n" +
 	"\x17FRESHNESS_STATE_UNKNOWN\x10\x03\x12\x1c\n" +
-	"\x18FRESHNESS_STATE_VERIFIED\x10\x04*\xdf\x02\n" +
+	"\x18FRESHNESS_STATE_VERIFIED\x10\x04*\x83\x03\n" +
 	"\x0fFreshnessReason\x12 \n" +
 	"\x1cFRESHNESS_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fFRESHNESS_REASON_SOURCE_CHANGED\x10\x01\x12#\n" +
@@ -827,7 +832,8 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	" FRESHNESS_REASON_CAPTURE_LAGGING\x10\x05\x12#\n" +
 	"\x1fFRESHNESS_REASON_CAPTURE_PAUSED\x10\x06\x12#\n" +
 	"\x1fFRESHNESS_REASON_CAPTURE_BROKEN\x10\a\x12#\n" +
-	"\x1fFRESHNESS_REASON_SCHEMA_CHANGED\x10\bB:Z8github.com/whence-db/whence/proto/gen/whence/v1;whencev1b\x06proto3"
+	"\x1fFRESHNESS_REASON_SCHEMA_CHANGED\x10\b\x12\"\n" +
+	"\x1eFRESHNESS_REASON_ROW_SET_ASIDE\x10\tB:Z8github.com/whence-db/whence/proto/gen/whence/v1;whencev1b\x06proto3"
 
 var (
 	file_whence_v1_hit_proto_rawDescOnce sync.Once

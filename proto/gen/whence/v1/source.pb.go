@@ -245,7 +245,10 @@ type Source struct {
 	// when max_slot_wal_keep_size sets no bound. A string in JSON.
 	SafeWalBytes *int64 `protobuf:"varint,15,opt,name=safe_wal_bytes,json=safeWalBytes,proto3,oneof" json:"safe_wal_bytes,omitempty"`
 	// What to do before the slot is lost; empty while there is no danger.
-	Warning       string `protobuf:"bytes,16,opt,name=warning,proto3" json:"warning,omitempty"`
+	Warning string `protobuf:"bytes,16,opt,name=warning,proto3" json:"warning,omitempty"`
+	// Changes of rows applied a second, over the last 10 to 20 seconds of capture;
+	// absent while that is not known. While capture stands still it falls towards 0.
+	ApplyRate     *float64 `protobuf:"fixed64,17,opt,name=apply_rate,json=applyRate,proto3,oneof" json:"apply_rate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -390,6 +393,13 @@ func (x *Source) GetWarning() string {
 		return x.Warning
 	}
 	return ""
+}
+
+func (x *Source) GetApplyRate() float64 {
+	if x != nil && x.ApplyRate != nil {
+		return *x.ApplyRate
+	}
+	return 0
 }
 
 // Table is a registered table of a source.
@@ -562,7 +572,8 @@ type TableStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where the table stands.
 	State TableState `protobuf:"varint,1,opt,name=state,proto3,enum=whence.v1.TableState" json:"state,omitempty"`
-	// Why the state is BROKEN or SCHEMA_CHANGED, and what to do; else empty.
+	// Why the state is BROKEN or SCHEMA_CHANGED, and what to do, or why its rows
+	// are compared anew; else empty.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
 	// The copy of the rows that were there at registration.
 	Backfill *Backfill `protobuf:"bytes,3,opt,name=backfill,proto3" json:"backfill,omitempty"`
@@ -573,7 +584,9 @@ type TableStatus struct {
 	// Chunks whose current text has no vector of the current model yet.
 	Pending uint32 `protobuf:"varint,6,opt,name=pending,proto3" json:"pending,omitempty"`
 	// What embedding the table has cost.
-	Calls         *EmbeddingCalls `protobuf:"bytes,7,opt,name=calls,proto3" json:"calls,omitempty"`
+	Calls *EmbeddingCalls `protobuf:"bytes,7,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Rows that are not taken over whole.
+	SetAside      *SetAside `protobuf:"bytes,8,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -657,6 +670,89 @@ func (x *TableStatus) GetCalls() *EmbeddingCalls {
 	return nil
 }
 
+func (x *TableStatus) GetSetAside() *SetAside {
+	if x != nil {
+		return x.SetAside
+	}
+	return nil
+}
+
+// SetAside is about the rows of a table that could not be taken over whole now:
+// left out, or kept without what does not fit. What is shown of such a row is
+// never called fresh. A row leaves as soon as it is captured whole, or is gone.
+type SetAside struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many there are.
+	Rows uint32 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	// The key of the newest, as a JSON object; of a key that is too long, the
+	// beginning. Empty when there is none.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// What is missing of the newest and what to do about it.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When the newest was set aside.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAside) Reset() {
+	*x = SetAside{}
+	mi := &file_whence_v1_source_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAside) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAside) ProtoMessage() {}
+
+func (x *SetAside) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_source_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAside.ProtoReflect.Descriptor instead.
+func (*SetAside) Descriptor() ([]byte, []int) {
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SetAside) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *SetAside) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SetAside) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SetAside) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // Backfill is how far the first copy of a table is.
 type Backfill struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -670,7 +766,7 @@ type Backfill struct {
 
 func (x *Backfill) Reset() {
 	*x = Backfill{}
-	mi := &file_whence_v1_source_proto_msgTypes[3]
+	mi := &file_whence_v1_source_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +778,7 @@ func (x *Backfill) String() string {
 func (*Backfill) ProtoMessage() {}
 
 func (x *Backfill) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[3]
+	mi := &file_whence_v1_source_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +791,7 @@ func (x *Backfill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backfill.ProtoReflect.Descriptor instead.
 func (*Backfill) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{3}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Backfill) GetRowsDone() uint32 {
@@ -725,7 +821,7 @@ type EmbeddingCalls struct {
 
 func (x *EmbeddingCalls) Reset() {
 	*x = EmbeddingCalls{}
-	mi := &file_whence_v1_source_proto_msgTypes[4]
+	mi := &file_whence_v1_source_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +833,7 @@ func (x *EmbeddingCalls) String() string {
 func (*EmbeddingCalls) ProtoMessage() {}
 
 func (x *EmbeddingCalls) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[4]
+	mi := &file_whence_v1_source_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +846,7 @@ func (x *EmbeddingCalls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmbeddingCalls.ProtoReflect.Descriptor instead.
 func (*EmbeddingCalls) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{4}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EmbeddingCalls) GetMade() uint32 {
@@ -780,7 +876,7 @@ type TableWithStatus struct {
 
 func (x *TableWithStatus) Reset() {
 	*x = TableWithStatus{}
-	mi := &file_whence_v1_source_proto_msgTypes[5]
+	mi := &file_whence_v1_source_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +888,7 @@ func (x *TableWithStatus) String() string {
 func (*TableWithStatus) ProtoMessage() {}
 
 func (x *TableWithStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[5]
+	mi := &file_whence_v1_source_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +901,7 @@ func (x *TableWithStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableWithStatus.ProtoReflect.Descriptor instead.
 func (*TableWithStatus) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{5}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TableWithStatus) GetTable() *Table {
@@ -839,7 +935,7 @@ type CreateSourceRequest struct {
 
 func (x *CreateSourceRequest) Reset() {
 	*x = CreateSourceRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[6]
+	mi := &file_whence_v1_source_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +947,7 @@ func (x *CreateSourceRequest) String() string {
 func (*CreateSourceRequest) ProtoMessage() {}
 
 func (x *CreateSourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[6]
+	mi := &file_whence_v1_source_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +960,7 @@ func (x *CreateSourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSourceRequest.ProtoReflect.Descriptor instead.
 func (*CreateSourceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{6}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateSourceRequest) GetName() string {
@@ -899,7 +995,7 @@ type CreateSourceResponse struct {
 
 func (x *CreateSourceResponse) Reset() {
 	*x = CreateSourceResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[7]
+	mi := &file_whence_v1_source_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1007,7 @@ func (x *CreateSourceResponse) String() string {
 func (*CreateSourceResponse) ProtoMessage() {}
 
 func (x *CreateSourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[7]
+	mi := &file_whence_v1_source_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1020,7 @@ func (x *CreateSourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSourceResponse.ProtoReflect.Descriptor instead.
 func (*CreateSourceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{7}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateSourceResponse) GetSource() *Source {
@@ -943,7 +1039,7 @@ type ListSourcesRequest struct {
 
 func (x *ListSourcesRequest) Reset() {
 	*x = ListSourcesRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[8]
+	mi := &file_whence_v1_source_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1051,7 @@ func (x *ListSourcesRequest) String() string {
 func (*ListSourcesRequest) ProtoMessage() {}
 
 func (x *ListSourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[8]
+	mi := &file_whence_v1_source_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1064,7 @@ func (x *ListSourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSourcesRequest.ProtoReflect.Descriptor instead.
 func (*ListSourcesRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{8}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{9}
 }
 
 // ListSourcesResponse returns every source.
@@ -982,7 +1078,7 @@ type ListSourcesResponse struct {
 
 func (x *ListSourcesResponse) Reset() {
 	*x = ListSourcesResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[9]
+	mi := &file_whence_v1_source_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1090,7 @@ func (x *ListSourcesResponse) String() string {
 func (*ListSourcesResponse) ProtoMessage() {}
 
 func (x *ListSourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[9]
+	mi := &file_whence_v1_source_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1103,7 @@ func (x *ListSourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSourcesResponse.ProtoReflect.Descriptor instead.
 func (*ListSourcesResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{9}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListSourcesResponse) GetSources() []*Source {
@@ -1028,7 +1124,7 @@ type GetSourceRequest struct {
 
 func (x *GetSourceRequest) Reset() {
 	*x = GetSourceRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[10]
+	mi := &file_whence_v1_source_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1136,7 @@ func (x *GetSourceRequest) String() string {
 func (*GetSourceRequest) ProtoMessage() {}
 
 func (x *GetSourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[10]
+	mi := &file_whence_v1_source_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1149,7 @@ func (x *GetSourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSourceRequest.ProtoReflect.Descriptor instead.
 func (*GetSourceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{10}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetSourceRequest) GetName() string {
@@ -1074,7 +1170,7 @@ type GetSourceResponse struct {
 
 func (x *GetSourceResponse) Reset() {
 	*x = GetSourceResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[11]
+	mi := &file_whence_v1_source_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1182,7 @@ func (x *GetSourceResponse) String() string {
 func (*GetSourceResponse) ProtoMessage() {}
 
 func (x *GetSourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[11]
+	mi := &file_whence_v1_source_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1195,7 @@ func (x *GetSourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSourceResponse.ProtoReflect.Descriptor instead.
 func (*GetSourceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{11}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetSourceResponse) GetSource() *Source {
@@ -1120,7 +1216,7 @@ type PauseSourceRequest struct {
 
 func (x *PauseSourceRequest) Reset() {
 	*x = PauseSourceRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[12]
+	mi := &file_whence_v1_source_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1228,7 @@ func (x *PauseSourceRequest) String() string {
 func (*PauseSourceRequest) ProtoMessage() {}
 
 func (x *PauseSourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[12]
+	mi := &file_whence_v1_source_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1241,7 @@ func (x *PauseSourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSourceRequest.ProtoReflect.Descriptor instead.
 func (*PauseSourceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{12}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PauseSourceRequest) GetName() string {
@@ -1166,7 +1262,7 @@ type PauseSourceResponse struct {
 
 func (x *PauseSourceResponse) Reset() {
 	*x = PauseSourceResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[13]
+	mi := &file_whence_v1_source_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1274,7 @@ func (x *PauseSourceResponse) String() string {
 func (*PauseSourceResponse) ProtoMessage() {}
 
 func (x *PauseSourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[13]
+	mi := &file_whence_v1_source_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1287,7 @@ func (x *PauseSourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSourceResponse.ProtoReflect.Descriptor instead.
 func (*PauseSourceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{13}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PauseSourceResponse) GetSource() *Source {
@@ -1212,7 +1308,7 @@ type ResumeSourceRequest struct {
 
 func (x *ResumeSourceRequest) Reset() {
 	*x = ResumeSourceRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[14]
+	mi := &file_whence_v1_source_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1320,7 @@ func (x *ResumeSourceRequest) String() string {
 func (*ResumeSourceRequest) ProtoMessage() {}
 
 func (x *ResumeSourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[14]
+	mi := &file_whence_v1_source_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1333,7 @@ func (x *ResumeSourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSourceRequest.ProtoReflect.Descriptor instead.
 func (*ResumeSourceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{14}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResumeSourceRequest) GetName() string {
@@ -1258,7 +1354,7 @@ type ResumeSourceResponse struct {
 
 func (x *ResumeSourceResponse) Reset() {
 	*x = ResumeSourceResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[15]
+	mi := &file_whence_v1_source_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1366,7 @@ func (x *ResumeSourceResponse) String() string {
 func (*ResumeSourceResponse) ProtoMessage() {}
 
 func (x *ResumeSourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[15]
+	mi := &file_whence_v1_source_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1379,7 @@ func (x *ResumeSourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSourceResponse.ProtoReflect.Descriptor instead.
 func (*ResumeSourceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{15}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResumeSourceResponse) GetSource() *Source {
@@ -1308,7 +1404,7 @@ type DeleteSourceRequest struct {
 
 func (x *DeleteSourceRequest) Reset() {
 	*x = DeleteSourceRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[16]
+	mi := &file_whence_v1_source_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1416,7 @@ func (x *DeleteSourceRequest) String() string {
 func (*DeleteSourceRequest) ProtoMessage() {}
 
 func (x *DeleteSourceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[16]
+	mi := &file_whence_v1_source_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1429,7 @@ func (x *DeleteSourceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSourceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSourceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{16}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteSourceRequest) GetName() string {
@@ -1359,7 +1455,7 @@ type DeleteSourceResponse struct {
 
 func (x *DeleteSourceResponse) Reset() {
 	*x = DeleteSourceResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[17]
+	mi := &file_whence_v1_source_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1467,7 @@ func (x *DeleteSourceResponse) String() string {
 func (*DeleteSourceResponse) ProtoMessage() {}
 
 func (x *DeleteSourceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[17]
+	mi := &file_whence_v1_source_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1480,7 @@ func (x *DeleteSourceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSourceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSourceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{17}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{18}
 }
 
 // PreviewTableRequest is a definition to try.
@@ -1422,7 +1518,7 @@ type PreviewTableRequest struct {
 
 func (x *PreviewTableRequest) Reset() {
 	*x = PreviewTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[18]
+	mi := &file_whence_v1_source_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1530,7 @@ func (x *PreviewTableRequest) String() string {
 func (*PreviewTableRequest) ProtoMessage() {}
 
 func (x *PreviewTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[18]
+	mi := &file_whence_v1_source_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1543,7 @@ func (x *PreviewTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewTableRequest.ProtoReflect.Descriptor instead.
 func (*PreviewTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{18}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PreviewTableRequest) GetSource() string {
@@ -1548,7 +1644,7 @@ type RenderedRow struct {
 
 func (x *RenderedRow) Reset() {
 	*x = RenderedRow{}
-	mi := &file_whence_v1_source_proto_msgTypes[19]
+	mi := &file_whence_v1_source_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1656,7 @@ func (x *RenderedRow) String() string {
 func (*RenderedRow) ProtoMessage() {}
 
 func (x *RenderedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[19]
+	mi := &file_whence_v1_source_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1669,7 @@ func (x *RenderedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenderedRow.ProtoReflect.Descriptor instead.
 func (*RenderedRow) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{19}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RenderedRow) GetKey() *structpb.Struct {
@@ -1635,7 +1731,7 @@ type PreviewTableResponse struct {
 
 func (x *PreviewTableResponse) Reset() {
 	*x = PreviewTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[20]
+	mi := &file_whence_v1_source_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1743,7 @@ func (x *PreviewTableResponse) String() string {
 func (*PreviewTableResponse) ProtoMessage() {}
 
 func (x *PreviewTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[20]
+	mi := &file_whence_v1_source_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1756,7 @@ func (x *PreviewTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewTableResponse.ProtoReflect.Descriptor instead.
 func (*PreviewTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{20}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PreviewTableResponse) GetTable() *Table {
@@ -1724,7 +1820,7 @@ type RegisterTableRequest struct {
 
 func (x *RegisterTableRequest) Reset() {
 	*x = RegisterTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[21]
+	mi := &file_whence_v1_source_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1832,7 @@ func (x *RegisterTableRequest) String() string {
 func (*RegisterTableRequest) ProtoMessage() {}
 
 func (x *RegisterTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[21]
+	mi := &file_whence_v1_source_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1845,7 @@ func (x *RegisterTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterTableRequest.ProtoReflect.Descriptor instead.
 func (*RegisterTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{21}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RegisterTableRequest) GetSource() string {
@@ -1835,7 +1931,7 @@ type RegisterTableResponse struct {
 
 func (x *RegisterTableResponse) Reset() {
 	*x = RegisterTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[22]
+	mi := &file_whence_v1_source_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +1943,7 @@ func (x *RegisterTableResponse) String() string {
 func (*RegisterTableResponse) ProtoMessage() {}
 
 func (x *RegisterTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[22]
+	mi := &file_whence_v1_source_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +1956,7 @@ func (x *RegisterTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterTableResponse.ProtoReflect.Descriptor instead.
 func (*RegisterTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{22}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RegisterTableResponse) GetTable() *Table {
@@ -1888,7 +1984,7 @@ type ListTablesRequest struct {
 
 func (x *ListTablesRequest) Reset() {
 	*x = ListTablesRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[23]
+	mi := &file_whence_v1_source_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1900,7 +1996,7 @@ func (x *ListTablesRequest) String() string {
 func (*ListTablesRequest) ProtoMessage() {}
 
 func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[23]
+	mi := &file_whence_v1_source_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1913,7 +2009,7 @@ func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesRequest.ProtoReflect.Descriptor instead.
 func (*ListTablesRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{23}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListTablesRequest) GetSource() string {
@@ -1934,7 +2030,7 @@ type ListTablesResponse struct {
 
 func (x *ListTablesResponse) Reset() {
 	*x = ListTablesResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[24]
+	mi := &file_whence_v1_source_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2042,7 @@ func (x *ListTablesResponse) String() string {
 func (*ListTablesResponse) ProtoMessage() {}
 
 func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[24]
+	mi := &file_whence_v1_source_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2055,7 @@ func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesResponse.ProtoReflect.Descriptor instead.
 func (*ListTablesResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{24}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListTablesResponse) GetTables() []*TableWithStatus {
@@ -1980,7 +2076,7 @@ type GetTableRequest struct {
 
 func (x *GetTableRequest) Reset() {
 	*x = GetTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[25]
+	mi := &file_whence_v1_source_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1992,7 +2088,7 @@ func (x *GetTableRequest) String() string {
 func (*GetTableRequest) ProtoMessage() {}
 
 func (x *GetTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[25]
+	mi := &file_whence_v1_source_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2005,7 +2101,7 @@ func (x *GetTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTableRequest.ProtoReflect.Descriptor instead.
 func (*GetTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{25}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetTableRequest) GetName() string {
@@ -2028,7 +2124,7 @@ type GetTableResponse struct {
 
 func (x *GetTableResponse) Reset() {
 	*x = GetTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[26]
+	mi := &file_whence_v1_source_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2136,7 @@ func (x *GetTableResponse) String() string {
 func (*GetTableResponse) ProtoMessage() {}
 
 func (x *GetTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[26]
+	mi := &file_whence_v1_source_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2149,7 @@ func (x *GetTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTableResponse.ProtoReflect.Descriptor instead.
 func (*GetTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{26}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetTableResponse) GetTable() *Table {
@@ -2081,7 +2177,7 @@ type WatchTableRequest struct {
 
 func (x *WatchTableRequest) Reset() {
 	*x = WatchTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[27]
+	mi := &file_whence_v1_source_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2189,7 @@ func (x *WatchTableRequest) String() string {
 func (*WatchTableRequest) ProtoMessage() {}
 
 func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[27]
+	mi := &file_whence_v1_source_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2202,7 @@ func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableRequest.ProtoReflect.Descriptor instead.
 func (*WatchTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{27}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchTableRequest) GetName() string {
@@ -2129,7 +2225,7 @@ type WatchTableResponse struct {
 
 func (x *WatchTableResponse) Reset() {
 	*x = WatchTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[28]
+	mi := &file_whence_v1_source_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2237,7 @@ func (x *WatchTableResponse) String() string {
 func (*WatchTableResponse) ProtoMessage() {}
 
 func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[28]
+	mi := &file_whence_v1_source_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2250,7 @@ func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableResponse.ProtoReflect.Descriptor instead.
 func (*WatchTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{28}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchTableResponse) GetTable() *Table {
@@ -2182,7 +2278,7 @@ type ReembedTableRequest struct {
 
 func (x *ReembedTableRequest) Reset() {
 	*x = ReembedTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2290,7 @@ func (x *ReembedTableRequest) String() string {
 func (*ReembedTableRequest) ProtoMessage() {}
 
 func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2303,7 @@ func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableRequest.ProtoReflect.Descriptor instead.
 func (*ReembedTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReembedTableRequest) GetName() string {
@@ -2230,7 +2326,7 @@ type ReembedTableResponse struct {
 
 func (x *ReembedTableResponse) Reset() {
 	*x = ReembedTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2338,7 @@ func (x *ReembedTableResponse) String() string {
 func (*ReembedTableResponse) ProtoMessage() {}
 
 func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2351,7 @@ func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableResponse.ProtoReflect.Descriptor instead.
 func (*ReembedTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReembedTableResponse) GetTable() *Table {
@@ -2283,7 +2379,7 @@ type UnregisterTableRequest struct {
 
 func (x *UnregisterTableRequest) Reset() {
 	*x = UnregisterTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2391,7 @@ func (x *UnregisterTableRequest) String() string {
 func (*UnregisterTableRequest) ProtoMessage() {}
 
 func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2404,7 @@ func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnregisterTableRequest) GetName() string {
@@ -2327,7 +2423,7 @@ type UnregisterTableResponse struct {
 
 func (x *UnregisterTableResponse) Reset() {
 	*x = UnregisterTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2435,7 @@ func (x *UnregisterTableResponse) String() string {
 func (*UnregisterTableResponse) ProtoMessage() {}
 
 func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,14 +2448,14 @@ func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{33}
 }
 
 var File_whence_v1_source_proto protoreflect.FileDescriptor
 
 const file_whence_v1_source_proto_rawDesc = "" +
 	"\n" +
-	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\xe5\x04\n" +
+	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\x98\x05\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.whence.v1.SourceStateR\x05state\x12\x14\n" +
@@ -2380,8 +2476,11 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"createTime\x12,\n" +
 	"\x12retained_wal_bytes\x18\x0e \x01(\x03R\x10retainedWalBytes\x12)\n" +
 	"\x0esafe_wal_bytes\x18\x0f \x01(\x03H\x00R\fsafeWalBytes\x88\x01\x01\x12\x18\n" +
-	"\awarning\x18\x10 \x01(\tR\awarningB\x11\n" +
-	"\x0f_safe_wal_bytes\"\xac\x04\n" +
+	"\awarning\x18\x10 \x01(\tR\awarning\x12\"\n" +
+	"\n" +
+	"apply_rate\x18\x11 \x01(\x01H\x01R\tapplyRate\x88\x01\x01B\x11\n" +
+	"\x0f_safe_wal_bytesB\r\n" +
+	"\v_apply_rate\"\xac\x04\n" +
 	"\x05Table\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -2400,7 +2499,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x10freshness_target\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0ffreshnessTarget\x120\n" +
 	"\ton_delete\x18\r \x01(\x0e2\x13.whence.v1.OnDeleteR\bonDelete\x12;\n" +
 	"\vcreate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xfe\x01\n" +
+	"createTime\"\xb0\x02\n" +
 	"\vTableStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.whence.v1.TableStateR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12/\n" +
@@ -2408,7 +2507,13 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\arecords\x18\x04 \x01(\rR\arecords\x12\x16\n" +
 	"\x06chunks\x18\x05 \x01(\rR\x06chunks\x12\x18\n" +
 	"\apending\x18\x06 \x01(\rR\apending\x12/\n" +
-	"\x05calls\x18\a \x01(\v2\x19.whence.v1.EmbeddingCallsR\x05calls\"F\n" +
+	"\x05calls\x18\a \x01(\v2\x19.whence.v1.EmbeddingCallsR\x05calls\x120\n" +
+	"\tset_aside\x18\b \x01(\v2\x13.whence.v1.SetAsideR\bsetAside\"x\n" +
+	"\bSetAside\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12.\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"F\n" +
 	"\bBackfill\x12\x1b\n" +
 	"\trows_done\x18\x01 \x01(\rR\browsDone\x12\x1d\n" +
 	"\n" +
@@ -2581,7 +2686,7 @@ func file_whence_v1_source_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_source_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_whence_v1_source_proto_goTypes = []any{
 	(SourceState)(0),                // 0: whence.v1.SourceState
 	(TableState)(0),                 // 1: whence.v1.TableState
@@ -2589,113 +2694,116 @@ var file_whence_v1_source_proto_goTypes = []any{
 	(*Source)(nil),                  // 3: whence.v1.Source
 	(*Table)(nil),                   // 4: whence.v1.Table
 	(*TableStatus)(nil),             // 5: whence.v1.TableStatus
-	(*Backfill)(nil),                // 6: whence.v1.Backfill
-	(*EmbeddingCalls)(nil),          // 7: whence.v1.EmbeddingCalls
-	(*TableWithStatus)(nil),         // 8: whence.v1.TableWithStatus
-	(*CreateSourceRequest)(nil),     // 9: whence.v1.CreateSourceRequest
-	(*CreateSourceResponse)(nil),    // 10: whence.v1.CreateSourceResponse
-	(*ListSourcesRequest)(nil),      // 11: whence.v1.ListSourcesRequest
-	(*ListSourcesResponse)(nil),     // 12: whence.v1.ListSourcesResponse
-	(*GetSourceRequest)(nil),        // 13: whence.v1.GetSourceRequest
-	(*GetSourceResponse)(nil),       // 14: whence.v1.GetSourceResponse
-	(*PauseSourceRequest)(nil),      // 15: whence.v1.PauseSourceRequest
-	(*PauseSourceResponse)(nil),     // 16: whence.v1.PauseSourceResponse
-	(*ResumeSourceRequest)(nil),     // 17: whence.v1.ResumeSourceRequest
-	(*ResumeSourceResponse)(nil),    // 18: whence.v1.ResumeSourceResponse
-	(*DeleteSourceRequest)(nil),     // 19: whence.v1.DeleteSourceRequest
-	(*DeleteSourceResponse)(nil),    // 20: whence.v1.DeleteSourceResponse
-	(*PreviewTableRequest)(nil),     // 21: whence.v1.PreviewTableRequest
-	(*RenderedRow)(nil),             // 22: whence.v1.RenderedRow
-	(*PreviewTableResponse)(nil),    // 23: whence.v1.PreviewTableResponse
-	(*RegisterTableRequest)(nil),    // 24: whence.v1.RegisterTableRequest
-	(*RegisterTableResponse)(nil),   // 25: whence.v1.RegisterTableResponse
-	(*ListTablesRequest)(nil),       // 26: whence.v1.ListTablesRequest
-	(*ListTablesResponse)(nil),      // 27: whence.v1.ListTablesResponse
-	(*GetTableRequest)(nil),         // 28: whence.v1.GetTableRequest
-	(*GetTableResponse)(nil),        // 29: whence.v1.GetTableResponse
-	(*WatchTableRequest)(nil),       // 30: whence.v1.WatchTableRequest
-	(*WatchTableResponse)(nil),      // 31: whence.v1.WatchTableResponse
-	(*ReembedTableRequest)(nil),     // 32: whence.v1.ReembedTableRequest
-	(*ReembedTableResponse)(nil),    // 33: whence.v1.ReembedTableResponse
-	(*UnregisterTableRequest)(nil),  // 34: whence.v1.UnregisterTableRequest
-	(*UnregisterTableResponse)(nil), // 35: whence.v1.UnregisterTableResponse
-	(*timestamppb.Timestamp)(nil),   // 36: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 37: google.protobuf.Duration
-	(*structpb.Struct)(nil),         // 38: google.protobuf.Struct
-	(*Span)(nil),                    // 39: whence.v1.Span
+	(*SetAside)(nil),                // 6: whence.v1.SetAside
+	(*Backfill)(nil),                // 7: whence.v1.Backfill
+	(*EmbeddingCalls)(nil),          // 8: whence.v1.EmbeddingCalls
+	(*TableWithStatus)(nil),         // 9: whence.v1.TableWithStatus
+	(*CreateSourceRequest)(nil),     // 10: whence.v1.CreateSourceRequest
+	(*CreateSourceResponse)(nil),    // 11: whence.v1.CreateSourceResponse
+	(*ListSourcesRequest)(nil),      // 12: whence.v1.ListSourcesRequest
+	(*ListSourcesResponse)(nil),     // 13: whence.v1.ListSourcesResponse
+	(*GetSourceRequest)(nil),        // 14: whence.v1.GetSourceRequest
+	(*GetSourceResponse)(nil),       // 15: whence.v1.GetSourceResponse
+	(*PauseSourceRequest)(nil),      // 16: whence.v1.PauseSourceRequest
+	(*PauseSourceResponse)(nil),     // 17: whence.v1.PauseSourceResponse
+	(*ResumeSourceRequest)(nil),     // 18: whence.v1.ResumeSourceRequest
+	(*ResumeSourceResponse)(nil),    // 19: whence.v1.ResumeSourceResponse
+	(*DeleteSourceRequest)(nil),     // 20: whence.v1.DeleteSourceRequest
+	(*DeleteSourceResponse)(nil),    // 21: whence.v1.DeleteSourceResponse
+	(*PreviewTableRequest)(nil),     // 22: whence.v1.PreviewTableRequest
+	(*RenderedRow)(nil),             // 23: whence.v1.RenderedRow
+	(*PreviewTableResponse)(nil),    // 24: whence.v1.PreviewTableResponse
+	(*RegisterTableRequest)(nil),    // 25: whence.v1.RegisterTableRequest
+	(*RegisterTableResponse)(nil),   // 26: whence.v1.RegisterTableResponse
+	(*ListTablesRequest)(nil),       // 27: whence.v1.ListTablesRequest
+	(*ListTablesResponse)(nil),      // 28: whence.v1.ListTablesResponse
+	(*GetTableRequest)(nil),         // 29: whence.v1.GetTableRequest
+	(*GetTableResponse)(nil),        // 30: whence.v1.GetTableResponse
+	(*WatchTableRequest)(nil),       // 31: whence.v1.WatchTableRequest
+	(*WatchTableResponse)(nil),      // 32: whence.v1.WatchTableResponse
+	(*ReembedTableRequest)(nil),     // 33: whence.v1.ReembedTableRequest
+	(*ReembedTableResponse)(nil),    // 34: whence.v1.ReembedTableResponse
+	(*UnregisterTableRequest)(nil),  // 35: whence.v1.UnregisterTableRequest
+	(*UnregisterTableResponse)(nil), // 36: whence.v1.UnregisterTableResponse
+	(*timestamppb.Timestamp)(nil),   // 37: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
+	(*structpb.Struct)(nil),         // 39: google.protobuf.Struct
+	(*Span)(nil),                    // 40: whence.v1.Span
 }
 var file_whence_v1_source_proto_depIdxs = []int32{
 	0,  // 0: whence.v1.Source.state:type_name -> whence.v1.SourceState
-	36, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
-	36, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
-	37, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
-	36, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
-	37, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
-	37, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
+	37, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
+	37, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
+	38, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
+	37, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
+	38, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
+	38, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 7: whence.v1.Table.on_delete:type_name -> whence.v1.OnDelete
-	36, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
+	37, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
 	1,  // 9: whence.v1.TableStatus.state:type_name -> whence.v1.TableState
-	6,  // 10: whence.v1.TableStatus.backfill:type_name -> whence.v1.Backfill
-	7,  // 11: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
-	4,  // 12: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
-	5,  // 13: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
-	3,  // 14: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 15: whence.v1.ListSourcesResponse.sources:type_name -> whence.v1.Source
-	3,  // 16: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 17: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 18: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
-	37, // 19: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
-	37, // 20: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
-	2,  // 21: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	38, // 22: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
-	39, // 23: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
-	36, // 24: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
-	38, // 25: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
-	4,  // 26: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
-	22, // 27: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
-	37, // 28: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
-	37, // 29: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
-	2,  // 30: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	4,  // 31: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
-	5,  // 32: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
-	8,  // 33: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
-	4,  // 34: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
-	5,  // 35: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 36: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
-	5,  // 37: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 38: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
-	5,  // 39: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
-	9,  // 40: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
-	11, // 41: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
-	13, // 42: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
-	15, // 43: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
-	17, // 44: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
-	19, // 45: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
-	21, // 46: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
-	24, // 47: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
-	26, // 48: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
-	28, // 49: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
-	30, // 50: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
-	32, // 51: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
-	34, // 52: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
-	10, // 53: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
-	12, // 54: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
-	14, // 55: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
-	16, // 56: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
-	18, // 57: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
-	20, // 58: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
-	23, // 59: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
-	25, // 60: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
-	27, // 61: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
-	29, // 62: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
-	31, // 63: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
-	33, // 64: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
-	35, // 65: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
-	53, // [53:66] is the sub-list for method output_type
-	40, // [40:53] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	7,  // 10: whence.v1.TableStatus.backfill:type_name -> whence.v1.Backfill
+	8,  // 11: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
+	6,  // 12: whence.v1.TableStatus.set_aside:type_name -> whence.v1.SetAside
+	37, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
+	4,  // 14: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
+	5,  // 15: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
+	3,  // 16: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 17: whence.v1.ListSourcesResponse.sources:type_name -> whence.v1.Source
+	3,  // 18: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 19: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 20: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
+	38, // 21: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
+	38, // 22: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	2,  // 23: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
+	39, // 24: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
+	40, // 25: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
+	37, // 26: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
+	39, // 27: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
+	4,  // 28: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
+	23, // 29: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
+	38, // 30: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
+	38, // 31: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	2,  // 32: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
+	4,  // 33: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
+	5,  // 34: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
+	9,  // 35: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
+	4,  // 36: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
+	5,  // 37: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 38: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
+	5,  // 39: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 40: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
+	5,  // 41: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
+	10, // 42: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
+	12, // 43: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
+	14, // 44: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
+	16, // 45: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
+	18, // 46: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
+	20, // 47: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
+	22, // 48: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
+	25, // 49: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
+	27, // 50: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
+	29, // 51: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
+	31, // 52: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
+	33, // 53: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
+	35, // 54: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
+	11, // 55: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
+	13, // 56: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
+	15, // 57: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
+	17, // 58: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
+	19, // 59: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
+	21, // 60: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
+	24, // 61: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
+	26, // 62: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
+	28, // 63: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
+	30, // 64: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
+	32, // 65: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
+	34, // 66: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
+	36, // 67: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
+	55, // [55:68] is the sub-list for method output_type
+	42, // [42:55] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_source_proto_init() }
@@ -2705,15 +2813,15 @@ func file_whence_v1_source_proto_init() {
 	}
 	file_whence_v1_hit_proto_init()
 	file_whence_v1_source_proto_msgTypes[0].OneofWrappers = []any{}
-	file_whence_v1_source_proto_msgTypes[18].OneofWrappers = []any{}
 	file_whence_v1_source_proto_msgTypes[19].OneofWrappers = []any{}
+	file_whence_v1_source_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_source_proto_rawDesc), len(file_whence_v1_source_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

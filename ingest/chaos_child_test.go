@@ -104,7 +104,7 @@ func chaosChild(ctx context.Context, cfg childConfig) error {
 		status := c.Status
 		c.Status = func(err error) {
 			if err != nil {
-				log.Info("the stream ended", "error", err)
+				log.InfoContext(ctx, "the stream ended", "error", err)
 			}
 			status(err)
 		}

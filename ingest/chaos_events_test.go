@@ -40,7 +40,7 @@ var chaosEvents = []event{
 	{"memory gone", 2, func(s *chaos) { s.stall(s.lane.toMemory, func(p *proxy) { p.halve(false) }) }},
 	{"kill source", 4, func(s *chaos) { s.crash(s.lane.source) }},
 	{"kill memory", 4, func(s *chaos) { s.crash(s.lane.memory) }},
-	{"redefine", 8, (*chaos).eventRedefine},
+	{"redefine", 12, (*chaos).eventRedefine},
 	{"unregister", 5, (*chaos).eventUnregister},
 	{"pause", 2, (*chaos).eventPause},
 	{"lose slot", 3, (*chaos).eventLoseSlot},

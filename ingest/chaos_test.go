@@ -203,6 +203,12 @@ func (s *chaos) populate() {
 		}
 		w := &chaosWriter{random: rand.New(rand.NewPCG(s.random.Uint64(), 0)), tables: []*chaosTable{t}}
 		err := pgx.BeginFunc(s.t.Context(), conn, func(tx pgx.Tx) error {
+			// These keep copies busy before they come to what is written to.
+			b := &pgx.Batch{}
+			queueRows(b, t, 10_000, s.random.IntN(1200), "always there ")
+			if err := tx.SendBatch(s.t.Context(), b).Close(); err != nil {
+				return err
+			}
 			for range 40 + s.random.IntN(60) {
 				if err := w.change(s.t.Context(), tx, false); err != nil {
 					return err

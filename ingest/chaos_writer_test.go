@@ -214,13 +214,25 @@ func (w *chaosWriter) bulk(ctx context.Context, tx pgx.Tx, t *chaosTable, undo b
 	if undo {
 		title = undone
 	}
+	b := &pgx.Batch{}
+	queueRows(b, t, first, n, title)
+	switch w.random.IntN(3) {
+	case 0:
+		b.Queue(`update ` + t.sql + ` set title = title || '!', rev = nextval('revs') where title like 'one of many%'`)
+	case 1:
+		b.Queue(`delete from ` + t.sql + ` where title like 'one of many%7'`)
+	}
+	return tx.SendBatch(ctx, b).Close()
+}
+
+// queueRows inserts n rows that have the keys from first on.
+func queueRows(b *pgx.Batch, t *chaosTable, first, n int, title string) {
+	const per = 500
+	nk := len(t.keys)
 	rows := make([][]any, n)
 	for i := range rows {
 		rows[i] = append(t.key(first+i), title+fmt.Sprint(i))
 	}
-	b := &pgx.Batch{}
-	nk := len(t.keys)
-	const per = 500
 	for len(rows) > 0 {
 		some := rows[:min(per, len(rows))]
 		rows = rows[len(some):]
@@ -232,13 +244,6 @@ func (w *chaosWriter) bulk(ctx context.Context, tx pgx.Tx, t *chaosTable, undo b
 		}
 		b.Queue(fmt.Sprintf(`insert into %s (%s, title, rev) values %s on conflict do nothing`, t.sql, strings.Join(t.keys, ", "), strings.Join(values, ", ")), args...)
 	}
-	switch w.random.IntN(3) {
-	case 0:
-		b.Queue(`update ` + t.sql + ` set title = title || '!', rev = nextval('revs') where title like 'one of many%'`)
-	case 1:
-		b.Queue(`delete from ` + t.sql + ` where title like 'one of many%7'`)
-	}
-	return tx.SendBatch(ctx, b).Close()
 }
 
 func places(first, n int) string {

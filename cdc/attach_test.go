@@ -103,6 +103,7 @@ func TestLost(t *testing.T) {
 		{"publication gone", func(s *source) { s.exec(`drop publication whence_pub`); s.exec(meanwhile) }, false},
 		{"publication altered", func(s *source) { s.exec(`alter publication whence_pub set (publish = 'insert')`); s.exec(meanwhile) }, false},
 		{"restored from a backup", func(s *source) { s.exec(meanwhile); s.sink.ahead(1 << 40) }, true},
+		{"copied from what the source does not have", func(s *source) { s.exec(meanwhile); s.sink.copiedAhead(1 << 40) }, true},
 		{"another cluster that an operator confirmed", func(s *source) {
 			s.exec(meanwhile)
 			s.sink.ahead(1 << 40)

@@ -72,7 +72,7 @@ func fromSource(err error, what string) error {
 }
 
 func (c *Capture) copyTable(ctx context.Context, t whence.Table, started chan<- struct{}) error {
-	conn, err := c.connect(ctx)
+	conn, err := c.connectAttached(ctx)
 	if err != nil {
 		return err
 	}

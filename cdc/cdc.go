@@ -192,6 +192,9 @@ type Capture struct {
 	attach chan struct{} // closed once slot, publication and sink agree
 	once   sync.Once
 
+	// cluster is what the stream was attached to last; nil before attach is closed.
+	cluster atomic.Pointer[Cluster]
+
 	tables  atomic.Pointer[tableSet]
 	refresh sync.Mutex // orders reads of Sink.Tables with their storing
 

@@ -171,6 +171,19 @@ func (s *memorySink) ahead(by whence.LSN) {
 	}
 }
 
+// copiedAhead has the sink hold what a longer log had, from a backfill only.
+func (s *memorySink) copiedAhead(by whence.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tables {
+		t.snapshot += by
+		for k, r := range t.records {
+			r.lsn += by
+			t.records[k] = r
+		}
+	}
+}
+
 func (s *memorySink) Attach(_ context.Context, at whence.LSN, of Cluster) error {
 	if err := s.check("attach"); err != nil {
 		return err
@@ -199,7 +212,11 @@ func (s *memorySink) Tables(context.Context) ([]whence.Table, error) {
 	defer s.mu.Unlock()
 	var list []whence.Table
 	for _, id := range slices.Sorted(maps.Keys(s.tables)) {
-		list = append(list, s.tables[id].Table)
+		t := s.tables[id].Table
+		if t.State == whence.TableBackfilling || t.State == whence.TableLive {
+			t.Snapshot = s.tables[id].snapshot
+		}
+		list = append(list, t)
 	}
 	return list, nil
 }

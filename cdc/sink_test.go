@@ -32,6 +32,7 @@ type memorySink struct {
 	again      int                     // tables that were copied again
 	lost       int                     //
 	rewound    bool                    // as the last Lost said
+	reason     string                  // likewise
 	fault      func(step string) error // may fail any call; nil: none does
 }
 
@@ -135,13 +136,13 @@ func (s *memorySink) Start(context.Context) (whence.LSN, Cluster, error) {
 	return s.checkpoint, s.cluster, nil
 }
 
-func (s *memorySink) Lost(_ context.Context, rewound bool, _ string) error {
+func (s *memorySink) Lost(_ context.Context, rewound bool, reason string) error {
 	if err := s.check("lost"); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.checkpoint, s.lost, s.rewound = 0, s.lost+1, rewound
+	s.checkpoint, s.lost, s.rewound, s.reason = 0, s.lost+1, rewound, reason
 	for _, t := range s.tables {
 		if !failedState(t.State) {
 			t.State = whence.TablePending

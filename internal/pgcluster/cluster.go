@@ -106,7 +106,7 @@ func prepare(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return nil, err
 	}
-	if p := cfg.StandbyOf; p != nil && !(cfg.Ephemeral && p.cfg.Ephemeral) {
+	if p := cfg.StandbyOf; p != nil && (!cfg.Ephemeral || !p.cfg.Ephemeral) {
 		return nil, errors.New("a standby and its primary must be ephemeral")
 	}
 	c := &Cluster{cfg: cfg, bin: cfg.BinDir, port: cfg.Port, folder: filepath.Join(cfg.Dir, "pg")}

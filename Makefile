@@ -10,7 +10,10 @@ DATA ?= .whence
 FUZZTIME ?= 30s
 SCHEDULES ?= 200
 TEST ?=
+PG ?=
 
+# with_pg is put before a command that is to use PostgreSQL $(PG).
+with_pg = $(if $(PG),WHENCE_PG_BIN=$$(scripts/setup-postgres $(PG)); export WHENCE_PG_BIN;)
 golangci := go tool -modfile=tools/go.mod golangci-lint
 buf := go tool -modfile=tools/buf/go.mod buf
 
@@ -20,7 +23,7 @@ help: ## list the targets
 
 .PHONY: setup
 setup: ## install PostgreSQL with pgvector where it is missing
-	@scripts/setup-postgres
+	@scripts/setup-postgres $(PG) >/dev/null
 
 .PHONY: build
 build: ## build bin/whence
@@ -28,23 +31,23 @@ build: ## build bin/whence
 
 .PHONY: dev
 dev: setup build ## start everything with nothing configured (DATA, ADDR)
-	exec bin/whence dev --data $(DATA) --listen $(ADDR)
+	$(with_pg) exec bin/whence dev --data $(DATA) --listen $(ADDR)
 
 .PHONY: demo
 demo: setup build ## see a row change become a stale, then a fresh answer
-	scripts/demo
+	$(with_pg) scripts/demo
 
 .PHONY: test
-test: setup ## run every test; TEST='-run X ./cdc' narrows it down
-	go test -timeout 20m $(or $(TEST),./...)
+test: setup ## run every test; TEST='-run X ./cdc' narrows it down, PG=17 chooses the server
+	$(with_pg) go test -timeout 20m $(or $(TEST),./...)
 
 .PHONY: race
 race: setup ## run every test under the race detector
-	go test -race -timeout 40m $(or $(TEST),./...)
+	$(with_pg) go test -race -timeout 40m $(or $(TEST),./...)
 
 .PHONY: bench
 bench: setup ## measure (ARGS are handed on)
-	go run ./bench $(ARGS)
+	$(with_pg) go run ./bench $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME
@@ -52,7 +55,7 @@ fuzz: ## run every fuzz target for FUZZTIME
 
 .PHONY: chaos
 chaos: setup ## run the tests that kill processes and servers, with SCHEDULES schedules (200)
-	@scripts/chaos $(SCHEDULES)
+	@$(with_pg) scripts/chaos $(SCHEDULES)
 
 .PHONY: generate
 generate: ## regenerate the code that comes from proto/

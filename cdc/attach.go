@@ -59,7 +59,8 @@ select p.pubviaroot and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtru
 func (c *Capture) reconcile(ctx context.Context, conn *pgx.Conn, repl *pgconn.PgConn) (whence.LSN, error) {
 	if _, _, err := checkServer(ctx, conn); err != nil {
 		var known *whence.Error
-		if errors.As(err, &known) {
+		// A standby may be promoted at any moment, and is then what it was asked for.
+		if errors.As(err, &known) && known.Reason != reasonStandby {
 			return 0, &BrokenError{Message: known.Message}
 		}
 		return 0, err
@@ -69,6 +70,9 @@ func (c *Capture) reconcile(ctx context.Context, conn *pgx.Conn, repl *pgconn.Pg
 		return 0, fmt.Errorf("identify the source: %w", err)
 	}
 	now := Cluster{System: system.SystemID, Timeline: system.Timeline}
+	if err := onCluster(ctx, conn, now); err != nil {
+		return 0, err
+	}
 	slot, err := c.readSlot(ctx, conn)
 	if err != nil {
 		return 0, err
@@ -90,6 +94,9 @@ func (c *Capture) reconcile(ctx context.Context, conn *pgx.Conn, repl *pgconn.Pg
 	}
 	if checkpoint != 0 {
 		was := history{at: checkpoint, of: known}
+		if was.seen, err = c.newestSnapshot(ctx, checkpoint); err != nil {
+			return 0, err
+		}
 		if was.end, err = endOfTimeline(ctx, repl, known, now); err != nil {
 			return 0, err
 		}
@@ -128,18 +135,21 @@ func (c *Capture) attachAnew(ctx context.Context, conn *pgx.Conn, repl *pgconn.P
 	if err := c.sink.Attach(ctx, from, now); err != nil {
 		return 0, fmt.Errorf("record the first checkpoint: %w", err)
 	}
+	c.cluster.Store(&now)
 	return from, nil
 }
 
 // moved records a timeline that goes on from where the checkpoint is.
 func (c *Capture) moved(ctx context.Context, checkpoint whence.LSN, known, now Cluster) error {
 	if known == now {
+		c.cluster.Store(&now)
 		return nil
 	}
 	c.log.InfoContext(ctx, "the source has a new timeline, which contains all that was applied", "timeline", now.Timeline)
 	if err := c.sink.Attach(ctx, checkpoint, now); err != nil {
 		return fmt.Errorf("record the timeline: %w", err)
 	}
+	c.cluster.Store(&now)
 	return nil
 }
 
@@ -158,9 +168,10 @@ func (c *Capture) usable(slot *slotState, database string) error {
 
 // history is a position with what it is a position of.
 type history struct {
-	at  whence.LSN
-	of  Cluster
-	end whence.LSN // where that timeline ended, if a later one is the source's now
+	at   whence.LSN
+	seen whence.LSN // what is stored is from up to there: a snapshot may be ahead of the stream
+	of   Cluster
+	end  whence.LSN // where that timeline ended, if a later one is the source's now
 }
 
 // gap is why the stream cannot go on from the checkpoint.
@@ -183,11 +194,12 @@ func (c *Capture) compare(slot *slotState, was history, now Cluster, flushed whe
 		return nil, &BrokenError{Foreign: true, Message: fmt.Sprintf("this is another cluster than the one that was captured (system identifier %s, not %s): "+
 			"correct the connection string; or if the database was moved, upgraded or restored there, resume the source: "+
 			"its tables are then compared with what is stored", now.System, was.of.System)}
-	case was.of.Timeline != now.Timeline && was.at > was.end:
+	case was.of.Timeline != now.Timeline && was.seen > was.end:
 		return rewound("the source went on from %s in timeline %d, and what was applied up to %s is not part of that: "+
-			"a standby was promoted or a backup recovered", was.end, now.Timeline, was.at)
-	case was.at > flushed:
-		return rewound("the source's log ends at %s, before the checkpoint %s: it was restored from a backup or lost its last transactions", flushed, was.at)
+			"a standby was promoted or a backup recovered", was.end, now.Timeline, was.seen)
+	case was.seen > flushed:
+		return rewound("the source's log ends at %s, before %s, which was applied: it was restored from a backup or lost its last transactions",
+			flushed, was.seen)
 	case slot == nil:
 		return missing("the replication slot %s is gone, and with it the changes since %s", c.cfg.Slot, was.at)
 	case slot.lost():
@@ -208,6 +220,21 @@ func (c *Capture) compare(slot *slotState, was history, now Cluster, flushed whe
 }
 
 var errSlotUnfinished = errors.New("the replication slot is still being created by an earlier attempt")
+
+// newestSnapshot returns the newest position that a table was copied at, if it is
+// beyond the checkpoint. The server can hold the stream back until a standby has
+// what is sent (synchronized_standby_slots), but not what a snapshot shows.
+func (c *Capture) newestSnapshot(ctx context.Context, checkpoint whence.LSN) (whence.LSN, error) {
+	tables, err := c.sink.Tables(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("read the registered tables: %w", err)
+	}
+	newest := checkpoint
+	for _, t := range tables {
+		newest = max(newest, t.Snapshot)
+	}
+	return newest, nil
+}
 
 // endOfTimeline returns where the known timeline ended before the present one;
 // zero when it is no part of the present one's past.

@@ -104,6 +104,7 @@ func TestLost(t *testing.T) {
 		{"publication gone", func(s *source) { s.exec(`drop publication whence_pub`); s.exec(meanwhile) }, false},
 		{"publication altered", func(s *source) { s.exec(`alter publication whence_pub set (publish = 'insert')`); s.exec(meanwhile) }, false},
 		{"restored from a backup", func(s *source) { s.exec(meanwhile); s.sink.ahead(1 << 40) }, true},
+		{"copied from what the source does not have", func(s *source) { s.exec(meanwhile); s.sink.copiedAhead(1 << 40) }, true},
 		{"another cluster that an operator confirmed", func(s *source) {
 			s.exec(meanwhile)
 			s.sink.ahead(1 << 40)
@@ -203,6 +204,74 @@ func TestSlotWithoutCheckpoint(t *testing.T) {
 	var viaRoot bool
 	if err := s.db.Pool.QueryRow(t.Context(), `select pubviaroot from pg_publication`).Scan(&viaRoot); err != nil || !viaRoot {
 		t.Errorf("the publication that was found kept its options: %v", err)
+	}
+}
+
+// Where the server can keep a slot in step on a standby, that is asked for. A slot
+// from before the server could is taken as it is.
+func TestFailoverSlot(t *testing.T) {
+	notes := table(1, "notes", "id")
+	s := newSource(t, notesDDL, notes)
+	s.idle()
+	failover := func() (value *bool) {
+		err := s.db.Pool.QueryRow(t.Context(), `select (to_jsonb(s) ->> 'failover')::bool
+			from pg_replication_slots s where slot_name = $1`, s.cfg.Slot).Scan(&value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+	var version int
+	if err := s.db.Pool.QueryRow(t.Context(), versionSQL).Scan(&version); err != nil {
+		t.Fatal(err)
+	}
+	if version < failoverVersion {
+		if failover() != nil {
+			t.Error("a server that is too old for it has failover slots")
+		}
+		return
+	}
+	if set := failover(); set == nil || !*set {
+		t.Fatal("the slot is no failover slot")
+	}
+	repl, err := pgconn.Connect(t.Context(), s.cfg.ConnString+"&replication=database")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = repl.Close(context.Background()) }()
+	if _, err := repl.Exec(t.Context(), `ALTER_REPLICATION_SLOT `+s.cfg.Slot+` (FAILOVER false)`).ReadAll(); err != nil {
+		t.Fatal(err)
+	}
+	s.exec(`insert into notes values (3, 'three')`)
+	s.start()
+	s.settle()
+	s.compare(notes)
+	if *failover() || s.sink.lost != 0 {
+		t.Errorf("failover is %t, and the stream was lost %d times", *failover(), s.sink.lost)
+	}
+}
+
+// Another server than the stream's, which a connection string with several hosts
+// can lead to, is not asked what became of the tables.
+func TestOnCluster(t *testing.T) {
+	t.Parallel()
+	conn, err := pgx.Connect(t.Context(), pgtest.Cluster(t).DSN("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	var here Cluster
+	if err := conn.QueryRow(t.Context(), `select system_identifier::text, timeline_id from pg_control_system(), pg_control_checkpoint()`).
+		Scan(&here.System, &here.Timeline); err != nil {
+		t.Fatal(err)
+	}
+	if err := onCluster(t.Context(), conn, here); err != nil {
+		t.Errorf("the cluster is not itself: %v", err)
+	}
+	for _, other := range []Cluster{{here.System, here.Timeline + 1}, {"7000000000000000000", here.Timeline}} {
+		if err := onCluster(t.Context(), conn, other); err == nil {
+			t.Errorf("it was taken for %+v", other)
+		}
 	}
 }
 

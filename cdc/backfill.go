@@ -107,7 +107,7 @@ func (c *Capture) copyTable(ctx context.Context, t whence.Table, started chan<- 
 
 // from reads from a snapshot of this moment.
 func (k *copying) from(ctx context.Context, read func(*pgx.Conn, Inspection) error) error {
-	conn, err := k.connect(ctx)
+	conn, err := k.connectAttached(ctx)
 	if err != nil {
 		return err
 	}

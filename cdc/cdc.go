@@ -214,6 +214,9 @@ type Capture struct {
 	again  chan struct{} // buffered, one: the stream is to start over, for they do not agree any more
 	once   sync.Once
 
+	// cluster is what the stream was attached to last; nil before attach is closed.
+	cluster atomic.Pointer[Cluster]
+
 	tables  atomic.Pointer[tableSet]
 	refresh sync.Mutex // orders reads of Sink.Tables with their storing
 

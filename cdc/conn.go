@@ -46,6 +46,19 @@ func (c *Capture) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// connectAttached connects to the cluster that the stream is attached to.
+func (c *Capture) connectAttached(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := onCluster(ctx, conn, *c.cluster.Load()); err != nil {
+		closeConn(ctx, conn.PgConn())
+		return nil, err
+	}
+	return conn, nil
+}
+
 func connect(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 	delete(cfg.RuntimeParams, "replication")
 	for k, v := range sessionParameters {

@@ -142,7 +142,7 @@ func (k *copying) parts(ctx context.Context, conn *pgx.Conn, spans []span) error
 		}
 		for range helpers {
 			g.Go(func() error {
-				helper, err := k.connect(gctx)
+				helper, err := k.connectAttached(gctx)
 				if err != nil {
 					return err
 				}

@@ -77,10 +77,44 @@ func TestInvalidatedSlot(t *testing.T) {
 		err := s.db.Pool.QueryRow(t.Context(), `select wal_status from pg_replication_slots where slot_name = $1`, s.cfg.Slot).Scan(&status)
 		return err == nil && status == "lost"
 	})
+	var why string
+	err = s.db.Pool.QueryRow(t.Context(), `select coalesce(to_jsonb(s) ->> 'invalidation_reason', 'was removed')
+		from pg_replication_slots s where slot_name = $1`, s.cfg.Slot).Scan(&why)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.exec(`delete from notes where id = 1; insert into notes values (11, 'while it was lost')`)
 	s.sink.setFault(nil)
 	release <- struct{}{}
 	s.eventually("the loss is noticed", func() bool { s.sink.mu.Lock(); defer s.sink.mu.Unlock(); return s.sink.lost > 0 })
 	s.settle()
 	s.compare(notes)
+	if !strings.Contains(s.sink.reason, why) {
+		t.Errorf("the reason given is %q, the server's is %q", s.sink.reason, why)
+	}
+}
+
+func TestLostSlot(t *testing.T) {
+	t.Parallel()
+	text := func(s string) *string { return &s }
+	yes, no := true, false
+	for _, tt := range []struct {
+		name string
+		slot slotState
+		says string // "": it is not lost
+	}{
+		{"15, well", slotState{walStatus: text("reserved")}, ""},
+		{"15, soon", slotState{walStatus: text("unreserved")}, ""},
+		{"15, gone", slotState{walStatus: text("lost")}, "max_slot_wal_keep_size"},
+		{"16, well", slotState{walStatus: text("extended"), conflicting: &no}, ""},
+		{"16, gone", slotState{walStatus: text("reserved"), conflicting: &yes}, "removed"},
+		{"17, wal_removed", slotState{walStatus: text("lost"), invalidation: text("wal_removed")}, "wal_removed"},
+		{"17, rows_removed", slotState{walStatus: text("reserved"), conflicting: &yes, invalidation: text("rows_removed")}, "rows_removed"},
+		{"17, wal_level", slotState{walStatus: text("reserved"), conflicting: &yes, invalidation: text("wal_level_insufficient")}, "wal_level"},
+		{"18, idle", slotState{walStatus: text("lost"), invalidation: text("idle_timeout")}, "idle_timeout"},
+	} {
+		if got := tt.slot.lost(); got != (tt.says != "") || got && !strings.Contains(tt.slot.reason(), tt.says) {
+			t.Errorf("%s: lost is %t, because %q", tt.name, got, tt.slot.reason())
+		}
+	}
 }

@@ -42,6 +42,9 @@ func CheckServer(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
+// reasonStandby is the one reason that may go away without anybody's doing.
+const reasonStandby = "SERVER_IS_STANDBY"
+
 // checkServer leaves out what only matters before a slot exists.
 func checkServer(ctx context.Context, conn *pgx.Conn) (slots, senders int, err error) {
 	var (
@@ -56,7 +59,7 @@ func checkServer(ctx context.Context, conn *pgx.Conn) (slots, senders int, err e
 	case number < 150000:
 		err = refuse("SERVER_TOO_OLD", fmt.Sprintf("the source runs PostgreSQL %s: capture needs version 15 or newer", version))
 	case standby:
-		err = refuse("SERVER_IS_STANDBY", "the source is a standby: connect to its primary, where a publication can be made")
+		err = refuse(reasonStandby, "the source is a standby: connect to its primary, where a publication can be made")
 	case level != "logical":
 		err = refuse("WAL_LEVEL_NOT_LOGICAL", fmt.Sprintf("the source's wal_level is %s, so its log does not hold what capture reads: "+
 			"run ALTER SYSTEM SET wal_level = logical and restart the server", level))
@@ -67,6 +70,30 @@ func checkServer(ctx context.Context, conn *pgx.Conn) (slots, senders int, err e
 		err = refuse("NO_REPLICATION_PRIVILEGE", noReplicationPrivilege(user))
 	}
 	return slots, senders, err
+}
+
+const clusterSQL = `
+select (select system_identifier::text from pg_catalog.pg_control_system()),
+       ('x' || left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int`
+
+// onCluster fails unless conn leads to the history that the stream is of. A
+// connection string may name several servers, or an address that moves: what
+// another server says, before the stream has been compared with it, must not be
+// taken for what became of the tables. A source that does not let the role ask
+// is taken at its word.
+func onCluster(ctx context.Context, conn *pgx.Conn, want Cluster) error {
+	var got Cluster
+	err := conn.QueryRow(ctx, clusterSQL).Scan(&got.System, &got.Timeline)
+	switch {
+	case isCode(err, codeDenied):
+		return nil
+	case err != nil:
+		return fmt.Errorf("ask which cluster this is: %w", err)
+	case got != want:
+		return fmt.Errorf("this server is of timeline %d of cluster %s, and the stream of timeline %d of cluster %s",
+			got.Timeline, got.System, want.Timeline, want.System)
+	}
+	return nil
 }
 
 func noReplicationPrivilege(user string) string {

@@ -32,6 +32,7 @@ type memorySink struct {
 	again      int                     // tables that were copied again
 	lost       int                     //
 	rewound    bool                    // as the last Lost said
+	reason     string                  // likewise
 	fault      func(step string) error // may fail any call; nil: none does
 }
 
@@ -136,13 +137,13 @@ func (s *memorySink) Start(context.Context) (whence.LSN, Cluster, error) {
 	return s.checkpoint, s.cluster, nil
 }
 
-func (s *memorySink) Lost(_ context.Context, rewound bool, _ string) error {
+func (s *memorySink) Lost(_ context.Context, rewound bool, reason string) error {
 	if err := s.check("lost"); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.checkpoint, s.lost, s.rewound = 0, s.lost+1, rewound
+	s.checkpoint, s.lost, s.rewound, s.reason = 0, s.lost+1, rewound, reason
 	for _, t := range s.tables {
 		if !failedState(t.State) {
 			t.State = whence.TablePending
@@ -165,6 +166,19 @@ func (s *memorySink) ahead(by whence.LSN) {
 	defer s.mu.Unlock()
 	s.checkpoint += by
 	for _, t := range s.tables {
+		for k, r := range t.records {
+			r.lsn += by
+			t.records[k] = r
+		}
+	}
+}
+
+// copiedAhead has the sink hold what a longer log had, from a backfill only.
+func (s *memorySink) copiedAhead(by whence.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.tables {
+		t.snapshot += by
 		for k, r := range t.records {
 			r.lsn += by
 			t.records[k] = r
@@ -200,7 +214,11 @@ func (s *memorySink) Tables(context.Context) ([]whence.Table, error) {
 	defer s.mu.Unlock()
 	var list []whence.Table
 	for _, id := range slices.Sorted(maps.Keys(s.tables)) {
-		list = append(list, s.tables[id].Table)
+		t := s.tables[id].Table
+		if t.State == whence.TableBackfilling || t.State == whence.TableLive {
+			t.Snapshot = s.tables[id].snapshot
+		}
+		list = append(list, t)
 	}
 	return list, nil
 }

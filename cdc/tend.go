@@ -20,6 +20,7 @@ const maxBackfills = 2
 type tender struct {
 	*Capture
 	conn  *pgx.Conn // nil while not connected
+	of    Cluster   // that conn leads to
 	group errgroup.Group
 	runs  map[int32]*run
 	later map[int32]retry
@@ -97,11 +98,12 @@ func (t *tender) look(ctx context.Context) error {
 		return err
 	}
 	t.stopOutdated(set, started)
-	if t.conn != nil && t.conn.IsClosed() {
-		t.conn = nil
+	if t.conn != nil && t.of != *t.cluster.Load() {
+		closeConn(ctx, t.conn.PgConn())
 	}
-	if t.conn == nil {
-		if t.conn, err = t.connect(ctx); err != nil {
+	if t.conn == nil || t.conn.IsClosed() {
+		t.of = *t.cluster.Load()
+		if t.conn, err = t.connectAttached(ctx); err != nil {
 			return err
 		}
 	}

@@ -53,6 +53,10 @@ type Config struct {
 	// Durable clusters write through to the disk at every commit. The others
 	// survive a crash of Postgres, but not one of the machine.
 	Durable bool
+	// StandbyOf is a running cluster that a new one follows as its standby, until
+	// it is promoted; both are ephemeral. Settings say how it follows, beyond the
+	// address.
+	StandbyOf *Cluster
 	// Settings are added to the server's configuration, and win over what this
 	// package sets.
 	Settings map[string]string
@@ -101,6 +105,9 @@ func prepare(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	}
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return nil, err
+	}
+	if p := cfg.StandbyOf; p != nil && (!cfg.Ephemeral || !p.cfg.Ephemeral) {
+		return nil, errors.New("a standby and its primary must be ephemeral")
 	}
 	c := &Cluster{cfg: cfg, bin: cfg.BinDir, port: cfg.Port, folder: filepath.Join(cfg.Dir, "pg")}
 	if c.bin == "" {

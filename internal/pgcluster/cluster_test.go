@@ -296,3 +296,28 @@ func TestClosedParentFolder(t *testing.T) {
 		t.Errorf("Start below a closed folder: %v", err)
 	}
 }
+
+func TestStandby(t *testing.T) {
+	t.Parallel()
+	primary := start(t, Config{Ephemeral: true})
+	execute(t, primary.DSN("postgres"), "create table t as select 'followed' as v")
+	standby := start(t, Config{Ephemeral: true, StandbyOf: primary})
+	dsn := standby.DSN("postgres")
+	if got := query(t, dsn, "select pg_is_in_recovery()::text"); got != "true" {
+		t.Error("it is no standby")
+	}
+	execute(t, primary.DSN("postgres"), "update t set v = 'and followed on'")
+	eventually(t, "the standby follows", time.Minute, func() bool { return query(t, dsn, "select v from t") == "and followed on" })
+	primary.Kill()
+	execute(t, dsn, "select pg_promote()")
+	execute(t, dsn, "update t set v = 'its own'")
+	if err := standby.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := query(t, dsn, "select v from t"); got != "its own" {
+		t.Errorf("after a restart: %q", got)
+	}
+	if _, err := Start(t.Context(), Config{Dir: tempDir(t), StandbyOf: primary}); err == nil || !strings.Contains(err.Error(), "ephemeral") {
+		t.Errorf("a standby that is not ephemeral: %v", err)
+	}
+}

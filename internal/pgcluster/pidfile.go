@@ -11,7 +11,8 @@ import (
 )
 
 // readPIDFile reads the file that a running server keeps in its data folder:
-// its process id in the first line, its state in the eighth.
+// its process id in the first line, its state in the eighth. A standby is ready
+// once it answers.
 func readPIDFile(data string) (pid int, ready bool) {
 	text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if err != nil {
@@ -22,7 +23,11 @@ func readPIDFile(data string) (pid int, ready bool) {
 	if err != nil || pid <= 0 {
 		return 0, false
 	}
-	return pid, len(lines) > 7 && strings.TrimSpace(lines[7]) == "ready"
+	if len(lines) <= 7 {
+		return pid, false
+	}
+	state := strings.TrimSpace(lines[7])
+	return pid, state == "ready" || state == "standby"
 }
 
 // clearStalePID removes what a server that was killed left behind. Postgres

@@ -83,7 +83,7 @@ func (c *Cluster) spawn(pwfile string, lock *os.File) (_ *server, err error) {
 	}
 	defer logged.Close()
 
-	args := append([]string{"-c", watchdogScript, "watchdog", c.bin, pwfile}, c.initdbArgs()...)
+	args := append([]string{"-c", watchdogScript, "watchdog", c.bin, pwfile}, c.createArgs()...)
 	args = append(args, "--")
 	args = append(args, c.serverArgs()...)
 	cmd := exec.Command("/bin/sh", args...) //nolint:noctx // it ends by order, not by a signal
@@ -105,6 +105,17 @@ func (c *Cluster) spawn(pwfile string, lock *os.File) (_ *server, err error) {
 		s.err = cmd.Wait()
 	}()
 	return s, nil
+}
+
+// createArgs are the program that makes the data folder, and its arguments.
+func (c *Cluster) createArgs() []string {
+	if p := c.cfg.StandbyOf; p != nil {
+		return []string{
+			"pg_basebackup", "--host=127.0.0.1", "--port=" + strconv.Itoa(p.Port()), "--username=" + Superuser,
+			"--write-recovery-conf", "--checkpoint=fast", "--no-sync",
+		}
+	}
+	return append([]string{"initdb"}, c.initdbArgs()...)
 }
 
 func (c *Cluster) initdbArgs() []string {
@@ -145,6 +156,9 @@ func (c *Cluster) serverArgs() []string {
 	if !c.cfg.Durable {
 		settings["fsync"] = "off"
 		settings["full_page_writes"] = "off"
+	}
+	if p := c.cfg.StandbyOf; p != nil {
+		settings["primary_conninfo"] = fmt.Sprintf("host=127.0.0.1 port=%d user=%s dbname=postgres", p.Port(), Superuser)
 	}
 	maps.Copy(settings, c.cfg.Settings)
 	var args []string

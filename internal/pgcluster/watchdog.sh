@@ -1,7 +1,8 @@
 # Runs one Postgres server as its own child, and ends it when told to or when
 # the process that started this one is gone.
 #
-# usage: sh -c SCRIPT watchdog BIN PWFILE INITDB-ARGS -- POSTGRES-ARGS
+# usage: sh -c SCRIPT watchdog BIN PWFILE CREATE-ARGS -- POSTGRES-ARGS
+# CREATE-ARGS are initdb, or pg_basebackup, and its arguments.
 # The working directory is the cluster folder, holding data/.
 # fd 0  orders, a line each: "stop" (fast), "immediate"; end of file means that the
 #       parent is gone, and an immediate stop
@@ -17,17 +18,18 @@ if [ -f data/PG_VERSION ]; then
   while [ "$1" != -- ]; do shift; done
   shift
 else
-  # Only a finished initdb gets the name that counts.
+  # Only what is finished gets the name that counts.
   rm -rf data.tmp
-  initdb="-D data.tmp"
+  create="$1 -D data.tmp"
+  shift
   while [ "$1" != -- ]; do
-    initdb="$initdb $1"
+    create="$create $1"
     shift
   done
   shift
-  if [ -n "$pwfile" ]; then initdb="$initdb --pwfile=$pwfile"; fi
+  if [ -n "$pwfile" ]; then create="$create --pwfile=$pwfile"; fi
   # shellcheck disable=SC2086 # the arguments are constants without spaces
-  "$bin/initdb" $initdb 5<&- || exit 1
+  "$bin"/$create 5<&- || exit 1
   if [ -n "$pwfile" ]; then rm -f "$pwfile"; fi
   mv data.tmp data || exit 1
 fi

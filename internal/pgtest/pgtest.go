@@ -71,7 +71,19 @@ func Cluster(t testing.TB) *pgcluster.Cluster {
 // test ends. The test may kill and restart it; its data survives that.
 func OwnCluster(t testing.TB, settings map[string]string) *pgcluster.Cluster {
 	t.Helper()
-	c, err := startCluster(settings)
+	return ownCluster(t, pgcluster.Config{Settings: settings})
+}
+
+// Standby starts a standby of a server that OwnCluster started, as OwnCluster
+// would. The test promotes it with pg_promote.
+func Standby(t testing.TB, of *pgcluster.Cluster, settings map[string]string) *pgcluster.Cluster {
+	t.Helper()
+	return ownCluster(t, pgcluster.Config{StandbyOf: of, Settings: settings})
+}
+
+func ownCluster(t testing.TB, cfg pgcluster.Config) *pgcluster.Cluster {
+	t.Helper()
+	c, err := startCluster(cfg)
 	if err != nil {
 		t.Fatalf("pgtest: %v", err)
 	}
@@ -135,18 +147,18 @@ func shared(t testing.TB) *harness {
 	return h
 }
 
-func startCluster(settings map[string]string) (*pgcluster.Cluster, error) {
-	dir, err := pgcluster.TempDir("whence-test-")
-	if err != nil {
+func startCluster(cfg pgcluster.Config) (_ *pgcluster.Cluster, err error) {
+	if cfg.Dir, err = pgcluster.TempDir("whence-test-"); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	return pgcluster.Start(ctx, pgcluster.Config{Dir: dir, Ephemeral: true, Settings: settings})
+	cfg.Ephemeral = true
+	return pgcluster.Start(ctx, cfg)
 }
 
 func (h *harness) open() (err error) {
-	if h.cluster, err = startCluster(nil); err != nil {
+	if h.cluster, err = startCluster(pgcluster.Config{}); err != nil {
 		return err
 	}
 	h.admin, err = pg.NewPool(context.Background(), h.cluster.DSN("postgres"), poolSize)

@@ -9,8 +9,9 @@ import (
 )
 
 // sessionParameters are set on every connection, so that a value has one text
-// form whether the stream or a backfill brings it, and so that a server's
-// defaults neither end a long copy nor filter its rows unseen.
+// form whether the stream or a backfill brings it, and so that a server's, a
+// database's or a role's defaults neither end a long copy, nor filter its rows
+// unseen, nor change what a statement of ours means.
 var sessionParameters = map[string]string{
 	"application_name":                    "whence capture",
 	"client_encoding":                     "UTF8",
@@ -21,8 +22,11 @@ var sessionParameters = map[string]string{
 	"bytea_output":                        "hex",
 	"lc_monetary":                         "C",
 	"xmlbinary":                           "base64",
+	"quote_all_identifiers":               "off",        // it changes how regclass and its kind print
 	"search_path":                         "pg_catalog", // regclass and its kind print what it does not find with the schema
 	"row_security":                        "off",        // an error, where policies would hide rows
+	"standard_conforming_strings":         "on",
+	"default_transaction_isolation":       "read committed",
 	"default_transaction_read_only":       "off",
 	"statement_timeout":                   "0",
 	"lock_timeout":                        "0",

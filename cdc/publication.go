@@ -51,9 +51,16 @@ func (m member) covers(columns []string) bool {
 	return m.all || !slices.ContainsFunc(columns, func(c string) bool { return !slices.Contains(m.columns, c) })
 }
 
-// publish makes the publication hold the registered tables, and returns those that it holds. What happened to tables whose rows
-// are stored is judged; a table that cannot be captured fails alone.
+// publish makes the publication hold the registered tables, and returns those
+// that it holds. What happened to tables whose rows are stored is judged; a
+// table that cannot be captured fails alone.
 func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]bool, error) {
+	// Before the members: one that has left since is missing there, and does not
+	// look as if it had come back.
+	looks, err := t.shapes(ctx, t.conn, set.list)
+	if err != nil {
+		return nil, err
+	}
 	members, err := t.members(ctx, membersSQL)
 	if err != nil {
 		return nil, err
@@ -63,8 +70,7 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		return nil, err
 	}
 	maps.Copy(published, members) // a partitioned table without partitions is only a member
-	looks, err := t.shapes(ctx, t.conn, set.list)
-	if err != nil {
+	if same, err := t.samePublication(ctx); err != nil || !same {
 		return nil, err
 	}
 	ready := map[relationName]bool{}
@@ -94,6 +100,24 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		}
 	}
 	return ready, errors.Join(trouble...)
+}
+
+// samePublication tells whether the publication is whole and the one of the look
+// before, so that the tables, which were read since, are of its time. One that is
+// gone, made anew, or leaves kinds of changes out is no fault of the tables: the
+// stream finds out and has them all compared.
+func (t *tender) samePublication(ctx context.Context) (bool, error) {
+	now, err := t.publication(ctx, t.conn)
+	if err != nil || now == nil || !now.complete {
+		t.version = ""
+		return false, err
+	}
+	if t.version == now.version {
+		return true, nil
+	}
+	t.version = now.version
+	t.Poke()
+	return false, nil
 }
 
 func (t *tender) members(ctx context.Context, query string) (map[relationName]member, error) {

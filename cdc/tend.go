@@ -24,7 +24,8 @@ type tender struct {
 	runs  map[int32]*run
 	later map[int32]retry
 
-	warned string // what health said last
+	warned  string // what health said last
+	version string // of the publication, at the last look
 }
 
 // run is one backfill. started and err are written by its goroutine before it

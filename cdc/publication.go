@@ -152,6 +152,13 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	if err != nil {
 		return false, err
 	}
+	for _, column := range in.Columns {
+		if column.Generated && slices.Contains(table.Columns(), column.Name) {
+			return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableSchemaChanged, fmt.Sprintf(
+				"the column %q of %s is generated, and the source does not send generated values: leave it out, and register the table again",
+				column.Name, sqlName(table.Schema, table.Relation)))
+		}
+	}
 	looks, err := t.shapes(ctx, t.conn, []whence.Table{table})
 	if err != nil {
 		return false, err

@@ -158,7 +158,7 @@ type Config struct {
 	Probe          time.Duration // how often the source's position is asked; default 250 ms
 	IdleCheckpoint time.Duration // how often progress without data is made durable; default 10 s
 	MaximumBackoff time.Duration // between attempts; default 10 s
-	Predecessor    time.Duration // another connection may still read the slot; then it is ended; default 3 s
+	Predecessor    time.Duration // another connection may still read the slot; then it is ended; default 1 s
 	DeadAfter      time.Duration // a silent connection is given up; default 60 s
 	QueueBytes     int64         // received and not yet applied; default 8 MiB
 }
@@ -239,7 +239,7 @@ func New(cfg Config) (*Capture, error) {
 	defaultTo(&cfg.Probe, 250*time.Millisecond)
 	defaultTo(&cfg.IdleCheckpoint, 10*time.Second)
 	defaultTo(&cfg.MaximumBackoff, 10*time.Second)
-	defaultTo(&cfg.Predecessor, 3*time.Second)
+	defaultTo(&cfg.Predecessor, time.Second)
 	defaultTo(&cfg.DeadAfter, time.Minute)
 	defaultTo(&cfg.QueueBytes, 8<<20)
 	return &Capture{

@@ -3,6 +3,7 @@ package cdc
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -50,7 +51,12 @@ func (c *Capture) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// connectLimit is for a server that accepts a connection and never answers;
+// connect_timeout in the connection string wins.
+const connectLimit = 15 * time.Second
+
 func connect(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+	defaultTo(&cfg.ConnectTimeout, connectLimit)
 	delete(cfg.RuntimeParams, "replication")
 	for k, v := range sessionParameters {
 		cfg.RuntimeParams[k] = v
@@ -64,6 +70,7 @@ func connect(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 
 func (c *Capture) connectReplication(ctx context.Context) (*pgconn.PgConn, error) {
 	cfg := c.conn.Config.Copy()
+	defaultTo(&cfg.ConnectTimeout, connectLimit)
 	for k, v := range sessionParameters {
 		cfg.RuntimeParams[k] = v
 	}

@@ -203,9 +203,17 @@ func (t *tender) statement(table whence.Table, kind Kind) string {
 	return `alter publication ` + pgx.Identifier{t.cfg.Publication}.Sanitize() + ` add table ` + name
 }
 
+// lockPatience bounds the wait for a table's lock, which something long such as CREATE
+// INDEX CONCURRENTLY may hold: the other tables are not to wait for that one. An
+// autovacuum makes way after a second.
+const lockPatience = `set local lock_timeout = '3s'`
+
 // put adds a table to the publication, in place of how it is listed there.
 func (t *tender) put(ctx context.Context, table whence.Table, kind Kind, there bool) error {
 	return pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockPatience); err != nil {
+			return err
+		}
 		if there {
 			if _, err := tx.Exec(ctx, t.removal(relationName{table.Schema, table.Relation})); err != nil {
 				return fmt.Errorf("publish all columns of %s: %w", sqlName(table.Schema, table.Relation), err)

@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -200,7 +201,12 @@ func TestSecrets(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- runner.Run(ctx) }()
-	w.stop = func() { cancel(); <-done }
+	w.stop = func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("the runner ended with %v", err)
+		}
+	}
 	spec := TableSpec{Table: "capture.docs", TextColumns: []string{"title"}}
 	info := w.register(spec)
 	info = w.live(info.Name())

@@ -44,7 +44,7 @@ select s.plugin::text, s.database::text, s.confirmed_flush_lsn::text, s.wal_stat
 	flushSQL = `select pg_catalog.pg_current_wal_flush_lsn()::text, current_database()::text`
 
 	publicationSQL = `
-select p.pubviaroot and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate
+select p.pubviaroot and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate, p.oid || ' ' || p.xmin
   from pg_catalog.pg_publication p
  where p.pubname = @publication`
 )
@@ -231,7 +231,7 @@ func (c *Capture) newestSnapshot(ctx context.Context, checkpoint whence.LSN) (wh
 	}
 	newest := checkpoint
 	for _, t := range tables {
-		newest = max(newest, t.Snapshot)
+		newest = max(newest, t.Copied)
 	}
 	return newest, nil
 }
@@ -303,13 +303,14 @@ func position(ctx context.Context, conn *pgx.Conn) (flushed whence.LSN, database
 
 // publicationState is the publication as the server has it.
 type publicationState struct {
-	complete bool // it publishes every kind of change, through the partitions' root
+	complete bool   // it publishes every kind of change, through the partitions' root
+	version  string // another one when it was made anew or its options were altered
 }
 
 // publication reads the publication; nil when there is none.
 func (c *Capture) publication(ctx context.Context, conn *pgx.Conn) (*publicationState, error) {
 	var p publicationState
-	err := conn.QueryRow(ctx, publicationSQL, pgx.NamedArgs{"publication": c.cfg.Publication}).Scan(&p.complete)
+	err := conn.QueryRow(ctx, publicationSQL, pgx.NamedArgs{"publication": c.cfg.Publication}).Scan(&p.complete, &p.version)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -317,6 +318,12 @@ func (c *Capture) publication(ctx context.Context, conn *pgx.Conn) (*publication
 		return nil, fmt.Errorf("read the publication: %w", err)
 	}
 	return &p, nil
+}
+
+// publishing tells whether the publication is there and leaves no kind of change out.
+func (c *Capture) publishing(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	p, err := c.publication(ctx, conn)
+	return p != nil && p.complete, err
 }
 
 // ensurePublication creates the publication, without tables, before the slot:

@@ -33,35 +33,55 @@ type columnShape struct {
 	Modifier  int               `json:"modifier"`
 	Changed   string            `json:"changed"` // transaction that described it last
 	Generated bool              `json:"generated"`
-	Labels    map[string]string `json:"labels"` // of an enum, by oid
-	Fields    json.RawMessage   `json:"fields"` // of a composite type
+	Labels    map[string]string `json:"labels"` // of the enums in its type, by oid
+	Fields    json.RawMessage   `json:"fields"` // of the composite types in it
 }
 
 // One snapshot shows all of it, but for pg_partition_tree. A function such as
 // pg_relation_filenode would look past that: a rewritten heap would show before
 // the column that it was rewritten for.
+//
+// A type is described with all that it is made of: what domains, arrays and
+// ranges are over, and the fields of composites. Postgres's own types are known.
 const shapesSQL = `
-select w.id, jsonb_build_object(
+with recursive wanted as (
+    select w.id, w.columns, c.oid, c.relkind, c.relispartition, c.relfilenode
+      from unnest(@ids::int[], @schemas::text[], @relations::text[], @columns::text[]) as w(id, schema, relation, columns)
+      left join pg_namespace n on n.nspname = w.schema
+      left join pg_class c on c.relnamespace = n.oid and c.relname = w.relation and c.relkind in ('r', 'p')),
+parts (whole, part) as (
+    select a.atttypid, a.atttypid from wanted w join pg_attribute a on a.attrelid = w.oid and a.atttypid >= 16384
+     where a.attname in (select jsonb_array_elements_text(w.columns::jsonb))
+    union
+    select p.whole, of.part
+      from parts p join pg_type ty on ty.oid = p.part
+      cross join lateral (
+          select ty.typelem union all select ty.typbasetype
+          union all select r.rngsubtype from pg_range r where ty.oid in (r.rngtypid, r.rngmultitypid)
+          union all select f.atttypid from pg_attribute f where f.attrelid = ty.typrelid and f.attnum > 0 and not f.attisdropped) of (part)
+     where of.part >= 16384),
+types as materialized (
+    select whole,
+           (select jsonb_object_agg(e.oid::text, e.enumlabel::text) from pg_enum e where e.enumtypid = any(array_agg(p.part))) as labels,
+           (select jsonb_agg(jsonb_build_array(f.attname::text, f.atttypid::bigint, f.attisdropped) order by b.oid, f.attnum)
+              from pg_type b join pg_attribute f on f.attrelid = b.typrelid and f.attnum > 0
+             where b.typtype = 'c' and b.oid = any(array_agg(p.part))) as fields
+      from parts p group by whole)
+select c.id, jsonb_build_object(
     'relation', coalesce(c.oid::bigint, 0),
     'identity', coalesce((
         select string_agg(distinct i.relreplident::text, '') from pg_class i
          where i.oid = c.oid or c.relkind = 'p' and i.oid in (select p.relid from pg_partition_tree(c.oid) p)), ''),
-    'root', (select rn.nspname || '.' || rc.relname
+    'root', (select format('"%s"."%s"', replace(rn.nspname, '"', '""'), replace(rc.relname, '"', '""'))
                from pg_partition_root(c.oid) root join pg_class rc on rc.oid = root join pg_namespace rn on rn.oid = rc.relnamespace
               where c.relispartition),
     'columns', coalesce((
         select jsonb_object_agg(a.attname::text, jsonb_build_object(
             'number', a.attnum, 'type', a.atttypid::bigint, 'modifier', a.atttypmod, 'changed', a.xmin::text,
-            'generated', a.attgenerated <> '',
-            'labels', (select jsonb_object_agg(e.oid::text, e.enumlabel::text) from pg_enum e
-                        where e.enumtypid = case when ty.typelem <> 0 then ty.typelem when ty.typbasetype <> 0 then ty.typbasetype else ty.oid end),
-            'fields', (select jsonb_agg(jsonb_build_array(f.attname::text, f.atttypid::bigint, f.attisdropped) order by f.attnum)
-                         from pg_type b join pg_attribute f on f.attrelid = b.typrelid and f.attnum > 0
-                        where b.typtype = 'c'
-                          and b.oid = case when ty.typelem <> 0 then ty.typelem when ty.typbasetype <> 0 then ty.typbasetype else ty.oid end)))
-          from pg_attribute a join pg_type ty on ty.oid = a.atttypid
+            'generated', a.attgenerated <> '', 'labels', ty.labels, 'fields', ty.fields))
+          from pg_attribute a left join types ty on ty.whole = a.atttypid
          where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
-           and a.attname in (select jsonb_array_elements_text(w.columns::jsonb))), '{}'),
+           and a.attname in (select jsonb_array_elements_text(c.columns::jsonb))), '{}'),
     'leaves', coalesce(case when c.oid is null then null when c.relkind = 'p'
         then (select jsonb_object_agg(l.oid::text, l.relfilenode::text)
                 from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid where p.isleaf and l.relkind <> 'p')
@@ -70,9 +90,7 @@ select w.id, jsonb_build_object(
         select jsonb_build_array(p.oid::bigint, p.xmin::text, r.oid::bigint, r.prattrs::text, r.prqual is null)
           from pg_publication p left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid
          where p.pubname = @publication))::text
-  from unnest(@ids::int[], @schemas::text[], @relations::text[], @columns::text[]) as w(id, schema, relation, columns)
-  left join pg_namespace n on n.nspname = w.schema
-  left join pg_class c on c.relnamespace = n.oid and c.relname = w.relation and c.relkind in ('r', 'p')`
+  from wanted c`
 
 // shapes reads how tables look now, as text that is equal when they look equal.
 func (c *Capture) shapes(ctx context.Context, conn *pgx.Conn, tables []whence.Table) (map[int32]string, error) {

@@ -21,8 +21,11 @@ create table empty_one (id int not null, body text, n int not null, primary key 
 // and while it does not, and leads to the right rows or to a table that says why not.
 func TestCatalogue(t *testing.T) {
 	const plain = `create type mood as enum ('glad', 'sad');
-		create table notes (id int primary key, body text, n int not null default 0, other int, m mood);
-		insert into notes select i, 'x', i from generate_series(1, 20) i; update notes set m = 'sad' where id < 5`
+		create type shade as enum ('dark', 'light'); create type shaded as (of shade[], t text); create domain shades as shaded[];
+		create type shadow as range (subtype = shade);
+		create table notes (id int primary key, body text, n int not null default 0, other int, m mood, s shades, r shadow);
+		insert into notes select i, 'x', i from generate_series(1, 20) i;
+		update notes set m = 'sad', s = array[row(array['light'::shade], 'x')::shaded], r = '[dark,light]' where id < 5`
 	for _, tt := range []struct {
 		name, ddl string
 		parted    bool
@@ -46,6 +49,8 @@ func TestCatalogue(t *testing.T) {
 		{name: "column added", ddl: `alter table notes add further text default clock_timestamp()::text`},
 		{name: "identity full", ddl: `alter table notes replica identity full; update notes set body = 'y' where id = 2`},
 		{name: "enum value renamed", ddl: `alter type mood rename value 'sad' to 'blue'`, again: true},
+		{name: "enum value renamed deep within a type", ddl: `alter type shade rename value 'light' to 'bright'`, again: true},
+		{name: "composite type changed", ddl: `alter type shaded add attribute more int`, again: true},
 		{name: "enum value added", ddl: `alter type mood add value 'calm'`},
 		{name: "identity nothing", ddl: `alter table notes replica identity nothing`, says: "REPLICA IDENTITY"},
 		{name: "partition attached", parted: true, ddl: `alter table notes attach partition loose for values in (3)`, again: true},
@@ -62,7 +67,7 @@ func TestCatalogue(t *testing.T) {
 				if tt.parted {
 					notes.KeyColumns, ddl = []string{"id", "n"}, partedDDL
 				} else {
-					notes.AttributeColumns = []string{"m"}
+					notes.AttributeColumns = []string{"m", "s", "r"}
 				}
 				s := newSource(t, ddl, notes)
 				_, stop := s.start()

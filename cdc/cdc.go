@@ -179,7 +179,7 @@ type Config struct {
 	Probe          time.Duration // how often the source's position is asked; default 250 ms
 	IdleCheckpoint time.Duration // how often progress without data is made durable; default 10 s
 	MaximumBackoff time.Duration // between attempts; default 10 s
-	Predecessor    time.Duration // another connection may still read the slot; then it is ended; default 3 s
+	Predecessor    time.Duration // another connection may still read the slot; then it is ended; default 1 s
 	DeadAfter      time.Duration // a silent connection is given up; default 60 s
 	QueueBytes     int64         // received and not yet applied; default 8 MiB
 }
@@ -211,7 +211,6 @@ type Capture struct {
 	log    *slog.Logger
 	poke   chan struct{}
 	attach chan struct{} // closed once slot, publication and sink agree
-	again  chan struct{} // buffered, one: the stream is to start over, for they do not agree any more
 	once   sync.Once
 
 	// cluster is what the stream was attached to last; nil before attach is closed.
@@ -266,12 +265,12 @@ func New(cfg Config) (*Capture, error) {
 	defaultTo(&cfg.Probe, 250*time.Millisecond)
 	defaultTo(&cfg.IdleCheckpoint, 10*time.Second)
 	defaultTo(&cfg.MaximumBackoff, 10*time.Second)
-	defaultTo(&cfg.Predecessor, 3*time.Second)
+	defaultTo(&cfg.Predecessor, time.Second)
 	defaultTo(&cfg.DeadAfter, time.Minute)
 	defaultTo(&cfg.QueueBytes, 8<<20)
 	return &Capture{
 		cfg: cfg, conn: conn, sink: cfg.Sink, log: cfg.Log.With("slot", cfg.Slot),
-		poke: make(chan struct{}, 1), attach: make(chan struct{}), again: make(chan struct{}, 1), failed: map[failure]bool{},
+		poke: make(chan struct{}, 1), attach: make(chan struct{}), failed: map[failure]bool{},
 	}, nil
 }
 

@@ -3,14 +3,16 @@ package cdc
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // sessionParameters are set on every connection, so that a value has one text
-// form whether the stream or a backfill brings it, and so that a server's
-// defaults neither end a long copy nor filter its rows unseen.
+// form whether the stream or a backfill brings it, and so that a server's, a
+// database's or a role's defaults neither end a long copy, nor filter its rows
+// unseen, nor change what a statement of ours means.
 var sessionParameters = map[string]string{
 	"application_name":                    "whence capture",
 	"client_encoding":                     "UTF8",
@@ -21,8 +23,11 @@ var sessionParameters = map[string]string{
 	"bytea_output":                        "hex",
 	"lc_monetary":                         "C",
 	"xmlbinary":                           "base64",
+	"quote_all_identifiers":               "off",        // it changes how regclass and its kind print
 	"search_path":                         "pg_catalog", // regclass and its kind print what it does not find with the schema
 	"row_security":                        "off",        // an error, where policies would hide rows
+	"standard_conforming_strings":         "on",
+	"default_transaction_isolation":       "read committed",
 	"default_transaction_read_only":       "off",
 	"statement_timeout":                   "0",
 	"lock_timeout":                        "0",
@@ -46,6 +51,10 @@ func (c *Capture) connect(ctx context.Context) (*pgx.Conn, error) {
 	return conn, nil
 }
 
+// connectLimit is for a server that accepts a connection and never answers;
+// connect_timeout in the connection string wins.
+const connectLimit = 15 * time.Second
+
 // connectAttached connects to the cluster that the stream is attached to.
 func (c *Capture) connectAttached(ctx context.Context) (*pgx.Conn, error) {
 	conn, err := c.connect(ctx)
@@ -60,6 +69,7 @@ func (c *Capture) connectAttached(ctx context.Context) (*pgx.Conn, error) {
 }
 
 func connect(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+	defaultTo(&cfg.ConnectTimeout, connectLimit)
 	delete(cfg.RuntimeParams, "replication")
 	for k, v := range sessionParameters {
 		cfg.RuntimeParams[k] = v
@@ -73,6 +83,7 @@ func connect(ctx context.Context, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
 
 func (c *Capture) connectReplication(ctx context.Context) (*pgconn.PgConn, error) {
 	cfg := c.conn.Config.Copy()
+	defaultTo(&cfg.ConnectTimeout, connectLimit)
 	for k, v := range sessionParameters {
 		cfg.RuntimeParams[k] = v
 	}

@@ -82,3 +82,13 @@ alter table mute_parted_1 replica identity nothing;`
 		}
 	}
 }
+
+func (s *source) inspect(schema, relation string) (Inspection, error) {
+	s.t.Helper()
+	conn, err := pgx.Connect(s.t.Context(), s.db.DSN)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(s.t.Context()) }()
+	return InspectTable(s.t.Context(), conn, schema, relation)
+}

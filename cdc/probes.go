@@ -96,6 +96,13 @@ func (s *session) probe(ctx context.Context) error {
 			}
 			return err
 		}
+		whole, err := s.c.publishing(ctx, s.asker)
+		if err != nil {
+			return err
+		}
+		if !whole {
+			return errAgain // a new session finds what is missing
+		}
 		same, err := s.c.unchanged(ctx, s.asker)
 		if err != nil {
 			return err
@@ -117,8 +124,6 @@ func (s *session) probe(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.c.again:
-			return errAgain
 		case <-tick.C:
 		}
 	}

@@ -51,18 +51,15 @@ func (m member) covers(columns []string) bool {
 	return m.all || !slices.ContainsFunc(columns, func(c string) bool { return !slices.Contains(m.columns, c) })
 }
 
-// publish makes the publication hold the registered tables, and returns those that it holds. What happened to tables whose rows
-// are stored is judged; a table that cannot be captured fails alone.
+// publish makes the publication hold the registered tables, and returns those
+// that it holds. What happened to tables whose rows are stored is judged; a
+// table that cannot be captured fails alone.
 func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]bool, error) {
-	whole, err := t.publication(ctx, t.conn)
+	// Before the members: one that has left since is missing there, and does not
+	// look as if it had come back.
+	looks, err := t.shapes(ctx, t.conn, set.list)
 	if err != nil {
 		return nil, err
-	}
-	if whole == nil || !whole.complete {
-		// No table is to blame. The stream mends the publication where it begins,
-		// and has everything compared.
-		signal(t.again)
-		return nil, fmt.Errorf("the publication %s was dropped or altered; the stream starts over", t.cfg.Publication)
 	}
 	members, err := t.members(ctx, membersSQL)
 	if err != nil {
@@ -73,8 +70,7 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		return nil, err
 	}
 	maps.Copy(published, members) // a partitioned table without partitions is only a member
-	looks, err := t.shapes(ctx, t.conn, set.list)
-	if err != nil {
+	if same, err := t.samePublication(ctx); err != nil || !same {
 		return nil, err
 	}
 	ready := map[relationName]bool{}
@@ -104,6 +100,24 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		}
 	}
 	return ready, errors.Join(trouble...)
+}
+
+// samePublication tells whether the publication is whole and the one of the look
+// before, so that the tables, which were read since, are of its time. One that is
+// gone, made anew, or leaves kinds of changes out is no fault of the tables: the
+// stream finds out and has them all compared.
+func (t *tender) samePublication(ctx context.Context) (bool, error) {
+	now, err := t.publication(ctx, t.conn)
+	if err != nil || now == nil || !now.complete {
+		t.version = ""
+		return false, err
+	}
+	if t.version == now.version {
+		return true, nil
+	}
+	t.version = now.version
+	t.Poke()
+	return false, nil
 }
 
 func (t *tender) members(ctx context.Context, query string) (map[relationName]member, error) {
@@ -137,6 +151,13 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	}
 	if err != nil {
 		return false, err
+	}
+	for _, column := range in.Columns {
+		if column.Generated && slices.Contains(table.Columns(), column.Name) {
+			return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableSchemaChanged, fmt.Sprintf(
+				"the column %q of %s is generated, and the source does not send generated values: leave it out, and register the table again",
+				column.Name, sqlName(table.Schema, table.Relation)))
+		}
 	}
 	looks, err := t.shapes(ctx, t.conn, []whence.Table{table})
 	if err != nil {
@@ -185,9 +206,17 @@ func (t *tender) statement(table whence.Table, kind Kind) string {
 	return `alter publication ` + pgx.Identifier{t.cfg.Publication}.Sanitize() + ` add table ` + name
 }
 
+// lockPatience bounds the wait for a table's lock, which something long such as CREATE
+// INDEX CONCURRENTLY may hold: the other tables are not to wait for that one. An
+// autovacuum makes way after a second.
+const lockPatience = `set local lock_timeout = '3s'`
+
 // put adds a table to the publication, in place of how it is listed there.
 func (t *tender) put(ctx context.Context, table whence.Table, kind Kind, there bool) error {
 	return pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, lockPatience); err != nil {
+			return err
+		}
 		if there {
 			if _, err := tx.Exec(ctx, t.removal(relationName{table.Schema, table.Relation})); err != nil {
 				return fmt.Errorf("publish all columns of %s: %w", sqlName(table.Schema, table.Relation), err)

@@ -23,7 +23,7 @@ import (
 // Concurrent writers, while capture is stopped, cut off and made to fail, the slot
 // dropped, the publication altered and the table rewritten at random: in the end
 // the sink equals the source, and the slot was never confirmed beyond the
-// checkpoint. A failing seed is in the test's name; WHENCE_CHAOS_SEED tries it
+// checkpoint, nor backwards. A failing seed is in the test's name; WHENCE_CHAOS_SEED tries it
 // again. WHENCE_CHAOS sets how many there are and chooses the long form.
 func TestChaosRandomly(t *testing.T) {
 	seeds := make([]uint64, 4)
@@ -177,6 +177,7 @@ func (w writer) change(ctx context.Context, tx pgx.Tx) error {
 }
 
 func (s *source) watchSlot(ctx context.Context) error {
+	var last whence.LSN
 	for sleep(ctx, 5*time.Millisecond) == nil {
 		var text *string
 		err := s.db.Pool.QueryRow(ctx, `select confirmed_flush_lsn::text from pg_replication_slots where slot_name = $1`, s.cfg.Slot).Scan(&text)
@@ -193,6 +194,10 @@ func (s *source) watchSlot(ctx context.Context) error {
 		if checkpoint, _ := s.sink.now(); checkpoint != 0 && confirmed > checkpoint {
 			return fmt.Errorf("the slot is confirmed to %s, the checkpoint is %s", confirmed, checkpoint)
 		}
+		if confirmed < last {
+			return fmt.Errorf("the slot is confirmed to %s after %s", confirmed, last)
+		}
+		last = confirmed
 	}
 	return nil
 }

@@ -50,6 +50,32 @@ func TestTableFails(t *testing.T) {
 	}
 }
 
+// A publication that goes, or leaves changes out, while capture runs costs a
+// comparison and no operator, whether the stream meets a change then or not.
+func TestPublicationDamagedMeanwhile(t *testing.T) {
+	for name, damage := range map[string]string{
+		"dropped": `drop publication whence_pub`, "without updates": `alter publication whence_pub set (publish = 'insert')`,
+		"by partition": `alter publication whence_pub set (publish_via_partition_root = false)`,
+	} {
+		for _, change := range []string{"", `delete from notes where id = 1; update notes set body = 'y' where id = 2`} {
+			t.Run(name+map[bool]string{true: ", a change", false: ""}[change != ""], func(t *testing.T) {
+				notes := table(1, "notes", "id")
+				s := newSource(t, notesDDL+`; insert into notes select i, 'x' from generate_series(1, 10) i`, notes)
+				s.start()
+				s.settle()
+				s.exec(damage)
+				s.exec(change)
+				s.eventually("the loss is noticed", func() bool { s.sink.mu.Lock(); defer s.sink.mu.Unlock(); return s.sink.lost > 0 })
+				s.proven()
+				s.settle()
+				s.exec(`insert into notes values (100, 'after')`)
+				s.settle()
+				s.compare(notes)
+			})
+		}
+	}
+}
+
 // Registering a failed table again makes it whole, rows deleted meanwhile included.
 func TestRegisteredAgain(t *testing.T) {
 	notes := table(1, "notes", "id")

@@ -179,6 +179,7 @@ func (s *memorySink) copiedAhead(by whence.LSN) {
 	defer s.mu.Unlock()
 	for _, t := range s.tables {
 		t.snapshot += by
+		t.copying += by
 		for k, r := range t.records {
 			r.lsn += by
 			t.records[k] = r
@@ -216,7 +217,7 @@ func (s *memorySink) Tables(context.Context) ([]whence.Table, error) {
 	for _, id := range slices.Sorted(maps.Keys(s.tables)) {
 		t := s.tables[id].Table
 		if t.State == whence.TableBackfilling || t.State == whence.TableLive {
-			t.Snapshot = s.tables[id].snapshot
+			t.Snapshot, t.Copied = s.tables[id].snapshot, s.tables[id].copying
 		}
 		list = append(list, t)
 	}

@@ -35,9 +35,9 @@ func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
 	return set, nil
 }
 
-// has tells whether a relation is registered and not failed, by "schema.name".
+// has tells whether a relation is registered and not failed, by its name in SQL.
 func (s *tableSet) has(name string) bool {
-	return slices.ContainsFunc(s.list, func(t whence.Table) bool { return t.Schema+"."+t.Relation == name && !failedState(t.State) })
+	return slices.ContainsFunc(s.list, func(t whence.Table) bool { return sqlName(t.Schema, t.Relation) == name && !failedState(t.State) })
 }
 
 func failedState(s whence.TableState) bool {

@@ -25,7 +25,8 @@ type tender struct {
 	runs  map[int32]*run
 	later map[int32]retry
 
-	warned string // what health said last
+	warned  string // what health said last
+	version string // of the publication, at the last look
 }
 
 // run is one backfill. started and err are written by its goroutine before it
@@ -89,7 +90,10 @@ func (t *tender) close(ctx context.Context) {
 	}
 }
 
-func (t *tender) look(ctx context.Context) error {
+// look takes no longer than a silent connection is borne with.
+func (t *tender) look(run context.Context) error {
+	ctx, cancel := context.WithTimeout(run, t.cfg.DeadAfter)
+	defer cancel()
 	// A backfill that ends after this is still counted as running below, so a
 	// state read before its end does not start it again.
 	started := t.collect(ctx)
@@ -111,7 +115,7 @@ func (t *tender) look(ctx context.Context) error {
 	published, err := t.publish(ctx, set)
 	for _, table := range set.list {
 		if wantsBackfill(table) && published[relationName{table.Schema, table.Relation}] {
-			t.launch(ctx, table)
+			t.launch(run, table)
 		}
 	}
 	return errors.Join(err, healthy)

@@ -219,7 +219,7 @@ func TestRestarts(t *testing.T) {
 		cutCapture = `select pg_terminate_backend(pid)::text from pg_stat_activity
 where datname = $1 and application_name = 'whence capture'`
 		cutWrites = `select pg_terminate_backend(pid)::text from pg_stat_activity
-where datname = $1 and (query ~ 'advisory' or state <> 'idle')`
+where datname = $1 and (state <> 'idle' or pid in (select pid from pg_locks where locktype = 'advisory'))`
 	)
 	rnd := rand.New(rand.NewPCG(5, 5))
 	for i := range 8 {

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +88,49 @@ func FuzzParseTime(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		if _, ok, err := parseTime(s); ok && err != nil {
 			t.Errorf("%q: a moment and an error", s)
+		}
+	})
+}
+
+// A template that is accepted names columns, and takes their values and nothing
+// else into the text.
+func FuzzTemplate(f *testing.F) {
+	for _, s := range []string{"{{ title }}: {{body}}", "{{a}}}}", "{{{a}}", "{{a}}{{a}}", "{{ \x00 }}", "{{a}} {", "}{{a}}{"} {
+		f.Add(s, "value", "{{a}}")
+	}
+	f.Fuzz(func(t *testing.T, template, first, others string) {
+		if template == "" || checkTemplate(template) != nil {
+			return
+		}
+		columns := whence.TemplateColumns(template)
+		if len(columns) == 0 {
+			t.Fatalf("%q was accepted and names no column", template)
+		}
+		row := whence.Values{}
+		for i, c := range columns {
+			if c == "" || strings.TrimSpace(c) != c {
+				t.Fatalf("%q names the column %q", template, c)
+			}
+			if row[c] = &others; i == 0 {
+				row[c] = &first
+			}
+		}
+		got := render(whence.Table{TextTemplate: template}, row)
+		want, rest, blank := "", template, true
+		for {
+			before, after, ok := strings.Cut(rest, "{{")
+			if want += before; !ok {
+				break
+			}
+			name, next, _ := strings.Cut(after, "}}")
+			want, rest = want+*row[strings.TrimSpace(name)], next
+			blank = blank && strings.TrimSpace(*row[strings.TrimSpace(name)]) == ""
+		}
+		if blank {
+			want = ""
+		}
+		if got != want {
+			t.Errorf("%q: %q, want %q", template, got, want)
 		}
 	})
 }

@@ -219,6 +219,8 @@ func (r *Runner) drop(ctx context.Context, s Source, _ *capture) {
 
 // capture waits for the source's lock and then captures until ctx or the lock ends.
 func (r *Runner) capture(ctx context.Context, s Source, c *capture) {
+	// taken is how soon another's end is noticed.
+	const taken = 300 * time.Millisecond
 	pause := time.Second
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -233,6 +235,10 @@ func (r *Runner) capture(ctx context.Context, s Source, c *capture) {
 			return
 		case errors.Is(err, errCaptured):
 			pause = time.Second
+			if sleep(ctx, taken) != nil {
+				return
+			}
+			continue
 		case err != nil:
 			r.Log.WarnContext(ctx, "capture failed, trying again", "source", s.Name, "in", pause, "error", err)
 			r.note(ctx, s, err.Error(), true, false)
@@ -244,9 +250,7 @@ func (r *Runner) capture(ctx context.Context, s Source, c *capture) {
 		if sleep(ctx, pause) != nil {
 			return
 		}
-		if !errors.Is(err, errCaptured) {
-			pause = min(2*pause, 30*time.Second)
-		}
+		pause = min(2*pause, 30*time.Second)
 	}
 }
 

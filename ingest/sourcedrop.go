@@ -120,32 +120,35 @@ func (r *Registry) dropSlot(ctx context.Context, s Source) error {
 		Message:  fmt.Sprintf("the source %q is marked for deletion, but its slot could not be dropped (%v); it is tried again; %s", s.Name, err, byHand)}
 }
 
-// deadWithinSeconds has the memory database notice within seconds that a machine
-// is gone and its connection will never be closed.
-var deadWithinSeconds = map[string]string{
-	"tcp_keepalives_idle": "2", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "2", "tcp_user_timeout": "4000",
-}
+const (
+	tryLock = `select pg_try_advisory_lock(hashtext('whence capture'), @id)`
 
-const tryLock = `select pg_try_advisory_lock(hashtext('whence capture'), @id)`
+	// deadWithinSeconds has the memory database notice within three seconds that a
+	// machine is gone and its connection will never be closed.
+	deadWithinSeconds = `
+select set_config('tcp_keepalives_idle', '1', false), set_config('tcp_keepalives_interval', '1', false),
+    set_config('tcp_keepalives_count', '2', false), set_config('tcp_user_timeout', '2500', false)`
+)
 
 // lockSource takes the right to capture a source, which lasts as long as the
 // connection that it returns; nil when another has it.
 func lockSource(ctx context.Context, pool *pgxpool.Pool, id int32) (*pgx.Conn, error) {
-	cfg := pool.Config().ConnConfig
-	for name, value := range deadWithinSeconds {
-		cfg.RuntimeParams[name] = value
-	}
-	conn, err := pgx.ConnectConfig(ctx, cfg)
+	asking, err := pool.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("lock source: %w", pg.Translate(err))
 	}
 	var ours bool
-	if err := conn.QueryRow(ctx, tryLock, pgx.NamedArgs{"id": id}).Scan(&ours); err != nil || !ours {
-		closeConn(ctx, conn)
+	if err := asking.QueryRow(ctx, tryLock, pgx.NamedArgs{"id": id}).Scan(&ours); err != nil || !ours {
+		asking.Release()
 		if err != nil {
 			return nil, fmt.Errorf("lock source: %w", pg.Translate(err))
 		}
 		return nil, nil //nolint:nilnil // documented
+	}
+	conn := asking.Hijack()
+	if _, err := conn.Exec(ctx, deadWithinSeconds); err != nil {
+		closeConn(ctx, conn)
+		return nil, fmt.Errorf("lock source: %w", pg.Translate(err))
 	}
 	return conn, nil
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/cdc"
@@ -40,6 +41,9 @@ const (
 // definition, defaults filled in.
 func (s TableSpec) table() (whence.Table, error) {
 	schema, relation, err := whence.ParseRelation(s.Table)
+	if err == nil && (!utf8.ValidString(s.Table) || strings.ContainsRune(s.Table, 0)) {
+		err = fmt.Errorf("%q holds what no name in a database can", s.Table)
+	}
 	if err != nil {
 		return whence.Table{}, whence.Invalid("table", "TABLE_NAME_INVALID", err.Error())
 	}

@@ -183,7 +183,7 @@ func (w *world) equal(t TableInfo) {
 	w.t.Helper()
 	fields := make([]string, 0, len(t.Columns()))
 	for _, c := range t.Columns() {
-		fields = append(fields, fmt.Sprintf("'%s', %s::text", c, pgx.Identifier{c}.Sanitize()))
+		fields = append(fields, fmt.Sprintf("'%s', %s::text", strings.ReplaceAll(c, "'", "''"), pgx.Identifier{c}.Sanitize()))
 	}
 	want := map[whence.Key]string{}
 	for _, s := range w.query(w.source.Pool, fmt.Sprintf(`select jsonb_build_object(%s)::text from %s`,

@@ -23,7 +23,7 @@ type shape struct {
 	Identity    string                 `json:"identity"` // replica identities of it and its partitions, each once
 	Root        *string                `json:"root"`     // of a partition: the table that its changes come under, if that is published
 	Columns     map[string]columnShape `json:"columns"`  // the registered ones, by name
-	Leaves      map[string]string      `json:"leaves"`   // of each relation that holds rows, by oid: where its rows are stored
+	Leaves      map[string]string      `json:"leaves"`   // of the table or each partition, by oid: where rows are stored, what attached it
 	Publication json.RawMessage        `json:"publication"`
 }
 
@@ -83,8 +83,9 @@ select c.id, jsonb_build_object(
          where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
            and a.attname in (select jsonb_array_elements_text(c.columns::jsonb))), '{}'),
     'leaves', coalesce(case when c.oid is null then null when c.relkind = 'p'
-        then (select jsonb_object_agg(l.oid::text, l.relfilenode::text)
-                from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid where p.isleaf and l.relkind <> 'p')
+        then (select jsonb_object_agg(l.oid::text, l.relfilenode::text || ' ' || i.xmin::text)
+                from pg_partition_tree(c.oid) p join pg_class l on l.oid = p.relid
+                join pg_inherits i on i.inhrelid = l.oid)
         else jsonb_build_object(c.oid::text, c.relfilenode::text) end, '{}'),
     'publication', (
         select jsonb_build_array(p.oid::bigint, p.xmin::text, r.oid::bigint, r.prattrs::text, r.prqual is null)
@@ -223,8 +224,9 @@ func judgeRows(name string, before, now shape) verdict {
 		case !still:
 			return again("a partition of %s was detached or dropped", name)
 		case after != stored && leaf != strconv.FormatUint(uint64(now.Relation), 10):
-			// The stream of the root does not tell that one partition was truncated.
-			return again("a partition of %s was truncated or rewritten", name)
+			// The stream of the root does not tell that one partition was truncated,
+			// or what was done to it while it was detached.
+			return again("a partition of %s was truncated, rewritten, or detached and attached again", name)
 		}
 	}
 	var v verdict

@@ -57,6 +57,8 @@ func TestCatalogue(t *testing.T) {
 		{name: "empty partition attached", parted: true, ddl: `alter table notes attach partition empty_one for values in (4)`},
 		{name: "partition made", parted: true, ddl: `create table notes_5 partition of notes for values in (5)`},
 		{name: "partition detached", parted: true, ddl: `alter table notes detach partition notes_2`, again: true},
+		{name: "partition detached and attached again", parted: true, ddl: `alter table notes detach partition notes_2; delete from notes_2;
+			alter table notes attach partition notes_2 for values in (2)`, again: true},
 		{name: "partition dropped", parted: true, ddl: `drop table notes_2`, again: true},
 		{name: "partition truncated", parted: true, ddl: `truncate notes_2`, again: true},
 	} {

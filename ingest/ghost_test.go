@@ -72,3 +72,32 @@ func TestCopyEndsBesideAnotherProcess(t *testing.T) {
 	}
 	w.want("the ghost", w.query(w.memory.Pool, `select version::text from whence.records where key = $1 and not deleted`, string(key(500))))
 }
+
+// What is copied while the slot is gone and the next is not made yet lacks what
+// happens until then.
+func TestCopyFromBeforeTheSlot(t *testing.T) {
+	w, s, table := losing(t)
+	k := w.sinkOf(s)
+	if err := k.Lost(t.Context(), false, "a test"); err != nil {
+		t.Fatal(err)
+	}
+	early := s.LSN + 10
+	if _, err := k.BackfillStart(t.Context(), table.ID, table.Definition, early, 0); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := k.BackfillDone(t.Context(), table.ID, early); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	if err := k.Attach(t.Context(), early+10, cdc.Cluster{System: s.SystemID, Timeline: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := w.r.GetTable(t.Context(), docs); err != nil || info.State != whence.TablePending {
+		t.Errorf("the table is %s, %v", info.State, err)
+	}
+	if _, err := k.BackfillStart(t.Context(), table.ID, table.Definition, early, 0); !errors.Is(err, whence.ErrAborted) {
+		t.Errorf("a copy from before the slot begins: %v", err)
+	}
+	if _, err := k.BackfillStart(t.Context(), table.ID, table.Definition, early+20, 0); err != nil {
+		t.Error(err)
+	}
+}

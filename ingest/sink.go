@@ -50,6 +50,12 @@ from whence.sources s left join whence.checkpoints c on c.source_id = s.id
 where s.id = @id and not s.deleting`
 	attachSource     = `update whence.sources set system_id = @system, timeline = @timeline where id = @id and not deleting`
 	insertCheckpoint = `insert into whence.checkpoints (source_id, lsn) values (@id, @lsn) on conflict do nothing`
+	// What was copied while there was no slot lacks the changes up to where the
+	// new one begins.
+	copyFromHere = `
+update whence.tables set snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn), state = 'PENDING',
+    shape = case when state = 'PENDING' then shape end, rows_done = 0, rows_total = 0
+where source_id = @id and state in ('PENDING', 'BACKFILLING', 'LIVE')`
 )
 
 // Start reads the checkpoint.
@@ -66,7 +72,8 @@ func (s *sink) Start(ctx context.Context) (lsn whence.LSN, of cdc.Cluster, err e
 	return lsn, of, nil
 }
 
-// Attach writes the first checkpoint, or only the cluster where there is one.
+// Attach writes the first checkpoint, or only the cluster where there is one. A
+// copy is good from the first checkpoint on.
 func (s *sink) Attach(ctx context.Context, lsn whence.LSN, of cdc.Cluster) error {
 	if err := s.take(ctx, whole); err != nil {
 		return err
@@ -81,7 +88,10 @@ func (s *sink) Attach(ctx context.Context, lsn whence.LSN, of cdc.Cluster) error
 		if tag.RowsAffected() == 0 {
 			return deletingError(s.source)
 		}
-		_, err = tx.Exec(ctx, insertCheckpoint, args)
+		if tag, err = tx.Exec(ctx, insertCheckpoint, args); err != nil || tag.RowsAffected() == 0 {
+			return err
+		}
+		_, err = tx.Exec(ctx, copyFromHere, args)
 		return err
 	})
 	if err != nil {

@@ -38,6 +38,21 @@ type config struct {
 	questions int
 	updates   int
 	json      bool
+
+	changes int // to read
+	applied int // the first of them, to apply too
+	drains  int // rounds
+	applies int
+	only    string
+	profile string
+}
+
+// profileOf names the file of a part's profile; empty: none is wanted.
+func (c config) profileOf(part string) string {
+	if c.profile == "" {
+		return ""
+	}
+	return c.profile + "." + part
 }
 
 func main() {
@@ -53,12 +68,16 @@ func main() {
 }
 
 func parse(args []string, complaints io.Writer) (config, error) {
-	c := config{rounds: 5, backfills: 3, questions: 50, updates: 50}
+	c := config{rounds: 5, backfills: 3, questions: 50, updates: 50, drains: 3, applies: 3}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(complaints)
 	flags.IntVar(&c.rows, "rows", 20_000, "rows of the table")
 	clients := flags.String("clients", "1,8,32", "numbers of concurrent clients")
 	seconds := flags.Float64("seconds", 8, "seconds of queries for each side, at each number of clients")
+	flags.IntVar(&c.changes, "changes", 1_000_000, "changes to read from the log")
+	flags.IntVar(&c.applied, "applied", 100_000, "the first changes, which are applied too")
+	flags.StringVar(&c.only, "only", "", "run only this part")
+	flags.StringVar(&c.profile, "cpuprofile", "", "write processor profiles of the drains to `FILE`.decode and FILE.capture")
 	flags.BoolVar(&c.json, "json", false, "print JSON instead of a table")
 	short := flags.Bool("short", false, "a quick run with little data; says less")
 	if err := flags.Parse(args); err != nil {
@@ -100,6 +119,21 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	begun, busy := time.Now(), loadAverages()
 	say := func(format string, args ...any) {
 		fmt.Fprintf(progress, "%5.1f s  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
+	}
+	if c.only == "drain" {
+		say("starting the servers")
+		w, err := newWorld(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, w.stop(ctx)) }()
+		r, err := measureDrain(ctx, w, c, say)
+		if err != nil {
+			return err
+		}
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		return e.Encode(r)
 	}
 	most := 1
 	for _, n := range c.clients {

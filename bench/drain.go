@@ -20,8 +20,8 @@ import (
 
 // drainResult compares the ways to read one log to its end.
 type drainResult struct {
-	Changes     int     `json:"changes"`  // that are only read
-	Applied     int     `json:"applied"`  // that are applied too; the first of them
+	Changes     int     `json:"changes"` // that are only read
+	Applied     int     `json:"applied"` // that are applied too; the first of them
 	LogBytes    int64   `json:"log_bytes"`
 	WriteRate   float64 `json:"written_per_second"` // by the source, without a reader
 	Rounds      int     `json:"rounds"`

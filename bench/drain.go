@@ -58,7 +58,8 @@ type drainResult struct {
 type turn struct {
 	seconds      float64
 	use          usage
-	before, peak float64 // MB
+	before, peak float64  // MB
+	left         retained // capture's alone
 }
 
 const drainLimit = 10 * time.Minute // of one turn
@@ -84,10 +85,11 @@ from pg_replication_slots s, pg_control_system() c, pg_control_checkpoint() k wh
 	if err != nil {
 		return turn{}, nil, err
 	}
-	t, err := measured(profile, func() error {
+	t, err := measured(profile, func(reached func()) error {
 		return beside(ctx, capture.Run, func(ctx context.Context) error {
 			select {
 			case <-sink.done:
+				reached()
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
@@ -112,15 +114,46 @@ func (w *world) capture(ctx context.Context, s stretch, name, profile string) (t
 		return t, err
 	}
 	err = w.with(ctx, name, func(m *memoryDatabase) error {
-		t, err = measured(profile, func() error {
-			return m.capture(ctx, nil, func(ctx context.Context) error { return m.applied(ctx, w.table, s.last) })
+		var left retained
+		t, err = measured(profile, func(reached func()) error {
+			return m.capture(ctx, func(ctx context.Context) (err error) {
+				if err := m.applied(ctx, w.table, s.last); err != nil {
+					return err
+				}
+				reached()
+				left, err = w.retained(ctx, s)
+				return err
+			})
 		})
+		t.left = left
 		return err
 	})
 	return t, err
 }
 
-const appliedSQL = `select exists (select from whence.records where table_id = @table and key = @key)`
+// retained is what capture's slot keeps of the source's log.
+type retained struct{ kept, unconfirmed int64 }
+
+const retainedSQL = `
+select (pg_current_wal_lsn() - restart_lsn)::bigint, (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint, confirmed_flush_lsn
+from pg_replication_slots where slot_name = @slot`
+
+// retained waits a moment for capture to confirm what it has applied.
+func (w *world) retained(ctx context.Context, s stretch) (r retained, err error) {
+	for range 50 {
+		var confirmed whence.LSN
+		err := w.app.QueryRow(ctx, retainedSQL, pgx.NamedArgs{"slot": w.slot}).Scan(&r.kept, &r.unconfirmed, &confirmed)
+		if err != nil || confirmed >= s.end {
+			return r, err
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return r, err
+		}
+	}
+	return r, nil
+}
+
+const appliedSQL = `select exists (select from whence.records where table_id = @table and key = @key and not deleted)`
 
 // applied waits until a row has a record.
 func (m *memoryDatabase) applied(ctx context.Context, t whence.Table, id int64) error {
@@ -159,11 +192,12 @@ func (w *world) writeFloor(ctx context.Context, f *floor, name string) (t turn, 
 		return t, err
 	}
 	defer closeConn(ctx, conn)
-	return measured("", func() error { return f.write(ctx, conn) })
+	return measured("", func(func()) error { return f.write(ctx, conn) })
 }
 
-// measured runs one turn in this process.
-func measured(profile string, do func() error) (t turn, err error) {
+// measured runs one turn in this process. It ends when do has reached what it
+// was to do, and at the latest when it returns.
+func measured(profile string, do func(reached func()) error) (t turn, err error) {
 	resetPeak()
 	t.before = residentMB(os.Getpid(), "VmRSS")
 	if profile != "" {
@@ -182,13 +216,16 @@ func measured(profile string, do func() error) (t turn, err error) {
 		return t, err
 	}
 	begun := time.Now()
-	if err := do(); err != nil {
-		return t, err
+	reached := func() {
+		if t.seconds == 0 {
+			t.seconds = time.Since(begun).Seconds()
+			t.peak = residentMB(os.Getpid(), "VmHWM")
+			after, _ := ownUsage() // it worked before
+			t.use = after.since(before)
+		}
 	}
-	t.seconds = time.Since(begun).Seconds()
-	t.peak = residentMB(os.Getpid(), "VmHWM")
-	after, err := ownUsage()
-	t.use = after.since(before)
+	err = do(reached)
+	reached()
 	return t, err
 }
 

@@ -33,10 +33,16 @@ func (u usage) since(before usage) usage {
 }
 
 // resetPeak lets peak resident memory of this process begin anew, as small as it
-// can be; where the system cannot, the peak is that of the process so far.
+// can be.
 func resetPeak() {
 	debug.FreeOSMemory()
-	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0o200)
+	resetPeakOf(os.Getpid())
+}
+
+// resetPeakOf lets a process's peak resident memory begin anew from what it has
+// now; where the system cannot, the peak stays that of the process so far.
+func resetPeakOf(pid int) {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0o200)
 }
 
 // residentMB reads how much memory a process has (VmRSS), or has had at most

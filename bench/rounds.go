@@ -32,7 +32,7 @@ func measureDrain(ctx context.Context, w *world, c config, say func(string, ...a
 		all.bytes, all.took = all.bytes+first.bytes, all.took+first.took
 	}
 	r.LogBytes, r.WriteRate = all.bytes, float64(c.changes)/all.took.Seconds()
-	say("reading %d changes, up to %d rounds", c.changes, c.rounds)
+	say("reading %d changes, up to %d rounds", c.changes, c.drains)
 	return r, r.read(ctx, w, all, c)
 }
 
@@ -80,10 +80,10 @@ func (r *drainResult) apply(ctx context.Context, w *world, s stretch, c config, 
 	if err != nil {
 		return err
 	}
-	say("applying %d changes, up to %d rounds", s.changes, c.applies)
+	say("applying %d changes, up to %d rounds", s.changes, c.drains)
 	var native, ours, floors []turn
 	begun := time.Now()
-	for round := range c.applies {
+	for round := range c.drains {
 		if round > 0 && time.Since(begun) > drainBudget {
 			break
 		}
@@ -110,6 +110,8 @@ func (r *drainResult) apply(ctx context.Context, w *world, s stretch, c config, 
 		}
 	}
 	r.ApplyRounds = len(ours)
+	last := ours[len(ours)-1].left
+	r.Retained, r.Unconfirmed = last.kept, last.unconfirmed
 	r.Subscription, r.Capture, r.Floor = rate(s.changes, secondsOf(native)), rate(s.changes, secondsOf(ours)), rate(s.changes, secondsOf(floors))
 	r.CaptureRatio, r.NativeRatio = pairwise(secondsOf(floors), secondsOf(ours)), pairwise(secondsOf(native), secondsOf(ours))
 	r.CaptureCPU = cpuOf(ours, s.changes)

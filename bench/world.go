@@ -12,10 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/whence-db/whence"
-	"github.com/whence-db/whence/embedder/lexical"
-	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
-	"github.com/whence-db/whence/internal/pg"
 	"github.com/whence-db/whence/internal/pgcluster"
 	"github.com/whence-db/whence/internal/seal"
 	"github.com/whence-db/whence/migrations"
@@ -109,7 +106,7 @@ func (w *world) fill(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = m.capture(ctx, nil, func(ctx context.Context) error { return m.live(ctx, t.Name()) })
+		err = m.capture(ctx, func(ctx context.Context) error { return m.live(ctx, t.Name()) })
 		if err != nil {
 			return err
 		}
@@ -200,38 +197,19 @@ type memoryDatabase struct {
 
 // with opens a memory database of the world's, and closes it after fn.
 func (w *world) with(ctx context.Context, name string, fn func(*memoryDatabase) error) error {
-	pool, err := pg.NewPool(ctx, w.memory.DSN(name), 20)
+	pool, registry, err := openMemory(ctx, w.memory.DSN(name), w.key)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	x, err := index.New(index.Config{Pool: pool})
-	if err != nil {
-		return err
-	}
-	model := lexical.Default()
-	if _, err := x.EnsureSpace(ctx, model.Name(), model.Dimensions()); err != nil {
-		return err
-	}
-	key, err := seal.ParseKey(w.key)
-	if err != nil {
-		return err
-	}
-	registry, err := ingest.NewRegistry(ingest.Config{Pool: pool, Index: x, Seal: key})
-	if err != nil {
-		return err
-	}
 	return fn(&memoryDatabase{pool, registry})
 }
 
 // capture runs capture, without an embedder, as long as until takes.
-func (m *memoryDatabase) capture(ctx context.Context, began func(), until func(context.Context) error) error {
+func (m *memoryDatabase) capture(ctx context.Context, until func(context.Context) error) error {
 	runner, err := ingest.NewRunner(ingest.RunnerConfig{Registry: m.registry})
 	if err != nil {
 		return err
-	}
-	if began != nil {
-		began()
 	}
 	return beside(ctx, runner.Run, until)
 }

@@ -59,6 +59,12 @@ func (c config) profileOf(part string) string {
 	return c.profile + "." + part
 }
 
+// limit is when a run is given up: the parts have budgets that end it much
+// sooner, unless something is stuck.
+func (c config) limit() time.Duration {
+	return 20*time.Minute + time.Duration(c.changes+c.huge)*time.Millisecond
+}
+
 // most is the largest number of clients.
 func (c config) most() int { return max(1, slices.Max(c.clients)) }
 

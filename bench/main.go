@@ -53,8 +53,10 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	say := func(format string, args ...any) {
 		fmt.Fprintf(progress, "%5.1f s  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.limit())
+	defer cancel()
 	r := &report{}
-	if c.runs(captureParts...) {
+	if c.runs(partDrain, partBackfill, partHuge) {
 		if err := r.apart(ctx, c, say); err != nil {
 			return err
 		}
@@ -78,7 +80,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 // own, and without an embedder.
 func (r *report) apart(ctx context.Context, c config, say func(string, ...any)) (err error) {
 	say("starting a source and a memory database")
-	w, err := newWorld(ctx)
+	w, err := newWorld(ctx, true)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,8 @@ const (
 	emptyName  = "empty"        // the source's tables without a row
 )
 
-func newWorld(ctx context.Context) (w *world, err error) {
+// newWorld starts both; without durable nothing waits for the disk.
+func newWorld(ctx context.Context, durable bool) (w *world, err error) {
 	w = &world{key: seal.NewKey()}
 	if w.folder, err = os.MkdirTemp("", "whence-bench-"); err != nil {
 		return nil, err
@@ -56,7 +57,7 @@ func newWorld(ctx context.Context) (w *world, err error) {
 		return nil, err
 	}
 	start := func(name string) (*pgcluster.Cluster, error) {
-		return pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(w.folder, name), BinDir: w.bin, Ephemeral: true, Durable: true})
+		return pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(w.folder, name), BinDir: w.bin, Ephemeral: true, Durable: durable})
 	}
 	if w.source, err = start("source"); err != nil {
 		return nil, err

@@ -81,7 +81,7 @@ func parse(args []string, complaints io.Writer) (config, error) {
 	clients := flags.String("clients", "1,8,32", "numbers of concurrent clients")
 	seconds := flags.Float64("seconds", 8, "seconds of queries for each side, at each number of clients")
 	flags.IntVar(&c.changes, "changes", 1_000_000, "changes to read from one log")
-	flags.IntVar(&c.applied, "applied", 50_000, "how many of them, the first, to apply too")
+	flags.IntVar(&c.applied, "applied", 30_000, "how many of them, the first, to apply too")
 	flags.IntVar(&c.huge, "huge", 1_000_000, "rows of the large transaction; the default is fewer on a machine that would take too long")
 	flags.IntVar(&c.rate, "rate", 2000, "changes a second at the steady rate")
 	flags.IntVar(&c.transaction, "transaction", 20, "changes a transaction at the steady rate")

@@ -31,7 +31,7 @@ type steadyResult struct {
 // spread is a distribution of delays.
 type spread struct {
 	Count  int     `json:"count"`
-	Beyond int     `json:"not_seen"` // within steadyLimit after the last commit
+	Beyond int     `json:"not_seen"` // in time: within steadyLimit of the last commit, or visibleLimit of its own
 	P50    float64 `json:"p50"`
 	P99    float64 `json:"p99"`
 	Max    float64 `json:"max"`
@@ -100,6 +100,7 @@ func measureSteady(ctx context.Context, s *server, c config) (r steadyResult, er
 	latest := make(chan int, 1) // the newest transaction, for whoever asks next
 	l := looker{conn: memory, table: table}
 	var found []time.Duration
+	var unfound int
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(marks)
@@ -107,12 +108,12 @@ func measureSteady(ctx context.Context, s *server, c config) (r steadyResult, er
 		return updateSteadily(gctx, source, c, marks, latest, &r)
 	})
 	g.Go(func() error { return l.run(gctx, marks) })
-	g.Go(func() (err error) { found, err = findSteadily(gctx, s, latest); return err })
+	g.Go(func() (err error) { found, unfound, err = findSteadily(gctx, s, latest); return err })
 	if err := g.Wait(); err != nil {
 		return r, err
 	}
 	r.Applied, r.Embedded = spreadOf(l.applied, l.unapplied()), spreadOf(l.embedded, len(l.open))
-	r.Found = spreadOf(found, 0)
+	r.Found = spreadOf(found, unfound)
 	r.Behind = l.behind * c.transaction
 	slices.Sort(l.between)
 	r.Look = milliseconds(percentile(l.between, 0.5))
@@ -255,38 +256,42 @@ func (l *looker) look(ctx context.Context) error {
 	if _, err := pgx.ForEachRow(rows, []any{&seq, &whole}, func() error { seen[seq] = whole; return nil }); err != nil {
 		return err
 	}
-	now := time.Now()
-	l.open = slices.DeleteFunc(l.open, func(m mark) bool { return l.note(m, seen, now) })
-	for i := range l.open {
-		if _, ok := seen[l.open[i].seq]; ok {
-			l.open[i].applied = true
-		}
-	}
+	l.saw(seen, time.Now())
 	return nil
 }
 
-// note takes what was seen of a mark over, and tells whether it is done with.
-func (l *looker) note(m mark, seen map[int]bool, now time.Time) bool {
-	whole, ok := seen[m.seq]
-	if ok && !m.applied {
-		l.applied = append(l.applied, now.Sub(m.committed))
+// saw takes over which marks are applied, and with true embedded too.
+func (l *looker) saw(seen map[int]bool, now time.Time) {
+	for i := range l.open {
+		m := &l.open[i]
+		if _, ok := seen[m.seq]; ok && !m.applied {
+			m.applied = true
+			l.applied = append(l.applied, now.Sub(m.committed))
+		}
 	}
-	if whole {
-		l.embedded = append(l.embedded, now.Sub(m.committed))
-	}
-	return whole
+	l.open = slices.DeleteFunc(l.open, func(m mark) bool {
+		if seen[m.seq] {
+			l.embedded = append(l.embedded, now.Sub(m.committed))
+		}
+		return seen[m.seq]
+	})
 }
 
 // findSteadily asks for the newest transaction's word until it is found, and
-// then for the newest one's by then.
-func findSteadily(ctx context.Context, s *server, latest <-chan int) (found []time.Duration, err error) {
+// then for the newest one's by then. A word that is not found in time counts as
+// such: its rows may have been updated again.
+func findSteadily(ctx context.Context, s *server, latest <-chan int) (found []time.Duration, beyond int, err error) {
 	for seq := range latest {
-		word := fmt.Sprintf("steady%dx", seq)
+		word, start := fmt.Sprintf("steady%dx", seq), time.Now()
 		seen, _, err := await(ctx, s, whence.NewTableName("app", "public", steadyTable), word, false)
-		if err != nil {
-			return nil, err
+		switch {
+		case err == nil:
+			found = append(found, seen)
+		case ctx.Err() == nil && time.Since(start) >= visibleLimit:
+			beyond++
+		default:
+			return nil, 0, err
 		}
-		found = append(found, seen)
 	}
-	return found, nil
+	return found, beyond, nil
 }

@@ -169,6 +169,9 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
+// pollEvery is seldom enough to cost the asking process next to nothing.
+const pollEvery = 20 * time.Millisecond
+
 // poll asks until the answer is true.
 func poll(ctx context.Context, db querier, sql string, args pgx.NamedArgs) error {
 	for {
@@ -176,7 +179,7 @@ func poll(ctx context.Context, db querier, sql string, args pgx.NamedArgs) error
 		if err := db.QueryRow(ctx, sql, args).Scan(&yes); err != nil || yes {
 			return err
 		}
-		if err := pause(ctx, 10*time.Millisecond); err != nil {
+		if err := pause(ctx, pollEvery); err != nil {
 			return err
 		}
 	}

@@ -204,7 +204,7 @@ func measured(profile string, do func(reached func()) error) (t turn, err error)
 	resetPeak()
 	t.before = residentMB(os.Getpid(), "VmRSS")
 	if profile != "" {
-		f, err := os.Create(profile)
+		f, err := os.Create(profile) //nolint:gosec // whoever runs the benchmark names it
 		if err != nil {
 			return t, err
 		}

@@ -83,13 +83,10 @@ from (select count(*) n, sum(hashtext(concat_ws(' ', key, version, lsn, commit_t
 type floorRow struct {
 	id, chunk  int64 // chunk: 0 when there is none
 	version    int32
-	inBatch    int // the batch that wrote it last, from 1
-	place      int // there
 	text       string
 	event      time.Time
 	subject    string
 	attributes string
-	stored     bool // before this batch
 }
 
 // floorBatch is the arguments of a batch of 1,000 changes.

@@ -63,7 +63,7 @@ func (p *program) launch(ctx context.Context, arguments, env []string) error {
 		return err
 	}
 	binary := filepath.Join(p.folder, "whence")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/whence-db/whence/cmd/whence")
+	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/whence-db/whence/cmd/whence") //nolint:gosec // a name of ours
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,9 +19,8 @@ import (
 
 // world is two durable servers, so that the log of the source holds nothing but
 // the source's changes: one with the source, one with the memory databases and
-// whatever else is written to. Both end, and their folder goes, with this process.
+// whatever else is written to. Both end, and their folders go, with this process.
 type world struct {
-	folder         string
 	source, memory *pgcluster.Cluster
 	bin            string // the folder of the server's programs
 	app            *pgx.Conn
@@ -42,28 +40,23 @@ const (
 // newWorld starts both; without durable nothing waits for the disk.
 func newWorld(ctx context.Context, durable bool) (w *world, err error) {
 	w = &world{key: seal.NewKey()}
-	if w.folder, err = os.MkdirTemp("", "whence-bench-"); err != nil {
-		return nil, err
-	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.stop(ctx))
 		}
 	}()
-	if err := os.Chmod(w.folder, 0o711); err != nil { //nolint:gosec // Postgres's user passes through
-		return nil, err
-	}
 	if w.bin, err = pgcluster.FindBin(); err != nil {
 		return nil, err
 	}
-	start := func(name string) (*pgcluster.Cluster, error) {
-		return pgcluster.Start(ctx, pgcluster.Config{Dir: filepath.Join(w.folder, name), BinDir: w.bin, Ephemeral: true, Durable: durable})
-	}
-	if w.source, err = start("source"); err != nil {
-		return nil, err
-	}
-	if w.memory, err = start("memory"); err != nil {
-		return nil, err
+	for _, c := range []**pgcluster.Cluster{&w.source, &w.memory} {
+		dir, err := os.MkdirTemp("", "whence-bench-")
+		if err != nil {
+			return nil, err
+		}
+		*c, err = pgcluster.Start(ctx, pgcluster.Config{Dir: dir, BinDir: w.bin, Ephemeral: true, Durable: durable})
+		if err != nil {
+			return nil, errors.Join(err, os.RemoveAll(dir))
+		}
 	}
 	if w.admin, err = pgx.Connect(ctx, w.memory.DSN("postgres")); err != nil {
 		return nil, err
@@ -172,7 +165,7 @@ func (w *world) dropDatabase(ctx context.Context, name string) error {
 	return err
 }
 
-// stop ends both servers; it removes all there is.
+// stop ends both servers, which removes all there is.
 func (w *world) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
 	defer cancel()
@@ -187,7 +180,7 @@ func (w *world) stop(ctx context.Context) error {
 			errs = append(errs, c.Stop(ctx))
 		}
 	}
-	return errors.Join(append(errs, os.RemoveAll(w.folder))...)
+	return errors.Join(errs...)
 }
 
 // memoryDatabase is a memory database with what works on it in this process.

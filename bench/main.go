@@ -56,24 +56,28 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, c.limit())
 	defer cancel()
 	r := &report{}
+	err = r.measure(ctx, c, say)
+	r.Environment.Load = busy
+	r.Seconds = time.Since(begun).Seconds()
+	// What was measured before a failure is shown all the same.
+	if c.json {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		return errors.Join(err, e.Encode(r))
+	}
+	return errors.Join(err, r.print(out))
+}
+
+func (r *report) measure(ctx context.Context, c config, say func(string, ...any)) error {
 	if c.runs(partDrain, partBackfill, partHuge) {
 		if err := r.apart(ctx, c, say); err != nil {
 			return err
 		}
 	}
 	if c.runs(partQuery, partBackfill, partSteady) {
-		if err := r.together(ctx, c, say); err != nil {
-			return err
-		}
+		return r.together(ctx, c, say)
 	}
-	r.Environment.Load = busy
-	r.Seconds = time.Since(begun).Seconds()
-	if c.json {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
-	}
-	return r.print(out)
+	return nil
 }
 
 // apart measures capture with source and memory database on servers of their

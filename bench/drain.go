@@ -169,17 +169,15 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// pollEvery is seldom enough to cost the asking process next to nothing.
-const pollEvery = 20 * time.Millisecond
-
-// poll asks until the answer is true.
+// poll asks until the answer is true, and the longer it has taken the more
+// seldom: the asking must cost next to nothing, and a two-hundredth does not show.
 func poll(ctx context.Context, db querier, sql string, args pgx.NamedArgs) error {
-	for {
+	for begun := time.Now(); ; {
 		var yes bool
 		if err := db.QueryRow(ctx, sql, args).Scan(&yes); err != nil || yes {
 			return err
 		}
-		if err := pause(ctx, pollEvery); err != nil {
+		if err := pause(ctx, max(5*time.Millisecond, time.Since(begun)/200)); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,10 @@ func words() []string {
 }
 
 // writeArticles makes n articles of 60 to 100 words; seeds give different texts.
-func writeArticles(seed uint64, n int) []article {
+func writeArticles(seed uint64, n int) []article { return writeArticlesOf(seed, n, 60, 100) }
+
+// writeArticlesOf makes articles of least to most words.
+func writeArticlesOf(seed uint64, n, least, most int) []article {
 	r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // repeatable on purpose
 	all := words()
 	zipf := rand.NewZipf(r, 1.1, 8, vocabulary-1)
@@ -83,7 +86,7 @@ func writeArticles(seed uint64, n int) []article {
 			return b.String()
 		}
 		out[i] = article{
-			id: int64(i + 1), title: text(4 + r.IntN(4)), body: text(60 + r.IntN(41)),
+			id: int64(i + 1), title: text(4 + r.IntN(4)), body: text(least + r.IntN(most-least+1)),
 			author: fmt.Sprintf("author-%03d", r.IntN(authors)), section: sections[r.IntN(len(sections))],
 			published: newest.Add(-time.Duration(r.IntN(730*24)) * time.Hour),
 		}

@@ -2,7 +2,8 @@
 # input is closed: by the benchmark, or by the benchmark's death.
 #
 # usage: sh -c SCRIPT keeper FOLDER COMMAND...
-# FOLDER is removed once the command has ended.
+# FOLDER is removed once the command has ended; until then FOLDER/pid holds its
+# process id.
 set -u
 folder=$1
 shift
@@ -10,6 +11,7 @@ exec 3<&0 </dev/null
 
 "$@" 3<&- &
 child=$!
+echo $child >"$folder/pid"
 {
   read -r _
   kill -TERM $child

@@ -1,10 +1,15 @@
 // Bench measures what Whence costs over the Postgres beneath it. It starts
-// `whence dev` with a durable database of its own, fills it with made-up
-// articles, and compares:
+// private, durable databases and whence as a process of its own, fills them with
+// made-up articles, and compares:
 //
 //   - a query through the API with the same SQL sent over pgx and one durable
 //     insert, which is the least that an answer with a record of it can cost;
-//   - a backfill with COPY of the same columns from one database to the other.
+//   - a backfill with COPY of the same columns from one database to the other;
+//   - the reading of the source's log with pg_recvlogical, and its applying with
+//     Postgres's own subscription and with the same rows written as plain SQL.
+//
+// Besides it takes the delays at a steady rate of changes, and the memory that
+// one large transaction needs; these have no rival.
 //
 // The governing idea: a figure of a machine says little about another, and two
 // figures taken at different times little about each other. So every measurement
@@ -21,24 +26,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 )
-
-type config struct {
-	rows      int
-	clients   []int
-	perSide   time.Duration // of queries, at one number of clients
-	rounds    int           // that perSide is divided into
-	backfills int
-	questions int
-	updates   int
-	json      bool
-}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -52,47 +44,7 @@ func main() {
 	}
 }
 
-func parse(args []string, complaints io.Writer) (config, error) {
-	c := config{rounds: 5, backfills: 3, questions: 50, updates: 50}
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.SetOutput(complaints)
-	flags.IntVar(&c.rows, "rows", 20_000, "rows of the table")
-	clients := flags.String("clients", "1,8,32", "numbers of concurrent clients")
-	seconds := flags.Float64("seconds", 8, "seconds of queries for each side, at each number of clients")
-	flags.BoolVar(&c.json, "json", false, "print JSON instead of a table")
-	short := flags.Bool("short", false, "a quick run with little data; says less")
-	if err := flags.Parse(args); err != nil {
-		return c, err
-	}
-	if *short {
-		set := map[string]bool{}
-		flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
-		c.rounds, c.backfills, c.questions, c.updates = 2, 1, 20, 10
-		for name, v := range map[string]string{"rows": "2000", "clients": "1,8", "seconds": "2"} {
-			if !set[name] {
-				if err := flags.Set(name, v); err != nil {
-					return c, err
-				}
-			}
-		}
-	}
-	for part := range strings.SplitSeq(*clients, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(part))
-		if err != nil || n < 1 || n > 90 {
-			return c, fmt.Errorf("-clients %q: want numbers from 1 to 90, as in 1,8,32", *clients)
-		}
-		c.clients = append(c.clients, n)
-	}
-	if c.perSide = time.Duration(*seconds * float64(time.Second)); c.perSide <= 0 {
-		return c, fmt.Errorf("-seconds %v: want more than 0", *seconds)
-	}
-	if c.rows < 100 {
-		return c, fmt.Errorf("-rows %d: want at least 100", c.rows)
-	}
-	return c, nil
-}
-
-func run(ctx context.Context, args []string, out, progress io.Writer) (err error) {
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	c, err := parse(args, progress)
 	if err != nil {
 		return err
@@ -101,67 +53,136 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	say := func(format string, args ...any) {
 		fmt.Fprintf(progress, "%5.1f s  %s\n", time.Since(begun).Seconds(), fmt.Sprintf(format, args...))
 	}
-	most := 1
-	for _, n := range c.clients {
-		most = max(most, n)
+	ctx, cancel := context.WithTimeout(ctx, c.limit())
+	defer cancel()
+	r := &report{}
+	err = r.measure(ctx, c, say)
+	r.Environment.Load = busy
+	r.Seconds = time.Since(begun).Seconds()
+	// What was measured before a failure is shown all the same.
+	if c.json {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		return errors.Join(err, e.Encode(r))
 	}
-	say("building and starting whence dev")
-	s, err := startServer(ctx, most)
+	return errors.Join(err, r.print(out))
+}
+
+func (r *report) measure(ctx context.Context, c config, say func(string, ...any)) error {
+	if c.runs(partDrain, partBackfill, partHuge) {
+		if err := r.apart(ctx, c, say); err != nil {
+			return err
+		}
+	}
+	if c.runs(partQuery, partBackfill, partSteady) {
+		return r.together(ctx, c, say)
+	}
+	return nil
+}
+
+// apart measures capture with source and memory database on servers of their
+// own, and without an embedder.
+func (r *report) apart(ctx context.Context, c config, say func(string, ...any)) (err error) {
+	say("starting a source and a memory database")
+	w, err := newWorld(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.stop(ctx)) }()
+	if r.Environment, err = inspect(ctx, w.memory.DSN(memoryName)); err != nil {
+		return err
+	}
+	if c.runs(partDrain) {
+		d, err := measureDrain(ctx, w, c, say)
+		if err != nil {
+			return fmt.Errorf("drain: %w", err)
+		}
+		r.Drain = &d
+	}
+	if !c.runs(partBackfill, partHuge) {
+		return nil
+	}
+	say("building and starting whence serve with the roles api and capture")
+	s, err := w.serve(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-
-	r, err := measure(ctx, c, s, most, say)
-	if err != nil {
-		return err
-	}
-	r.Environment.Load = busy
-	r.Seconds = time.Since(begun).Seconds()
-	if c.json {
-		e := json.NewEncoder(out)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
-	}
-	return r.print(out)
+	return while(ctx, s.program, func(ctx context.Context) error { return r.captureAlone(ctx, c, s, say) })
 }
 
-// measure runs everything; the server's end fails it.
-func measure(ctx context.Context, c config, s *server, most int, say func(string, ...any)) (*report, error) {
-	r := &report{Questions: c.questions, Rounds: c.rounds, RoundSeconds: c.perSide.Seconds() / float64(c.rounds)}
-	g, ctx := errgroup.WithContext(ctx)
-	ctx, done := context.WithCancel(ctx)
-	g.Go(func() error {
-		select {
-		case <-s.ended:
-			return fmt.Errorf("the server ended; it said:\n%s", s.lastWords())
-		case <-ctx.Done():
-			return nil
+func (r *report) captureAlone(ctx context.Context, c config, s *served, say func(string, ...any)) error {
+	if c.runs(partBackfill) {
+		say("backfill without embedding against COPY, up to %d rounds of %d rows", c.backfills, c.rows)
+		b, err := measureBackfill(ctx, s.site(), c.backfills, func(round int) []article { return writeArticles(uint64(round+1), c.rows) })
+		if err != nil {
+			return err
 		}
-	})
-	g.Go(func() error {
-		defer done()
-		return r.fill(ctx, c, s, most, say)
-	})
-	return r, g.Wait()
+		r.Plain = &b
+	}
+	if c.runs(partHuge) {
+		h, err := measureHuge(ctx, s, c, say)
+		if err != nil {
+			return fmt.Errorf("a large transaction: %w", err)
+		}
+		r.Huge = &h
+	}
+	return nil
 }
 
-func (r *report) fill(ctx context.Context, c config, s *server, most int, say func(string, ...any)) (err error) {
-	say("backfill against COPY, up to %d rounds of %d rows", c.backfills, c.rows)
-	var last []article
-	r.Backfill, err = measureBackfill(ctx, s, c.backfills, func(round int) []article {
-		last = writeArticles(uint64(round+1), c.rows)
-		return last
-	})
+// together measures whence dev, which does everything in one process.
+func (r *report) together(ctx context.Context, c config, say func(string, ...any)) (err error) {
+	say("building and starting whence dev")
+	s, err := startServer(ctx, c.most())
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	return while(ctx, s.program, func(ctx context.Context) error { return r.serving(ctx, c, s, say) })
+}
+
+func (r *report) serving(ctx context.Context, c config, s *server, say func(string, ...any)) (err error) {
+	if r.Environment, err = inspect(ctx, s.env["WHENCE_DATABASE_URL"]); err != nil {
+		return err
+	}
+	if c.runs(partQuery, partBackfill) {
+		say("backfill against COPY, up to %d rounds of %d rows", c.backfills, c.rows)
+		var last []article
+		b, err := measureBackfill(ctx, s.site(), c.backfills, func(round int) []article {
+			last = writeArticles(uint64(round+1), c.rows)
+			return last
+		})
+		if err != nil {
+			return err
+		}
+		r.Backfill = &b
+		if c.runs(partQuery) {
+			if err := r.asking(ctx, c, s, last, say); err != nil {
+				return err
+			}
+		}
+	}
+	if c.runs(partSteady) {
+		say("%d changes a second for %v", c.rate, c.steady)
+		t, err := measureSteady(ctx, s, c)
+		if err != nil {
+			return fmt.Errorf("steady rate: %w", err)
+		}
+		r.Steady = &t
+	}
+	return nil
+}
+
+// asking measures queries over the last round's table, and what is needed to
+// see a change in one.
+func (r *report) asking(ctx context.Context, c config, s *server, last []article, say func(string, ...any)) (err error) {
+	r.Questions, r.Rounds, r.RoundSeconds = c.questions, c.rounds, c.perSide.Seconds()/float64(c.rounds)
 	table := r.Backfill.Rounds - 1
-	if r.Environment, err = inspect(ctx, s, last); err != nil {
+	if r.Data, err = describe(ctx, s, last); err != nil {
 		return err
 	}
 	say("warming up with %d questions", c.questions)
-	ways, err := newSides(ctx, s, registeredName(table), questions(last, c.questions), most)
+	ways, err := newSides(ctx, s, registeredName(table), questions(last, c.questions), c.most())
 	if err != nil {
 		return err
 	}
@@ -179,6 +200,26 @@ func (r *report) fill(ctx context.Context, c config, s *server, most int, say fu
 		r.Queries = append(r.Queries, q)
 	}
 	say("from commit to answer, up to %d updates", c.updates)
-	r.Visible, err = measureVisible(ctx, s, table, c.rows, c.updates)
+	v, err := measureVisible(ctx, s, table, c.rows, c.updates)
+	r.Visible = &v
 	return err
+}
+
+// while runs fn for as long as the program lives; its end fails fn.
+func while(ctx context.Context, p *program, fn func(context.Context) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	ctx, done := context.WithCancel(ctx)
+	g.Go(func() error {
+		select {
+		case <-p.ended:
+			return fmt.Errorf("the server ended; it said:\n%s", p.lastWords())
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error {
+		defer done()
+		return fn(ctx)
+	})
+	return g.Wait()
 }

@@ -12,18 +12,26 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// report is everything that a run found; -json prints it.
+// report is everything that a run found; -json prints it. What was not measured
+// is left out.
 type report struct {
-	Environment  environmentLine `json:"environment"`
-	Commit       float64         `json:"durable_commit_ms"` // one insert, one client, p50
-	Questions    int             `json:"questions"`
-	Rounds       int             `json:"rounds"`
-	RoundSeconds float64         `json:"round_seconds"`
-	Queries      []queryResult   `json:"queries"`
-	Shares       []share         `json:"sql_shares"`
-	Backfill     backfillResult  `json:"backfill"`
-	Visible      visibleResult   `json:"visible"`
-	Seconds      float64         `json:"seconds"` // that the run took
+	Environment environmentLine `json:"environment"`
+	Drain       *drainResult    `json:"drain,omitempty"`
+	Plain       *backfillResult `json:"backfill_without_embedding,omitempty"`
+	Huge        *hugeResult     `json:"large_transaction,omitempty"`
+	Steady      *steadyResult   `json:"steady_rate,omitempty"`
+
+	Backfill     *backfillResult `json:"backfill,omitempty"`
+	Data         *dataLine       `json:"data,omitempty"`
+	Commit       float64         `json:"durable_commit_ms,omitempty"` // one insert, one client, p50
+	Questions    int             `json:"questions,omitempty"`
+	Rounds       int             `json:"rounds,omitempty"`
+	RoundSeconds float64         `json:"round_seconds,omitempty"`
+	Queries      []queryResult   `json:"queries,omitempty"`
+	Shares       []share         `json:"sql_shares,omitempty"`
+	Visible      *visibleResult  `json:"visible,omitempty"`
+
+	Seconds float64 `json:"seconds"` // that the run took
 }
 
 // environmentLine is what the figures depend on.
@@ -35,18 +43,24 @@ type environmentLine struct {
 	Pgvector   string `json:"pgvector"`
 	Load       string `json:"load,omitempty"` // the machine's load averages before the run, where the system tells
 	Durability string `json:"durability"`
-	Rows       int    `json:"rows"`
-	Chunks     int    `json:"chunks"`
-	TextBytes  int    `json:"mean_text_bytes"`
 	Model      string `json:"model"`
 	Dimensions int    `json:"dimensions"`
 }
 
-const inspectSQL = `
+// dataLine is what the queries are asked of.
+type dataLine struct {
+	Rows      int `json:"rows"`
+	Chunks    int `json:"chunks"`
+	TextBytes int `json:"mean_text_bytes"`
+}
+
+const (
+	inspectSQL = `
 select current_setting('server_version'), (select extversion from pg_extension where extname = 'vector'),
-       'fsync ' || current_setting('fsync') || ', synchronous_commit ' || current_setting('synchronous_commit'),
-       (select count(*) from whence.chunks), s.model, s.dimensions
+       'fsync ' || current_setting('fsync') || ', synchronous_commit ' || current_setting('synchronous_commit'), s.model, s.dimensions
 from whence.spaces s where s.current`
+	countChunks = `select count(*) from whence.chunks`
+)
 
 // loadAverages returns the load of the last 1, 5 and 15 minutes; empty where the
 // system does not tell.
@@ -59,18 +73,29 @@ func loadAverages() string {
 	return strings.Join(fields[:3], " ")
 }
 
-func inspect(ctx context.Context, s *server, rows []article) (environmentLine, error) {
-	e := environmentLine{Cores: runtime.NumCPU(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version(), Rows: len(rows)}
-	for _, a := range rows {
-		e.TextBytes += len(a.title) + len(a.body)
-	}
-	e.TextBytes /= len(rows)
-	conn, err := pgx.Connect(ctx, s.env["WHENCE_DATABASE_URL"])
+// inspect describes the machine and a memory database.
+func inspect(ctx context.Context, memory string) (environmentLine, error) {
+	e := environmentLine{Cores: runtime.NumCPU(), Platform: runtime.GOOS + "/" + runtime.GOARCH, Go: runtime.Version()}
+	conn, err := pgx.Connect(ctx, memory)
 	if err != nil {
 		return e, err
 	}
-	defer conn.Close(ctx)
-	return e, conn.QueryRow(ctx, inspectSQL).Scan(&e.Postgres, &e.Pgvector, &e.Durability, &e.Chunks, &e.Model, &e.Dimensions)
+	defer closeConn(ctx, conn)
+	return e, conn.QueryRow(ctx, inspectSQL).Scan(&e.Postgres, &e.Pgvector, &e.Durability, &e.Model, &e.Dimensions)
+}
+
+func describe(ctx context.Context, s *server, rows []article) (*dataLine, error) {
+	d := &dataLine{Rows: len(rows)}
+	for _, a := range rows {
+		d.TextBytes += len(a.title) + len(a.body)
+	}
+	d.TextBytes /= len(rows)
+	conn, err := pgx.Connect(ctx, s.env["WHENCE_DATABASE_URL"])
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(ctx, conn)
+	return d, conn.QueryRow(ctx, countChunks).Scan(&d.Chunks)
 }
 
 func (r *report) print(w io.Writer) error {
@@ -79,11 +104,27 @@ func (r *report) print(w io.Writer) error {
 	if e.Load != "" {
 		fmt.Fprintf(w, "load     %s before the run (a busy machine spreads the figures)\n", e.Load)
 	}
-	fmt.Fprintf(w, "disk     %s; one durable insert alone takes %.2f ms (p50)\n", e.Durability, r.Commit)
-	fmt.Fprintf(w, "data     %d rows of %d bytes of text, %d chunks, %d dimensions (%s)\n",
-		e.Rows, e.TextBytes, e.Chunks, e.Dimensions, e.Model)
-	for _, part := range []func(io.Writer) error{r.printQueries, r.printShares, r.printBackfill, r.printVisible} {
-		if err := part(w); err != nil {
+	fmt.Fprintf(w, "disk     %s", e.Durability)
+	if r.Commit > 0 {
+		fmt.Fprintf(w, "; one durable insert alone takes %.2f ms (p50)", r.Commit)
+	}
+	fmt.Fprintln(w)
+	for _, part := range []struct {
+		measured bool
+		print    func(io.Writer) error
+	}{
+		{r.Drain != nil, func(w io.Writer) error { return r.Drain.print(w) }},
+		{r.Plain != nil || r.Backfill != nil, r.printBackfill},
+		{r.Huge != nil, func(w io.Writer) error { return r.Huge.print(w) }},
+		{r.Steady != nil, func(w io.Writer) error { return r.Steady.print(w) }},
+		{len(r.Queries) > 0, r.printQueries},
+		{len(r.Shares) > 0, r.printShares},
+		{r.Visible != nil, r.printVisible},
+	} {
+		if !part.measured {
+			continue
+		}
+		if err := part.print(w); err != nil {
 			return err
 		}
 	}
@@ -93,6 +134,8 @@ func (r *report) print(w io.Writer) error {
 
 func (r *report) printQueries(w io.Writer) error {
 	fmt.Fprintf(w, "\nQuery: through the API, and the same SQL over pgx with one durable insert\n")
+	fmt.Fprintf(w, "%d rows of %d bytes of text, %d chunks, %d dimensions (%s)\n",
+		r.Data.Rows, r.Data.TextBytes, r.Data.Chunks, r.Environment.Dimensions, r.Environment.Model)
 	fmt.Fprintf(w, "%d questions, %d rounds of %.1f s each way in turns; median of the rounds (lowest to highest)\n\n",
 		r.Questions, r.Rounds, r.RoundSeconds)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -126,26 +169,31 @@ func (r *report) printShares(w io.Writer) error {
 }
 
 func (r *report) printBackfill(w io.Writer) error {
-	fmt.Fprintf(w, "\nBackfill: from RegisterTable on, and COPY out of the source and into the memory database\n")
-	fmt.Fprintf(w, "%d rounds of %d rows in turns; median of the rounds (lowest to highest)\n\n", r.Backfill.Rounds, r.Backfill.Rows)
+	one := r.Backfill
+	if one == nil {
+		one = r.Plain
+	}
+	fmt.Fprintf(w, "\nBackfill: from RegisterTable on, and COPY (FORMAT binary) out of the source and into a table without an index\n")
+	fmt.Fprintf(w, "%d rounds of %d rows in turns; median of the rounds (lowest to highest)\n\n", one.Rounds, one.Rows)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "\trows/s\t\ttime ÷ COPY's\t\t")
-	for _, line := range []struct {
-		name  string
-		rate  figure
-		ratio *figure
-	}{
-		{"until LIVE", r.Backfill.Live, &r.Backfill.LiveRatio},
-		{"until embedded", r.Backfill.Embedded, &r.Backfill.EmbeddedRatio},
-		{"COPY", r.Backfill.Copy, nil},
-	} {
-		m, s := line.rate.text(0)
-		fmt.Fprintf(t, "%s\t%s\t%s\t", line.name, m, s)
-		if line.ratio != nil {
-			m, s = line.ratio.text(1)
+	line := func(name string, rate figure, ratio *figure) {
+		m, s := rate.text(0)
+		fmt.Fprintf(t, "%s\t%s\t%s\t", name, m, s)
+		if ratio != nil {
+			m, s = ratio.text(1)
 			fmt.Fprintf(t, "%s\t%s\t", m, s)
 		}
 		fmt.Fprintln(t)
+	}
+	if b := r.Plain; b != nil {
+		line("without an embedder, until LIVE", b.Live, &b.LiveRatio)
+		line("COPY", b.Copy, nil)
+	}
+	if b := r.Backfill; b != nil {
+		line("with one, until LIVE", b.Live, &b.LiveRatio)
+		line("until embedded", b.Embedded, &b.EmbeddedRatio)
+		line("COPY", b.Copy, nil)
 	}
 	return t.Flush()
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -29,48 +30,45 @@ const (
 	stopLimit  = time.Minute
 )
 
-// server is `whence dev` as its users start it: a process of its own, with a
-// durable Postgres of its own, in a folder that goes when it ends.
-type server struct {
+// program is whence as its users start it: a process of its own, with a folder
+// that goes when it ends.
+type program struct {
 	cmd    *exec.Cmd
-	pipe   *os.File // closing it ends the server
+	pipe   *os.File // closing it ends the process
 	ended  chan struct{}
 	err    error // how it ended; written before ended is closed
 	folder string
-	log    *os.File          // what it logs; to be read also once the folder is gone
-	env    map[string]string // dev.env
-
-	memory  whencev1connect.MemoryServiceClient
-	sources whencev1connect.SourceServiceClient
+	log    *os.File // what it logs; to be read also once the folder is gone
 }
 
-// startServer builds and starts the server, and returns once it answers.
-func startServer(ctx context.Context, clients int) (*server, error) {
+// startProgram builds whence and starts it with arguments that may name its
+// folder, and returns once it answers. env is added to the environment.
+func startProgram(ctx context.Context, arguments func(folder string) []string, env ...string) (*program, error) {
 	folder, err := os.MkdirTemp("", "whence-bench-")
 	if err != nil {
 		return nil, err
 	}
-	s := &server{folder: folder, ended: make(chan struct{})}
-	if err := s.launch(ctx); err != nil {
+	p := &program{folder: folder, ended: make(chan struct{})}
+	if err := p.launch(ctx, arguments(folder), env); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))
 	}
-	if err := s.connect(ctx, clients); err != nil {
-		return nil, errors.Join(err, s.stop())
+	if err := p.await(ctx); err != nil {
+		return nil, errors.Join(err, p.stop())
 	}
-	return s, nil
+	return p, nil
 }
 
-func (s *server) launch(ctx context.Context) error {
-	if err := os.Chmod(s.folder, 0o711); err != nil { //nolint:gosec // Postgres's user passes through
+func (p *program) launch(ctx context.Context, arguments, env []string) error {
+	if err := os.Chmod(p.folder, 0o711); err != nil { //nolint:gosec // Postgres's user passes through
 		return err
 	}
-	binary := filepath.Join(s.folder, "whence")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/whence-db/whence/cmd/whence")
+	binary := filepath.Join(p.folder, "whence")
+	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/whence-db/whence/cmd/whence") //nolint:gosec // a name of ours
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	var err error
-	if s.log, err = os.Create(filepath.Join(s.folder, "whence.log")); err != nil {
+	if p.log, err = os.Create(filepath.Join(p.folder, "whence.log")); err != nil {
 		return err
 	}
 	in, pipe, err := os.Pipe()
@@ -78,46 +76,108 @@ func (s *server) launch(ctx context.Context) error {
 		return err
 	}
 	defer in.Close()
-	s.pipe = pipe
-	s.cmd = exec.Command("/bin/sh", "-c", keeper, "keeper", s.folder, //nolint:noctx // it ends with its pipe, in good order
-		binary, "dev", "--data", filepath.Join(s.folder, "data"), "--listen", "127.0.0.1:0")
-	s.cmd.Stdin, s.cmd.Stderr, s.cmd.Env = in, s.log, environment()
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's Ctrl-C is for the benchmark, which stops in order
-	if s.cmd.Stdout, err = os.Create(s.ready()); err != nil {
+	p.pipe = pipe
+	p.cmd = exec.Command("/bin/sh", append([]string{"-c", keeper, "keeper", p.folder, binary}, arguments...)...) //nolint:noctx // it ends with its pipe, in good order
+	p.cmd.Stdin, p.cmd.Stderr, p.cmd.Env = in, p.log, append(environment(), env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's Ctrl-C is for the benchmark, which stops in order
+	if p.cmd.Stdout, err = os.Create(p.ready()); err != nil {
 		return errors.Join(err, pipe.Close())
 	}
-	if err := s.cmd.Start(); err != nil {
+	if err := p.cmd.Start(); err != nil {
 		return errors.Join(err, pipe.Close())
 	}
 	go func() { // waited for by stop
-		defer close(s.ended)
-		s.err = s.cmd.Wait()
+		defer close(p.ended)
+		p.err = p.cmd.Wait()
 	}()
 	return nil
 }
 
-func (s *server) ready() string { return filepath.Join(s.folder, "ready") }
+func (p *program) ready() string { return filepath.Join(p.folder, "ready") }
 
-// connect waits for the server's line "ready URL" and reads its credentials.
-func (s *server) connect(ctx context.Context, clients int) error {
+// await waits for the line "ready URL".
+func (p *program) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	for {
-		b, err := os.ReadFile(s.ready())
+		b, err := os.ReadFile(p.ready())
 		if line, _, whole := strings.Cut(string(b), "\n"); err == nil && whole {
 			if !strings.HasPrefix(line, "ready ") {
 				return fmt.Errorf("the server said %q and not that it is ready", line)
 			}
-			break
+			return nil
 		}
 		select {
-		case <-s.ended:
-			return fmt.Errorf("the server ended before it was ready; it said:\n%s", s.lastWords())
+		case <-p.ended:
+			return fmt.Errorf("the server ended before it was ready; it said:\n%s", p.lastWords())
 		case <-ctx.Done():
 			return fmt.Errorf("wait for the server: %w", ctx.Err())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// pid is the process id of whence itself, not of its keeper.
+func (p *program) pid() (int, error) {
+	b, err := os.ReadFile(filepath.Join(p.folder, "pid"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// stop ends the server and its database and waits until both are gone.
+func (p *program) stop() error {
+	if err := p.pipe.Close(); err != nil {
+		return err
+	}
+	select {
+	case <-p.ended:
+		if p.err != nil {
+			return fmt.Errorf("the server did not end cleanly: %w", p.err)
+		}
+		return nil
+	case <-time.After(stopLimit):
+		return fmt.Errorf("the server has not ended %v after it was told to (its keeper is process %d)", stopLimit, p.cmd.Process.Pid)
+	}
+}
+
+// lastWords is the end of the server's log.
+func (p *program) lastWords() string {
+	b, err := io.ReadAll(io.NewSectionReader(p.log, 0, 1<<20))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}
+
+// server is `whence dev`, with a durable Postgres of its own.
+type server struct {
+	*program
+	env map[string]string // dev.env
+
+	memory  whencev1connect.MemoryServiceClient
+	sources whencev1connect.SourceServiceClient
+}
+
+// startServer starts whence dev.
+func startServer(ctx context.Context, clients int) (*server, error) {
+	p, err := startProgram(ctx, func(folder string) []string {
+		return []string{"dev", "--data", filepath.Join(folder, "data"), "--listen", "127.0.0.1:0"}
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &server{program: p}
+	if err := s.connect(clients); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+// connect reads the server's credentials.
+func (s *server) connect(clients int) error {
 	var err error
 	if s.env, err = readEnv(filepath.Join(s.folder, "data", "dev.env")); err != nil {
 		return err
@@ -136,32 +196,6 @@ func (s *server) connect(ctx context.Context, clients int) error {
 	s.memory = whencev1connect.NewMemoryServiceClient(dial(s.env["WHENCE_AGENT_TOKEN"]))
 	s.sources = whencev1connect.NewSourceServiceClient(dial(s.env["WHENCE_OPERATOR_TOKEN"]))
 	return nil
-}
-
-// stop ends the server and its database and waits until both are gone.
-func (s *server) stop() error {
-	if err := s.pipe.Close(); err != nil {
-		return err
-	}
-	select {
-	case <-s.ended:
-		if s.err != nil {
-			return fmt.Errorf("the server did not end cleanly: %w", s.err)
-		}
-		return nil
-	case <-time.After(stopLimit):
-		return fmt.Errorf("the server has not ended %v after it was told to (its keeper is process %d)", stopLimit, s.cmd.Process.Pid)
-	}
-}
-
-// lastWords is the end of the server's log.
-func (s *server) lastWords() string {
-	b, err := io.ReadAll(io.NewSectionReader(s.log, 0, 1<<20))
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
 // environment leaves out what would configure the server otherwise.

@@ -48,16 +48,20 @@ func besideWriters(t *testing.T, seed uint64, count int) {
 	}
 	s.cfg.BackfillBatch, s.cfg.Look = 2, 20*time.Millisecond
 	var near atomic.Int64 // the table that is registered just now
-	var running, most atomic.Int64
+	var most atomic.Int64
 	s.sink.setFault(func(step string) error {
-		switch step {
-		case "backfill-start":
-			if n := running.Add(1); n > most.Load() {
-				most.Store(n) // only for want of a greater one: backfills take turns at the sink
-			}
-		case "backfill-done":
-			running.Add(-1)
+		if step != "backfill-rows" {
+			return nil
 		}
+		s.sink.mu.Lock()
+		defer s.sink.mu.Unlock()
+		running := int64(0)
+		for _, t := range s.sink.tables {
+			if t.State == whence.TableBackfilling {
+				running++
+			}
+		}
+		most.Store(max(most.Load(), running)) // exact enough: whoever sees the most may only be a moment late
 		return nil
 	})
 	ctx, finish := context.WithCancel(t.Context())

@@ -54,56 +54,72 @@ func (m member) covers(columns []string) bool {
 // publish makes the publication hold the registered tables, and returns those that it holds. What happened to tables whose rows
 // are stored is judged; a table that cannot be captured fails alone.
 func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]bool, error) {
-	whole, err := t.publication(ctx, t.conn)
+	now, err := t.catalogue(ctx, set)
 	if err != nil {
 		return nil, err
 	}
-	if whole == nil || !whole.complete {
+	if now.whole == nil || !now.whole.complete {
 		// No table is to blame. The stream mends the publication where it begins,
 		// and has everything compared.
 		signal(t.again)
 		return nil, fmt.Errorf("the publication %s was dropped or altered; the stream starts over", t.cfg.Publication)
 	}
-	members, err := t.members(ctx, membersSQL)
-	if err != nil {
-		return nil, err
-	}
-	published, err := t.members(ctx, publishedSQL)
-	if err != nil {
-		return nil, err
-	}
-	maps.Copy(published, members) // a partitioned table without partitions is only a member
-	looks, err := t.shapes(ctx, t.conn, set.list)
-	if err != nil {
-		return nil, err
-	}
 	ready := map[relationName]bool{}
 	var trouble []error
 	for _, table := range set.list {
 		name := relationName{table.Schema, table.Relation}
-		m, there := published[name]
+		m, there := now.published[name]
 		switch {
 		case failedState(table.State):
 		case table.State == whence.TablePending && t.runs[table.ID] != nil:
 			// Its copying has begun since, or is being given up; how the table looked
 			// was kept before.
 		case table.State == whence.TablePending:
-			_, listed := members[name]
+			_, listed := now.members[name]
 			ok, err := t.prepare(ctx, table, m, there, there && !listed)
 			ready[name] = ok
 			trouble = append(trouble, err)
 		default:
-			ok, err := t.review(ctx, table, m, there, looks[table.ID])
+			ok, err := t.review(ctx, table, m, there, now.looks[table.ID])
 			ready[name] = ok
 			trouble = append(trouble, err)
 		}
 	}
-	for name := range members {
+	for name := range now.members {
 		if _, wanted := set.byName[name]; !wanted {
 			trouble = append(trouble, t.drop(ctx, name))
 		}
 	}
 	return ready, errors.Join(trouble...)
+}
+
+// catalogue is what the source says of the publication and of the tables.
+type catalogue struct {
+	whole     *publicationState
+	members   map[relationName]member // what the publication holds itself
+	published map[relationName]member // all that it publishes
+	looks     map[int32]string
+}
+
+// catalogue reads everything as of one moment: a table that is taken out in
+// between would seem to be published still, and only altered.
+func (t *tender) catalogue(ctx context.Context, set *tableSet) (now catalogue, err error) {
+	one := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	err = pgx.BeginTxFunc(ctx, t.conn, one, func(pgx.Tx) (err error) {
+		if now.whole, err = t.publication(ctx, t.conn); err != nil {
+			return err
+		}
+		if now.members, err = t.members(ctx, membersSQL); err != nil {
+			return err
+		}
+		if now.published, err = t.members(ctx, publishedSQL); err != nil {
+			return err
+		}
+		maps.Copy(now.published, now.members) // a partitioned table without partitions is only a member
+		now.looks, err = t.shapes(ctx, t.conn, set.list)
+		return err
+	})
+	return now, err
 }
 
 func (t *tender) members(ctx context.Context, query string) (map[relationName]member, error) {

@@ -178,7 +178,7 @@ func (s *memorySink) copiedAhead(by whence.LSN) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range s.tables {
-		t.snapshot += by
+		t.copying += by
 		for k, r := range t.records {
 			r.lsn += by
 			t.records[k] = r
@@ -218,6 +218,7 @@ func (s *memorySink) Tables(context.Context) ([]whence.Table, error) {
 		if t.State == whence.TableBackfilling || t.State == whence.TableLive {
 			t.Snapshot = s.tables[id].snapshot
 		}
+		t.Copied = max(s.tables[id].snapshot, s.tables[id].copying)
 		list = append(list, t)
 	}
 	return list, nil

@@ -55,46 +55,45 @@ func (m member) covers(columns []string) bool {
 // that it holds. What happened to tables whose rows are stored is judged; a
 // table that cannot be captured fails alone.
 func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]bool, error) {
-	// Before the members: one that has left since is missing there, and does not
-	// look as if it had come back.
-	looks, err := t.shapes(ctx, t.conn, set.list)
+	now, err := t.catalogue(ctx, set)
 	if err != nil {
 		return nil, err
 	}
-	members, err := t.members(ctx, membersSQL)
-	if err != nil {
-		return nil, err
+	// A publication that is gone, made anew, or leaves kinds of changes out is no
+	// fault of the tables: the stream finds out and has them all compared. They were
+	// read before it, so only a second look at the same one judges them.
+	version := ""
+	if now.whole != nil && now.whole.complete {
+		version = now.whole.version
 	}
-	published, err := t.members(ctx, publishedSQL)
-	if err != nil {
-		return nil, err
-	}
-	maps.Copy(published, members) // a partitioned table without partitions is only a member
-	if same, err := t.samePublication(ctx); err != nil || !same {
-		return nil, err
+	if version == "" || version != t.version {
+		if t.version = version; version != "" {
+			t.Poke()
+		}
+		return nil, nil
 	}
 	ready := map[relationName]bool{}
 	var trouble []error
 	for _, table := range set.list {
 		name := relationName{table.Schema, table.Relation}
-		m, there := published[name]
+		m, there := now.published[name]
 		switch {
 		case failedState(table.State):
 		case table.State == whence.TablePending && t.runs[table.ID] != nil:
 			// Its copying has begun since, or is being given up; how the table looked
 			// was kept before.
 		case table.State == whence.TablePending:
-			_, listed := members[name]
+			_, listed := now.members[name]
 			ok, err := t.prepare(ctx, table, m, there, there && !listed)
 			ready[name] = ok
 			trouble = append(trouble, err)
 		default:
-			ok, err := t.review(ctx, table, m, there, looks[table.ID])
+			ok, err := t.review(ctx, table, m, there, now.looks[table.ID])
 			ready[name] = ok
 			trouble = append(trouble, err)
 		}
 	}
-	for name := range members {
+	for name := range now.members {
 		if _, wanted := set.byName[name]; !wanted {
 			trouble = append(trouble, t.drop(ctx, name))
 		}
@@ -102,22 +101,33 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 	return ready, errors.Join(trouble...)
 }
 
-// samePublication tells whether the publication is whole and the one of the look
-// before, so that the tables, which were read since, are of its time. One that is
-// gone, made anew, or leaves kinds of changes out is no fault of the tables: the
-// stream finds out and has them all compared.
-func (t *tender) samePublication(ctx context.Context) (bool, error) {
-	now, err := t.publication(ctx, t.conn)
-	if err != nil || now == nil || !now.complete {
-		t.version = ""
-		return false, err
-	}
-	if t.version == now.version {
-		return true, nil
-	}
-	t.version = now.version
-	t.Poke()
-	return false, nil
+// catalogue is what the source says of the publication and of the tables.
+type catalogue struct {
+	whole     *publicationState
+	members   map[relationName]member // what the publication holds itself
+	published map[relationName]member // all that it publishes
+	looks     map[int32]string
+}
+
+// catalogue reads everything as of one moment: a table that is taken out in
+// between would seem to be published still, and only altered.
+func (t *tender) catalogue(ctx context.Context, set *tableSet) (now catalogue, err error) {
+	one := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+	err = pgx.BeginTxFunc(ctx, t.conn, one, func(pgx.Tx) (err error) {
+		if now.whole, err = t.publication(ctx, t.conn); err != nil {
+			return err
+		}
+		if now.members, err = t.members(ctx, membersSQL); err != nil {
+			return err
+		}
+		if now.published, err = t.members(ctx, publishedSQL); err != nil {
+			return err
+		}
+		maps.Copy(now.published, now.members) // a partitioned table without partitions is only a member
+		now.looks, err = t.shapes(ctx, t.conn, set.list)
+		return err
+	})
+	return now, err
 }
 
 func (t *tender) members(ctx context.Context, query string) (map[relationName]member, error) {

@@ -38,9 +38,8 @@ const (
 	tableFields = `
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
-coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end,
-case when t.state in ('BACKFILLING', 'LIVE') then greatest(t.copy_lsn, t.snapshot_lsn) end, coalesce(t.shape, ''),
-exists (select from whence.set_aside a where a.table_id = t.id)`
+coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
+greatest(t.snapshot_lsn, t.copy_lsn), exists (select from whence.set_aside a where a.table_id = t.id)`
 
 	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done)
 from whence.tables t join whence.sources s on s.id = t.source_id
@@ -52,7 +51,8 @@ order by s.name, t.schema_name, t.relation`
 
 func scanTable(row pgx.CollectableRow, more ...any) (t whence.Table, err error) {
 	dest := []any{&t.ID, &t.SourceID, &t.Source, &t.Schema, &t.Relation, &t.KeyColumns, &t.TextColumns, &t.TextTemplate, &t.SubjectColumn,
-		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Copied, &t.Shape, &t.SetAside}
+		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Shape,
+		&t.Copied, &t.SetAside}
 	err = row.Scan(append(dest, more...)...)
 	return t, err
 }

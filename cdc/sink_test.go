@@ -379,10 +379,19 @@ func (s *memorySink) BackfillRows(ctx context.Context, id int32, snapshot whence
 	})
 }
 
+var errOwing = errors.New("values are missing that this snapshot does not hold under the keys of their rows")
+
 func (s *memorySink) BackfillDone(ctx context.Context, id int32, snapshot whence.LSN) error {
-	return s.backfill(ctx, "backfill-done", id, func(t *memoryTable) {
+	owing := false
+	err := s.backfill(ctx, "backfill-done", id, func(t *memoryTable) {
 		if t.snapshot != snapshot || t.State != whence.TableBackfilling {
 			return
+		}
+		for k := range t.owing { // a row that changed its key before the sink knew of the snapshot
+			if r := t.records[k]; r.row != nil && r.lsn >= snapshot && len(r.missing) > 0 {
+				owing = true
+				return
+			}
 		}
 		t.State = whence.TableLive
 		for k, r := range t.records {
@@ -391,6 +400,10 @@ func (s *memorySink) BackfillDone(ctx context.Context, id int32, snapshot whence
 			}
 		}
 	})
+	if owing {
+		return errors.Join(errOwing, err)
+	}
+	return err
 }
 
 func (s *memorySink) backfill(ctx context.Context, step string, id int32, do func(*memoryTable)) error {

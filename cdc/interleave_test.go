@@ -22,7 +22,7 @@ import (
 // seed is in the test's name; WHENCE_CHAOS_SEED tries it again. WHENCE_CHAOS sets
 // how many times there are ten tables.
 func TestRegistrationsBesideWriters(t *testing.T) {
-	tables := 30
+	tables := 60
 	if testing.Short() {
 		tables = 10
 	}

@@ -73,6 +73,7 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		return nil, nil
 	}
 	ready := map[relationName]bool{}
+	room := maxBackfills - len(t.runs) // with many new tables, most wait: a look at all of them would take long
 	var trouble []error
 	for _, table := range set.list {
 		name := relationName{table.Schema, table.Relation}
@@ -82,10 +83,13 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		case table.State == whence.TablePending && t.runs[table.ID] != nil:
 			// Its copying has begun since, or is being given up; how the table looked
 			// was kept before.
+		case table.State == whence.TablePending && (room <= 0 || !t.due(table.ID)):
 		case table.State == whence.TablePending:
 			_, listed := now.members[name]
 			ok, err := t.prepare(ctx, table, m, there, there && !listed)
-			ready[name] = ok
+			if ready[name] = ok; ok {
+				room--
+			}
 			trouble = append(trouble, err)
 		default:
 			ok, err := t.review(ctx, table, m, there, now.looks[table.ID])

@@ -173,9 +173,12 @@ func (t *tender) stopOutdated(set *tableSet, started map[int32]bool) {
 	}
 }
 
+// due tells whether a table's backfill, if it failed before, may be tried again.
+func (t *tender) due(id int32) bool { return !t.cfg.Now().Before(t.later[id].at) }
+
 // launch starts a table's backfill if none runs, it is due, and there is room.
 func (t *tender) launch(ctx context.Context, table whence.Table) {
-	if t.runs[table.ID] != nil || t.cfg.Now().Before(t.later[table.ID].at) {
+	if t.runs[table.ID] != nil || !t.due(table.ID) {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)

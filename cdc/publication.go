@@ -64,16 +64,7 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		signal(t.again)
 		return nil, fmt.Errorf("the publication %s was dropped or altered; the stream starts over", t.cfg.Publication)
 	}
-	members, err := t.members(ctx, membersSQL)
-	if err != nil {
-		return nil, err
-	}
-	published, err := t.members(ctx, publishedSQL)
-	if err != nil {
-		return nil, err
-	}
-	maps.Copy(published, members) // a partitioned table without partitions is only a member
-	looks, err := t.shapes(ctx, t.conn, set.list)
+	members, published, looks, err := t.catalogue(ctx, set.list)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +95,27 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		}
 	}
 	return ready, errors.Join(trouble...)
+}
+
+// catalogue reads which tables the publication holds, which are published in any
+// way, and how the registered ones look, all at one moment: a table that was given
+// a row filter would else look as if it were published whole, and altered.
+func (t *tender) catalogue(ctx context.Context, tables []whence.Table) (members, published map[relationName]member, looks map[int32]string, err error) {
+	err = pgx.BeginTxFunc(ctx, t.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(pgx.Tx) (err error) {
+		if members, err = t.members(ctx, membersSQL); err != nil {
+			return err
+		}
+		if published, err = t.members(ctx, publishedSQL); err != nil {
+			return err
+		}
+		looks, err = t.shapes(ctx, t.conn, tables)
+		return err
+	})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	maps.Copy(published, members) // a partitioned table without partitions is only a member
+	return members, published, looks, nil
 }
 
 func (t *tender) members(ctx context.Context, query string) (map[relationName]member, error) {

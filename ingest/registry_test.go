@@ -307,7 +307,7 @@ func TestSecondWriterIsFenced(t *testing.T) {
 	w := newDocs(t)
 	w.register(docsSpec)
 	w.exec(w.memory, `insert into whence.checkpoints (source_id, lsn) select id, '0/100' from whence.sources`)
-	w.exec(w.memory, `update whence.tables set state = 'LIVE'`)
+	w.exec(w.memory, `update whence.tables set state = 'LIVE', snapshot_lsn = '0/100'`)
 	s, err := w.r.GetSource(t.Context(), "app")
 	if err != nil {
 		t.Fatal(err)

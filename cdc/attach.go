@@ -221,7 +221,7 @@ func (c *Capture) compare(slot *slotState, was history, now Cluster, flushed whe
 
 var errSlotUnfinished = errors.New("the replication slot is still being created by an earlier attempt")
 
-// newestSnapshot returns the newest position that a table was copied at, if it is
+// newestSnapshot returns the newest position that rows were copied at, if it is
 // beyond the checkpoint. The server can hold the stream back until a standby has
 // what is sent (synchronized_standby_slots), but not what a snapshot shows.
 func (c *Capture) newestSnapshot(ctx context.Context, checkpoint whence.LSN) (whence.LSN, error) {

@@ -178,7 +178,6 @@ func (s *memorySink) copiedAhead(by whence.LSN) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, t := range s.tables {
-		t.snapshot += by
 		t.copying += by
 		for k, r := range t.records {
 			r.lsn += by
@@ -217,8 +216,9 @@ func (s *memorySink) Tables(context.Context) ([]whence.Table, error) {
 	for _, id := range slices.Sorted(maps.Keys(s.tables)) {
 		t := s.tables[id].Table
 		if t.State == whence.TableBackfilling || t.State == whence.TableLive {
-			t.Snapshot, t.Copied = s.tables[id].snapshot, s.tables[id].copying
+			t.Snapshot = s.tables[id].snapshot
 		}
+		t.Copied = max(s.tables[id].snapshot, s.tables[id].copying)
 		list = append(list, t)
 	}
 	return list, nil

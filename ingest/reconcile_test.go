@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/whence-db/whence"
 )
@@ -121,6 +122,40 @@ func TestAnotherHistoryIsReconciled(t *testing.T) {
 	w.want("versions", w.query(w.memory.Pool, `select count(*)::text from whence.versions`), "104")
 	w.want("texts asked for", w.query(w.memory.Pool, `select count(*)::text from whence.vectors`), "103")
 	w.want("heads", w.query(w.memory.Pool, `select count(*)::text from whence.records where not deleted and table_id = $1`, info.ID), "101")
+}
+
+// The same where only a copy was ahead of the stream, in a table of any state.
+func TestCopyOfAnotherHistoryIsReconciled(t *testing.T) {
+	for _, state := range []whence.TableState{whence.TableLive, whence.TableBackfilling, whence.TablePending, whence.TableBroken} {
+		t.Run(string(state), func(t *testing.T) {
+			w, _, info := losing(t)
+			w.exec(w.memory, `update whence.records set lsn = lsn + 1000000000000`)
+			w.exec(w.memory, `update whence.versions set lsn = lsn + 1000000000000`)
+			w.exec(w.memory, `update whence.tables set copy_lsn = copy_lsn + 1000000000000, state = $1`, string(state))
+			w.exec(w.source, whileAway)
+			w.run()
+			if state == whence.TableBroken {
+				w.until("the stream has begun anew", func() (bool, string) {
+					got := w.query(w.memory.Pool, `select copy_lsn::text from whence.tables where copy_lsn is not null`)
+					return len(got) == 0, fmt.Sprint(got)
+				})
+				spec := docsSpec
+				spec.HalfLife = info.HalfLife + time.Hour
+				w.register(spec)
+			}
+			w.until("the rows have been compared", func() (bool, string) {
+				got := w.query(w.memory.Pool, `select r.key from whence.records r where r.key = '{"id":"101"}'`)
+				return len(got) == 1, fmt.Sprint(got)
+			})
+			w.live(docs)
+			w.exec(w.source, `insert into docs (id, title) values (200, 'after all')`)
+			w.caughtUp()
+			w.want("heads", w.query(w.memory.Pool, `select r.key || ' ' || v.text from whence.records r
+				join whence.versions v on v.record_id = r.id and v.version = r.version
+				where not r.deleted and r.key in ('{"id":"1"}', '{"id":"2"}', '{"id":"101"}', '{"id":"200"}') order by r.key`),
+				`{"id":"101"} new`, `{"id":"2"} second`, `{"id":"200"} after all`)
+		})
+	}
 }
 
 // A row whose key cannot be stored is left out and said so; the rest goes on,

@@ -106,12 +106,13 @@ const (
 	deleteCheckpoint = `delete from whence.checkpoints where source_id = @id and lsn = @known::pg_lsn`
 	recopyTables     = `
 update whence.tables set state = 'PENDING', error = @reason, shape = null, rows_done = 0, rows_total = 0,
-    snapshot_lsn = case when not @rewound then snapshot_lsn end, truncated_lsn = case when not @rewound then truncated_lsn end
+    snapshot_lsn = case when not @rewound then snapshot_lsn end, copy_lsn = case when not @rewound then copy_lsn end,
+    truncated_lsn = case when not @rewound then truncated_lsn end
 where source_id = @id and state in ('PENDING', 'BACKFILLING', 'LIVE')`
 	// A failed table is copied when it is registered again; a snapshot of the
 	// new history is then good whatever its position.
 	rewindFailed = `
-update whence.tables set snapshot_lsn = null, truncated_lsn = null where source_id = @id and state in ('SCHEMA_CHANGED', 'BROKEN')`
+update whence.tables set snapshot_lsn = null, copy_lsn = null, truncated_lsn = null where source_id = @id and state in ('SCHEMA_CHANGED', 'BROKEN')`
 	selectSourceTables = `select id from whence.tables where source_id = @id`
 )
 

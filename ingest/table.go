@@ -39,7 +39,7 @@ const (
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
 coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end,
-case when t.state in ('BACKFILLING', 'LIVE') then greatest(t.copy_lsn, t.snapshot_lsn) end, coalesce(t.shape, ''),
+greatest(t.copy_lsn, t.snapshot_lsn), coalesce(t.shape, ''),
 exists (select from whence.set_aside a where a.table_id = t.id)`
 
 	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/ingest"
@@ -174,10 +175,18 @@ func status(s ingest.TableStatus) *v1.TableStatus {
 	return &v1.TableStatus{
 		State:    v1.TableState(v1.TableState_value["TABLE_STATE_"+string(s.State)]),
 		Error:    s.Error,
-		Backfill: &v1.Backfill{RowsDone: count(s.RowsDone), RowsTotal: count(s.RowsTotal)},
+		Backfill: backfill(s),
 		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending),
 		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved)},
 		SetAside: &v1.SetAside{Rows: count(s.Aside.Rows), Key: s.Aside.Newest.Key, Reason: s.Aside.Newest.Reason,
 			Time: timestamp(s.Aside.Newest.At)},
 	}
+}
+
+func backfill(s ingest.TableStatus) *v1.Backfill {
+	b := &v1.Backfill{RowsDone: count(s.RowsDone), RowsTotal: count(s.RowsTotal), RowsPerSecond: s.RowRate}
+	if s.RowRate > 0 {
+		b.Remaining = durationpb.New(time.Duration(float64(max(0, s.RowsTotal-s.RowsDone)) / s.RowRate * float64(time.Second)).Round(time.Second))
+	}
+	return b
 }

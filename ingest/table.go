@@ -22,8 +22,9 @@ const Unregistering whence.TableState = "UNREGISTERING"
 type TableStatus struct {
 	State     whence.TableState
 	Error     string
-	RowsDone  int64 // of the running or last backfill
-	RowsTotal int64 // an estimate until that ends
+	RowsDone  int64   // of the running or last backfill
+	RowsTotal int64   // an estimate until that ends
+	RowRate   float64 // rows copied a second since the running backfill began or went on; 0 when none runs
 	Aside     AsideStatus
 	index.Status
 }
@@ -41,7 +42,8 @@ t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete
 coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
 greatest(t.snapshot_lsn, t.copy_lsn), exists (select from whence.set_aside a where a.table_id = t.id)`
 
-	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done)
+	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done),
+    case when t.state = 'BACKFILLING' then greatest(0, p.done - t.copy_rows) / greatest(extract(epoch from now() - t.copy_began), 0.001) else 0 end::float8
 from whence.tables t join whence.sources s on s.id = t.source_id
 cross join lateral (select case when t.state <> 'BACKFILLING' then t.rows_done
     else coalesce((select sum(b.rows) from whence.backfills b where b.table_id = t.id), 0)::bigint end as done) p
@@ -64,7 +66,7 @@ func readTables(ctx context.Context, q querier, source string) ([]TableInfo, err
 		return nil, fmt.Errorf("read tables: %w", pg.Translate(err))
 	}
 	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (i TableInfo, err error) {
-		i.Table, err = scanTable(row, &i.Status.RowsDone, &i.Status.RowsTotal)
+		i.Table, err = scanTable(row, &i.Status.RowsDone, &i.Status.RowsTotal, &i.Status.RowRate)
 		i.Status.State, i.Status.Error = i.State, i.Error
 		return i, err
 	})

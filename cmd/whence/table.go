@@ -138,8 +138,12 @@ func (c *tableWatch) Run(ctx context.Context, a *app) error {
 	}
 	defer func() { _ = stream.Close() }()
 	report := func(st *v1.TableStatus) {
-		a.printf("%-11s rows %d/%d  chunks %d  pending %d\n", plain(st.GetState()),
-			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetChunks(), st.GetPending())
+		pace := ""
+		if f := st.GetBackfill(); f.GetRemaining() != nil {
+			pace = fmt.Sprintf(" (%.0f/s, %v left)", f.GetRowsPerSecond(), f.GetRemaining().AsDuration())
+		}
+		a.printf("%-11s rows %d/%d%s  chunks %d  pending %d\n", plain(st.GetState()),
+			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), pace, st.GetChunks(), st.GetPending())
 	}
 	if interactive(a.out) && !a.json {
 		bars := newBars(ctx, a)

@@ -759,7 +759,11 @@ type Backfill struct {
 	// Rows copied.
 	RowsDone uint32 `protobuf:"varint,1,opt,name=rows_done,json=rowsDone,proto3" json:"rows_done,omitempty"`
 	// Rows to copy; an estimate until the copy is complete.
-	RowsTotal     uint32 `protobuf:"varint,2,opt,name=rows_total,json=rowsTotal,proto3" json:"rows_total,omitempty"`
+	RowsTotal uint32 `protobuf:"varint,2,opt,name=rows_total,json=rowsTotal,proto3" json:"rows_total,omitempty"`
+	// Rows copied a second since the copy began or went on; 0 when none runs.
+	RowsPerSecond float64 `protobuf:"fixed64,3,opt,name=rows_per_second,json=rowsPerSecond,proto3" json:"rows_per_second,omitempty"`
+	// How long the rest takes at that rate; unset when it is not known.
+	Remaining     *durationpb.Duration `protobuf:"bytes,4,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -806,6 +810,20 @@ func (x *Backfill) GetRowsTotal() uint32 {
 		return x.RowsTotal
 	}
 	return 0
+}
+
+func (x *Backfill) GetRowsPerSecond() float64 {
+	if x != nil {
+		return x.RowsPerSecond
+	}
+	return 0
+}
+
+func (x *Backfill) GetRemaining() *durationpb.Duration {
+	if x != nil {
+		return x.Remaining
+	}
+	return nil
 }
 
 // EmbeddingCalls counts texts, not HTTP requests.
@@ -2513,11 +2531,13 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12.\n" +
-	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"F\n" +
+	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xa7\x01\n" +
 	"\bBackfill\x12\x1b\n" +
 	"\trows_done\x18\x01 \x01(\rR\browsDone\x12\x1d\n" +
 	"\n" +
-	"rows_total\x18\x02 \x01(\rR\trowsTotal\":\n" +
+	"rows_total\x18\x02 \x01(\rR\trowsTotal\x12&\n" +
+	"\x0frows_per_second\x18\x03 \x01(\x01R\rrowsPerSecond\x127\n" +
+	"\tremaining\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tremaining\":\n" +
 	"\x0eEmbeddingCalls\x12\x12\n" +
 	"\x04made\x18\x01 \x01(\rR\x04made\x12\x14\n" +
 	"\x05saved\x18\x02 \x01(\rR\x05saved\"i\n" +
@@ -2745,65 +2765,66 @@ var file_whence_v1_source_proto_depIdxs = []int32{
 	8,  // 11: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
 	6,  // 12: whence.v1.TableStatus.set_aside:type_name -> whence.v1.SetAside
 	37, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
-	4,  // 14: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
-	5,  // 15: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
-	3,  // 16: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 17: whence.v1.ListSourcesResponse.sources:type_name -> whence.v1.Source
-	3,  // 18: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 19: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 20: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
-	38, // 21: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
-	38, // 22: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
-	2,  // 23: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	39, // 24: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
-	40, // 25: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
-	37, // 26: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
-	39, // 27: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
-	4,  // 28: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
-	23, // 29: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
-	38, // 30: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
-	38, // 31: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
-	2,  // 32: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	4,  // 33: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
-	5,  // 34: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
-	9,  // 35: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
-	4,  // 36: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
-	5,  // 37: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 38: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
-	5,  // 39: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 40: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
-	5,  // 41: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
-	10, // 42: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
-	12, // 43: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
-	14, // 44: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
-	16, // 45: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
-	18, // 46: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
-	20, // 47: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
-	22, // 48: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
-	25, // 49: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
-	27, // 50: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
-	29, // 51: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
-	31, // 52: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
-	33, // 53: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
-	35, // 54: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
-	11, // 55: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
-	13, // 56: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
-	15, // 57: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
-	17, // 58: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
-	19, // 59: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
-	21, // 60: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
-	24, // 61: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
-	26, // 62: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
-	28, // 63: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
-	30, // 64: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
-	32, // 65: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
-	34, // 66: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
-	36, // 67: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
-	55, // [55:68] is the sub-list for method output_type
-	42, // [42:55] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	38, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
+	4,  // 15: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
+	5,  // 16: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
+	3,  // 17: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 18: whence.v1.ListSourcesResponse.sources:type_name -> whence.v1.Source
+	3,  // 19: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 20: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 21: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
+	38, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
+	38, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	2,  // 24: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
+	39, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
+	40, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
+	37, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
+	39, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
+	4,  // 29: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
+	23, // 30: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
+	38, // 31: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
+	38, // 32: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	2,  // 33: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
+	4,  // 34: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
+	5,  // 35: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
+	9,  // 36: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
+	4,  // 37: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
+	5,  // 38: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 39: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
+	5,  // 40: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 41: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
+	5,  // 42: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
+	10, // 43: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
+	12, // 44: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
+	14, // 45: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
+	16, // 46: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
+	18, // 47: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
+	20, // 48: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
+	22, // 49: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
+	25, // 50: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
+	27, // 51: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
+	29, // 52: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
+	31, // 53: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
+	33, // 54: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
+	35, // 55: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
+	11, // 56: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
+	13, // 57: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
+	15, // 58: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
+	17, // 59: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
+	19, // 60: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
+	21, // 61: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
+	24, // 62: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
+	26, // 63: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
+	28, // 64: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
+	30, // 65: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
+	32, // 66: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
+	34, // 67: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
+	36, // 68: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
+	56, // [56:69] is the sub-list for method output_type
+	43, // [43:56] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_source_proto_init() }

@@ -218,7 +218,7 @@ func (s *memorySink) Tables(context.Context) ([]whence.Table, error) {
 		if t.State == whence.TableBackfilling || t.State == whence.TableLive {
 			t.Snapshot = s.tables[id].snapshot
 		}
-		t.Copied = max(s.tables[id].snapshot, s.tables[id].copying)
+		t.Copied = s.tables[id].copying
 		list = append(list, t)
 	}
 	return list, nil

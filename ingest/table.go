@@ -40,7 +40,7 @@ const (
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
 coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
-greatest(t.snapshot_lsn, t.copy_lsn), exists (select from whence.set_aside a where a.table_id = t.id)`
+t.copy_lsn, exists (select from whence.set_aside a where a.table_id = t.id)`
 
 	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done),
     case when t.state = 'BACKFILLING' then greatest(0, p.done - t.copy_rows) / greatest(extract(epoch from now() - t.copy_began), 0.001) else 0 end::float8

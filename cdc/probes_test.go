@@ -44,7 +44,7 @@ func TestProbesAreThinned(t *testing.T) {
 	for _, applied := range []whence.LSN{n / 4, n / 2, n - 1, n} {
 		got, _ := p.progress(applied)
 		truth := start.Add(time.Duration(applied-1) * time.Second)
-		if got.After(truth) || applied >= n/2 && got.Before(truth.Add(-n*time.Second/8)) {
+		if got.After(truth) || applied >= n/2 && !got.IsZero() && got.Before(truth.Add(-n*time.Second/8)) {
 			t.Errorf("applied %d: caught up to %v, in truth %v", applied, got, truth)
 		}
 	}

@@ -280,7 +280,7 @@ func (a *applier) commit(ctx context.Context) error {
 
 func (a *applier) progress() Progress {
 	p := Progress{LSN: a.position, CommitTime: a.committed}
-	p.CaughtUpFor, p.LagBytes = a.probes.progress(a.position, a.c.cfg.Now())
+	p.CaughtUpAt, p.LagBytes = a.probes.progress(a.position)
 	return p
 }
 

@@ -370,12 +370,12 @@ func TestIdleProgress(t *testing.T) {
 			goal.String(), s.cfg.Slot).Scan(&confirmed)
 		return err == nil && confirmed
 	})
-	if at, p := s.sink.now(); at < goal || p.CaughtUpFor < 0 || p.LSN < before.LSN {
+	if at, p := s.sink.now(); at < goal || p.CaughtUpAt.IsZero() || p.LSN < before.LSN {
 		t.Errorf("checkpoint %s, goal %s, progress %+v", at, goal, p)
 	}
 	s.eventually("caught up a moment ago", func() bool {
 		_, p := s.sink.now()
-		return p.CaughtUpFor >= 0 && p.CaughtUpFor < 2*time.Second
+		return time.Since(p.CaughtUpAt) < 2*time.Second
 	})
 }
 
@@ -399,12 +399,12 @@ func TestCaughtUpBesideAnOpenTransaction(t *testing.T) {
 		written := time.Now()
 		// The server itself completes the record within 15 s.
 		for deadline := written.Add(8 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-			if _, p := s.sink.now(); p.CaughtUpFor >= 0 && time.Now().Add(-p.CaughtUpFor).After(written.Add(time.Second)) {
+			if _, p := s.sink.now(); p.CaughtUpAt.After(written.Add(time.Second)) {
 				break
 			}
 			if time.Now().After(deadline) {
 				_, p := s.sink.now()
-				t.Fatalf("write %d: caught up for %v, %d bytes behind", i, p.CaughtUpFor, p.LagBytes)
+				t.Fatalf("write %d: caught up to %v, %d bytes behind", i, p.CaughtUpAt, p.LagBytes)
 			}
 		}
 	}

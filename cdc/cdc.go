@@ -57,12 +57,12 @@ type Change struct {
 type Progress struct {
 	LSN        whence.LSN // everything committed before this is applied
 	CommitTime time.Time  // of the last transaction applied; zero: none since capture started
-	// CaughtUpFor is how long ago, by the monotonic clock, the moment lies up to
-	// which everything committed is known to be applied; negative: not known.
-	// A commit counts from the moment its record is flushed, which with
-	// synchronous_commit = off is a moment after its caller was told.
-	CaughtUpFor time.Duration
-	LagBytes    int64 // log that the source had flushed, when last asked, beyond LSN
+	// CaughtUpAt is the moment up to which everything committed is known to be
+	// applied, with a monotonic reading; zero: not known. A commit counts from the
+	// moment its record is flushed, which with synchronous_commit = off is a moment
+	// after its caller was told.
+	CaughtUpAt time.Time
+	LagBytes   int64 // log that the source had flushed, when last asked, beyond LSN
 }
 
 // Sink is where changes go: a durable store that holds the checkpoint beside the

@@ -45,10 +45,9 @@ func (p *probes) add(lsn whence.LSN, at time.Time) {
 	p.list = append(p.list, observed{lsn, at})
 }
 
-// progress says how long ago the moment lies up to which a stream that is
-// applied up to applied is complete (negative: not known), and how far the log
-// went on beyond it.
-func (p *probes) progress(applied whence.LSN, now time.Time) (caughtUpFor time.Duration, lagBytes int64) {
+// progress says up to which moment a stream that is applied up to applied is
+// complete (zero: not known), and how far the log went on beyond it.
+func (p *probes) progress(applied whence.LSN) (caughtUpAt time.Time, lagBytes int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := 0
@@ -62,10 +61,7 @@ func (p *probes) progress(applied whence.LSN, now time.Time) (caughtUpFor time.D
 	if p.last > applied {
 		lagBytes = int64(p.last - applied)
 	}
-	if p.proven.IsZero() {
-		return -1, lagBytes
-	}
-	return max(0, now.Sub(p.proven)), lagBytes
+	return p.proven, lagBytes
 }
 
 // nudgeEvery bounds how often the source is written to.

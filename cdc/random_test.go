@@ -291,7 +291,7 @@ func TestSourceShutsDown(t *testing.T) {
 	var g errgroup.Group
 	g.Go(func() error { return c.Run(ctx) })
 	s := &source{t: t, sink: sink}
-	s.eventually("it streams", func() bool { _, p := sink.now(); return p.LSN > 0 && p.CaughtUpFor >= 0 })
+	s.eventually("it streams", func() bool { _, p := sink.now(); return p.LSN > 0 && !p.CaughtUpAt.IsZero() })
 	stopping, done := context.WithTimeout(t.Context(), 20*time.Second)
 	defer done()
 	if err := cluster.Stop(stopping); err != nil || stopping.Err() != nil {

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/whence-db/whence"
 )
@@ -24,7 +23,6 @@ type memorySink struct {
 	cluster    Cluster
 	tables     map[int32]*memoryTable
 	progress   Progress
-	progressAt time.Time // when progress was told
 	units      int
 	applied    []Change                // kept when keep is set
 	keep       bool                    //
@@ -230,7 +228,7 @@ func (s *memorySink) Caught(_ context.Context, p Progress) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.progress, s.progressAt = p, time.Now()
+	s.progress = p
 	return nil
 }
 
@@ -304,7 +302,7 @@ func (u *memoryUnit) Commit(_ context.Context, p Progress) error {
 	if s.keep {
 		s.applied = append(s.applied, u.changes...)
 	}
-	s.checkpoint, s.progress, s.progressAt, s.units = p.LSN, p, time.Now(), s.units+1
+	s.checkpoint, s.progress, s.units = p.LSN, p, s.units+1
 	u.ended = true
 	<-s.turn
 	return s.checkLocked("commit-after")

@@ -334,3 +334,21 @@ func TestDeleteOlderAndDrop(t *testing.T) {
 		})
 	}
 }
+
+// A transaction that writes a row and then truncates the table leaves one state of it.
+func TestDeleteOlderReplacesItsOwn(t *testing.T) {
+	b := newPutBench(t, whence.OnDeleteTombstone)
+	b.put(b.state(1, "a"))
+	own := b.state(1, "b")
+	fresh := b.state(2, "c")
+	fresh.LSN, fresh.XID = own.LSN, own.XID
+	b.put(own, fresh)
+	err := pg.InTx(t.Context(), b.db.Pool, func(tx pgx.Tx) error {
+		return b.x.DeleteOlder(t.Context(), tx, b.table, own.LSN+1, Commit{LSN: own.LSN, XID: own.XID})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.want("versions", b.versions(), `1 a {"id": "1", "body": "a"}`, `2 - {}`, `1 - {}`)
+	b.want("chunks", b.chunks())
+}

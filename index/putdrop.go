@@ -11,11 +11,16 @@ import (
 )
 
 const (
+	// What the truncating transaction wrote before was never there for anybody.
+	dropOwn = `
+delete from whence.versions v using whence.records r
+where r.table_id = @table and not r.deleted and r.lsn = @lsn::pg_lsn and r.xid = @xid::bigint
+    and v.record_id = r.id and v.version = r.version`
 	// No id leaves the database: there may be millions.
 	deleteOlder = `
 with gone as (
     update whence.records
-    set version = version + 1, lsn = @lsn::pg_lsn, xid = @xid::bigint, commit_time = @commit::timestamptz, deleted = true, missing = null, state = null,
+    set version = version + case when lsn = @lsn::pg_lsn and xid = @xid::bigint then 0 else 1 end, lsn = @lsn::pg_lsn, xid = @xid::bigint, commit_time = @commit::timestamptz, deleted = true, missing = null, state = null,
         subject = case when @purge::bool then null else subject end,
         event_time = case when @purge::bool then null else event_time end,
         attributes = case when @purge::bool then '{}'::jsonb else attributes end
@@ -50,6 +55,11 @@ func (x *Index) DeleteOlder(ctx context.Context, tx pgx.Tx, t whence.Table, befo
 	purge := t.OnDelete == whence.OnDeletePurge
 	args := pgx.NamedArgs{"table": t.ID, "before": before, "lsn": at.LSN, "xid": at.XID, "commit": timeOrNull(at.Time),
 		"definition": t.Definition, "digest": emptyDigest[:], "purge": purge}
+	if at.XID != nil {
+		if _, err := tx.Exec(ctx, dropOwn, args); err != nil {
+			return fmt.Errorf("replace what a truncation removed: %w", err)
+		}
+	}
 	tag, err := tx.Exec(ctx, deleteOlder, args)
 	if err != nil {
 		return fmt.Errorf("delete older records: %w", err)

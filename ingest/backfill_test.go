@@ -49,7 +49,7 @@ func TestOwedValueOfAnotherKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Commit(ctx, cdc.Progress{LSN: 0x200, CaughtUpFor: -1}); err != nil {
+	if err := u.Commit(ctx, cdc.Progress{LSN: 0x200}); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.BackfillRows(ctx, info.ID, 0x110, []whence.Values{row("1", "one"), row("2", "two")}, cdc.Blocks{}); err != nil {
@@ -66,7 +66,7 @@ func TestOwedValueOfAnotherKey(t *testing.T) {
 	if done, err := k.BackfillDone(ctx, info.ID, 0x210); done || err != nil {
 		t.Fatalf("done %v before the stream is where the second snapshot was, %v", done, err)
 	}
-	if err := k.Caught(ctx, cdc.Progress{LSN: 0x210, CaughtUpFor: -1}); err != nil {
+	if err := k.Caught(ctx, cdc.Progress{LSN: 0x210}); err != nil {
 		t.Fatal(err)
 	}
 	if done, err := k.BackfillDone(ctx, info.ID, 0x210); !done || err != nil {

@@ -201,6 +201,7 @@ func TestPromotedStandbyWithoutTheLast(t *testing.T) {
 	f.promote()
 	release := f.hold()
 	f.compared("not part of that")
+	f.rewound = true
 	release()
 	f.caughtUp()
 	f.equal(f.live(docs))

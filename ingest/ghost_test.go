@@ -44,7 +44,7 @@ func TestOlderThanTheCopy(t *testing.T) {
 		t.Fatalf("copied at %v, applied up to %v", info.Snapshot, s.LSN)
 	}
 	u := w.apply(w.sinkOf(s), info.ID, "500", info.Snapshot-1)
-	if err := u.Commit(t.Context(), cdc.Progress{LSN: s.LSN, CaughtUpFor: -1}); err != nil {
+	if err := u.Commit(t.Context(), cdc.Progress{LSN: s.LSN}); err != nil {
 		t.Fatal(err)
 	}
 	w.equal(info)
@@ -66,7 +66,7 @@ func TestCopyEndsBesideAnotherProcess(t *testing.T) {
 	if done, err := loser.BackfillDone(t.Context(), table.ID, snapshot); err != nil || !done {
 		t.Fatal(done, err)
 	}
-	err := u.Commit(t.Context(), cdc.Progress{LSN: s.LSN, CaughtUpFor: -1})
+	err := u.Commit(t.Context(), cdc.Progress{LSN: s.LSN})
 	if !errors.Is(err, whence.ErrAborted) {
 		t.Errorf("the unit committed: %v", err)
 	}

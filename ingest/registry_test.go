@@ -336,10 +336,10 @@ func TestSecondWriterIsFenced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := units[0].Commit(ctx, cdc.Progress{LSN: 0x200, CaughtUpFor: -1}); err != nil {
+	if err := units[0].Commit(ctx, cdc.Progress{LSN: 0x200}); err != nil {
 		t.Fatal(err)
 	}
-	if err := units[1].Commit(ctx, cdc.Progress{LSN: 0x180, CaughtUpFor: -1}); reason(err) != "CAPTURE_TAKEN_OVER" {
+	if err := units[1].Commit(ctx, cdc.Progress{LSN: 0x180}); reason(err) != "CAPTURE_TAKEN_OVER" {
 		t.Errorf("the second commit: %v", err)
 	}
 	if err := units[1].Rollback(ctx); err != nil {
@@ -360,7 +360,7 @@ func TestSecondWriterIsFenced(t *testing.T) {
 	spec := docsSpec
 	spec.TextColumns = []string{"title"}
 	w.register(spec)
-	if err := units[0].Commit(ctx, cdc.Progress{LSN: 0x400, CaughtUpFor: -1}); reason(err) != "TABLE_REDEFINED" {
+	if err := units[0].Commit(ctx, cdc.Progress{LSN: 0x400}); reason(err) != "TABLE_REDEFINED" {
 		t.Errorf("after a new definition: %v", err)
 	}
 	if err := units[0].Rollback(ctx); err != nil {

@@ -189,15 +189,14 @@ where source_id = @id and lsn = @known::pg_lsn`
 	lazily = `select set_config('synchronous_commit', 'off', true)`
 )
 
-// checkpointArgs are moveCheckpoint's, in a transaction that had begun by began;
-// caughtUp is the moment that p speaks of.
-func (s *sink) checkpointArgs(p cdc.Progress, caughtUp, began time.Time) pgx.NamedArgs {
+// checkpointArgs are moveCheckpoint's, in a transaction that had begun by began.
+func (s *sink) checkpointArgs(p cdc.Progress, began time.Time) pgx.NamedArgs {
 	args := pgx.NamedArgs{"id": s.id, "lsn": max(p.LSN, s.known), "known": s.known, "commit": nil, "lag_bytes": p.LagBytes, "since_began": nil, "changes": 0}
 	if !p.CommitTime.IsZero() {
 		args["commit"] = p.CommitTime
 	}
-	if p.CaughtUpFor >= 0 {
-		args["since_began"] = caughtUp.Sub(began)
+	if !p.CaughtUpAt.IsZero() {
+		args["since_began"] = p.CaughtUpAt.Sub(began)
 	}
 	return args
 }
@@ -207,7 +206,6 @@ var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER
 
 // Caught records progress without data.
 func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
-	caughtUp := time.Now().Add(-p.CaughtUpFor)
 	if err := s.take(ctx, whole); err != nil {
 		return err
 	}
@@ -215,7 +213,7 @@ func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
 	err := pg.InTx(ctx, s.r.pool, func(tx pgx.Tx) error {
 		b := &pgx.Batch{}
 		b.Queue(lazily)
-		b.Queue(moveCheckpoint, s.checkpointArgs(p, caughtUp, time.Now())).Exec(expectOne)
+		b.Queue(moveCheckpoint, s.checkpointArgs(p, time.Now())).Exec(expectOne)
 		return tx.SendBatch(ctx, b).Close()
 	})
 	if err != nil {

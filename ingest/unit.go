@@ -189,7 +189,6 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	if u.released {
 		return errors.New("the unit has ended")
 	}
-	caughtUp := time.Now().Add(-p.CaughtUpFor)
 	if err := u.wait(); err != nil {
 		return err
 	}
@@ -197,7 +196,7 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 		return fmt.Errorf("count texts: %w", pg.Translate(err))
 	}
 	b := &pgx.Batch{}
-	args := u.checkpointArgs(p, caughtUp, u.began)
+	args := u.checkpointArgs(p, u.began)
 	args["changes"] = u.changes
 	b.Queue(moveCheckpoint, args).Exec(expectOne)
 	type standing struct {

@@ -56,7 +56,8 @@ insert into whence.checkpoints (source_id, lsn, lag_bytes, caught_up_at, prior_a
 from whence.sources where name = 'app';
 insert into whence.tables (source_id, schema_name, relation, key_columns, text_columns, text_template, subject_column, time_column,
     attribute_columns, half_life, freshness_target, on_delete, state, rows_done, rows_total)
-select id, 'public', 'a "b"', '{id}', '{body}', '', '', '', '{}', '30 days', '10 s', 'TOMBSTONE', 'BACKFILLING', 7, 9 from whence.sources where name = 'app'`); err != nil {
+select id, 'public', 'a "b"', '{id}', '{body}', '', '', '', '{}', '30 days', '10 s', 'TOMBSTONE', 'BACKFILLING', 0, 9 from whence.sources where name = 'app';
+insert into whence.backfills (table_id, part, file, blocks, rows) select id, 1, 1, '{[0,1)}', 7 from whence.tables`); err != nil {
 		t.Fatal(err)
 	}
 	x, err := index.New(index.Config{Pool: db.Pool})

@@ -52,8 +52,11 @@ func TestOwedValueOfAnotherKey(t *testing.T) {
 	if err := u.Commit(ctx, cdc.Progress{LSN: 0x200}); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.BackfillRows(ctx, info.ID, 0x110, []whence.Values{row("1", "one"), row("2", "two")}, cdc.Blocks{}); err != nil {
+	if err := k.BackfillRows(ctx, info.ID, 0x110, []whence.Values{row("1", "one"), row("2", "two")}, cdc.Blocks{Part: cdc.Part{OID: 1, File: 1}, To: 1}); err != nil {
 		t.Fatal(err)
+	}
+	if got, err := w.r.GetTable(ctx, docs); err != nil || got.Status.RowsDone != 2 || got.Status.RowRate <= 0 {
+		t.Errorf("the copying tells %+v, %v", got.Status, err)
 	}
 	owed, err := k.BackfillOwed(ctx, info.ID)
 	if err != nil || len(owed) != 1 || *owed[0]["id"] != "2" {

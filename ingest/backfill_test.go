@@ -78,3 +78,52 @@ func TestOwedValueOfAnotherKey(t *testing.T) {
 	w.want("the row", w.query(w.memory.Pool, `select v.columns ->> 'body' from whence.records r join whence.versions v on v.record_id = r.id and v.version = r.version
 		where not r.deleted`), "one")
 }
+
+// A copied row does not take the place of what the stream brought since its
+// snapshot, nor bring a deleted one back; of an older state it does.
+func TestTheNewerPositionStands(t *testing.T) {
+	w := newDocs(t)
+	info := w.register(docsSpec)
+	w.exec(w.memory, `insert into whence.checkpoints (source_id, lsn) select id, '0/100' from whence.sources`)
+	w.exec(w.memory, `update whence.tables set snapshot_lsn = null`)
+	src, err := w.r.GetSource(t.Context(), "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, k := t.Context(), newSink(w.r, src, func() {})
+	if _, _, err := k.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	row := func(id, title string) whence.Values {
+		return whence.Values{"id": &id, "title": &title, "body": nil, "owner": nil, "lang": nil, "at": nil}
+	}
+	apply := func(to whence.LSN, changes ...cdc.Change) {
+		t.Helper()
+		u, err := k.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range changes {
+			changes[i].Table, changes[i].XID, changes[i].CommitTime = info.ID, uint32(changes[i].LSN), time.Now()
+		}
+		if err := u.Apply(ctx, changes); err != nil {
+			t.Fatal(err)
+		}
+		if err := u.Commit(ctx, cdc.Progress{LSN: to}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(0x109, cdc.Change{Op: cdc.Insert, Row: row("3", "before the snapshot"), LSN: 0x108})
+	if _, err := k.BackfillStart(ctx, info.ID, info.Definition, 0x110, 3); err != nil {
+		t.Fatal(err)
+	}
+	apply(0x200, cdc.Change{Op: cdc.Update, Row: row("1", "streamed"), LSN: 0x150},
+		cdc.Change{Op: cdc.Delete, OldKey: whence.Values{"id": ptr("2")}, LSN: 0x160})
+	copied := []whence.Values{row("1", "copied"), row("2", "copied"), row("3", "copied")}
+	if err := k.BackfillRows(ctx, info.ID, 0x110, copied, cdc.Blocks{}); err != nil {
+		t.Fatal(err)
+	}
+	w.want("rows", w.query(w.memory.Pool, `select r.key || ' ' || v.text || r.deleted from whence.records r
+		join whence.versions v on v.record_id = r.id and v.version = r.version order by r.key`),
+		string(key(1))+" streamedfalse", string(key(2))+" true", string(key(3))+" copiedfalse")
+}

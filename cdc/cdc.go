@@ -153,7 +153,8 @@ type Health struct {
 type Unit interface {
 	// Apply takes changes in commit order; one call may hold several source
 	// transactions, and one source transaction may span several calls. The
-	// slice is reused after the call; what it holds is not.
+	// slice is reused after the call; what it holds is not. It may return before
+	// the changes are stored: a later call then tells that they could not be.
 	Apply(ctx context.Context, changes []Change) error
 	// Commit makes the changes durable, and p.LSN the checkpoint, in one step.
 	Commit(ctx context.Context, p Progress) error

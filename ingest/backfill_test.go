@@ -8,9 +8,9 @@ import (
 	"github.com/whence-db/whence/cdc"
 )
 
-// A value out of line that the stream did not repeat is not taken from another
-// row that had the key before; a newer snapshot brings it.
-func TestOwedValueOfAnotherKey(t *testing.T) {
+// newSinkAt100 is a sink whose checkpoint is 0/100, and a table to be copied.
+func newSinkAt100(t *testing.T) (*world, TableInfo, *sink) {
+	t.Helper()
 	w := newDocs(t)
 	info := w.register(docsSpec)
 	w.exec(w.memory, `insert into whence.checkpoints (source_id, lsn) select id, '0/100' from whence.sources`)
@@ -19,10 +19,18 @@ func TestOwedValueOfAnotherKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, k := t.Context(), newSink(w.r, src, func() {})
-	if _, _, err := k.Start(ctx); err != nil {
+	k := newSink(w.r, src, func() {})
+	if _, _, err := k.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	return w, info, k
+}
+
+// A value out of line that the stream did not repeat is not taken from another
+// row that had the key before; a newer snapshot brings it.
+func TestOwedValueOfAnotherKey(t *testing.T) {
+	w, info, k := newSinkAt100(t)
+	ctx := t.Context()
 	row := func(id, body string) whence.Values {
 		return whence.Values{"id": &id, "title": ptr("title"), "body": &body, "owner": nil, "lang": nil, "at": nil}
 	}
@@ -82,18 +90,8 @@ func TestOwedValueOfAnotherKey(t *testing.T) {
 // A copied row does not take the place of what the stream brought since its
 // snapshot, nor bring a deleted one back; of an older state it does.
 func TestTheNewerPositionStands(t *testing.T) {
-	w := newDocs(t)
-	info := w.register(docsSpec)
-	w.exec(w.memory, `insert into whence.checkpoints (source_id, lsn) select id, '0/100' from whence.sources`)
-	w.exec(w.memory, `update whence.tables set snapshot_lsn = null`)
-	src, err := w.r.GetSource(t.Context(), "app")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, k := t.Context(), newSink(w.r, src, func() {})
-	if _, _, err := k.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
+	w, info, k := newSinkAt100(t)
+	ctx := t.Context()
 	row := func(id, title string) whence.Values {
 		return whence.Values{"id": &id, "title": &title, "body": nil, "owner": nil, "lang": nil, "at": nil}
 	}

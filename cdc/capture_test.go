@@ -98,6 +98,17 @@ func (s *source) flushed() whence.LSN {
 func (s *source) settle() {
 	s.t.Helper()
 	goal := s.flushed()
+	defer func() {
+		if !s.t.Failed() {
+			return
+		}
+		s.sink.mu.Lock()
+		defer s.sink.mu.Unlock()
+		for _, t := range s.sink.tables {
+			s.t.Logf("%s is %v %s", t.Name(), t.State, t.Error)
+		}
+		s.t.Logf("captured to %s of %s", s.sink.progress.LSN, goal)
+	}()
 	s.eventually("caught up with every table live", func() bool {
 		s.sink.mu.Lock()
 		defer s.sink.mu.Unlock()
@@ -117,6 +128,7 @@ func (s *source) compare(t whence.Table) {
 	if maps.Equal(want, got) {
 		return
 	}
+	s.t.Logf("%d rows, want %d", len(got), len(want))
 	for k := range want {
 		if got[k] != want[k] {
 			s.t.Errorf("%s %s:\n got %.300s\nwant %.300s", t.Name(), k, got[k], want[k])

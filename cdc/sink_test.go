@@ -311,13 +311,13 @@ func (u *memoryUnit) Commit(_ context.Context, p Progress) error {
 func (s *memorySink) apply(t *memoryTable, ch Change) {
 	switch ch.Op {
 	case Truncate:
-		t.truncated = ch.LSN
+		t.truncated = max(t.truncated, ch.LSN)
 		for k := range t.records {
-			t.records[k] = record{lsn: ch.LSN}
+			t.put(k, record{lsn: ch.LSN})
 		}
 		return
 	case Delete:
-		t.records[s.key(t, ch.OldKey)] = record{lsn: ch.LSN}
+		t.put(s.key(t, ch.OldKey), record{lsn: ch.LSN})
 		return
 	}
 	key := s.key(t, ch.Row)
@@ -343,9 +343,17 @@ func (s *memorySink) apply(t *memoryTable, ch Change) {
 		}
 	}
 	if from != key {
-		t.records[from] = record{lsn: ch.LSN}
+		t.put(from, record{lsn: ch.LSN})
 	}
-	t.records[key] = after
+	t.put(key, after)
+}
+
+// put takes over what a change made of a row, unless a snapshot has shown it as
+// it was later.
+func (t *memoryTable) put(key whence.Key, r record) {
+	if r.lsn >= t.records[key].lsn && (t.State != whence.TableLive || r.lsn >= t.snapshot) {
+		t.records[key] = r
+	}
 }
 
 func (s *memorySink) key(t *memoryTable, v whence.Values) whence.Key {
@@ -409,17 +417,17 @@ func (s *memorySink) BackfillDone(ctx context.Context, id int32, snapshot whence
 		if t.snapshot != t.copying && s.checkpoint < t.copying {
 			return
 		}
+		for k, r := range t.records { // first: one of them may owe values of a row that is gone
+			if r.lsn < t.snapshot {
+				delete(t.records, k)
+			}
+		}
 		for _, r := range t.records {
 			if r.row != nil && len(r.missing) > 0 {
 				return
 			}
 		}
 		done, t.State = true, whence.TableLive
-		for k, r := range t.records {
-			if r.lsn < t.snapshot {
-				delete(t.records, k)
-			}
-		}
 	})
 	return done, err
 }

@@ -23,15 +23,18 @@ type Head struct {
 	Missing    []string // columns that a backfill still owes
 }
 
+// Key by key: for many keys at once, a planner without statistics, as within the
+// transaction that fills the table, would rather read all the table's keys.
 const selectHeads = `
 select r.id, r.key, r.version, r.lsn, r.xid, r.commit_time, r.deleted, r.state, r.missing
-from whence.records r
-where r.table_id = @table and r.key = any(@keys)
-order by r.key
-for update`
+from unnest(@keys::text[]) as k(key)
+cross join lateral (
+    select * from whence.records r where r.table_id = @table and r.key = k.key for update
+) r`
 
 // Heads returns the heads of those keys that have a record, and locks them until
-// tx ends, in the order of their keys.
+// tx ends, in the order given: callers sort the keys, so that no two of them wait
+// for each other in a circle.
 func (x *Index) Heads(ctx context.Context, tx pgx.Tx, table int32, keys []whence.Key) (map[whence.Key]*Head, error) {
 	if len(keys) == 0 {
 		return nil, nil

@@ -85,10 +85,11 @@ func (x *Index) DeleteOlder(ctx context.Context, tx pgx.Tx, t whence.Table, befo
 
 const (
 	dropRecords = `
-with few as (select id from whence.records where table_id = @table limit @limit),
-texts as (select array_agg(c.digest) as digests from whence.chunks c join few on few.id = c.record_id),
+with few as (select id from whence.records where table_id = @table limit @limit for update),
+texts as (delete from whence.chunks c using few where c.record_id = few.id returning c.digest),
+states as (delete from whence.versions v using few where v.record_id = few.id),
 gone as (delete from whence.records r using few where r.id = few.id returning 1)
-select (select count(*) from gone), (select coalesce(digests, '{}') from texts)`
+select (select count(*) from gone), coalesce((select array_agg(distinct digest) from texts), '{}')`
 	// Vectors of texts that the table held in the past.
 	dropVectors = `
 delete from whence.vectors v

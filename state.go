@@ -23,3 +23,17 @@ func (s State) Table(name TableName) (Table, bool) {
 	}
 	return Table{}, false
 }
+
+// LiveRow is a row as its source holds it at this moment.
+type LiveRow struct {
+	State      []byte // equal to a record's exactly when no registered column differs
+	Text       string // as it would be rendered now
+	Subject    *string
+	Attributes Values
+}
+
+// RowsOf names rows of one table.
+type RowsOf struct {
+	Table Table
+	Keys  []Key
+}

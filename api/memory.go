@@ -69,7 +69,7 @@ func hitMessage(h query.Hit) *v1.Hit {
 		ChunkId: fmt.Sprint(h.ChunkID), Text: h.Text, Origin: origin(h.Origin), Freshness: freshness(h.Freshness),
 		Score: &v1.Score{Final: h.Score.Final, Relevance: h.Score.Relevance, Recency: h.Score.Recency,
 			Dense: h.Score.Dense, Lexical: h.Score.Lexical},
-		Attributes: values(h.Attributes),
+		Attributes: values(h.Attributes), LiveText: h.LiveText,
 	}
 	if h.MatchedText != "" {
 		out.MatchedText = &h.MatchedText

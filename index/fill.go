@@ -41,6 +41,7 @@ type FillerConfig struct {
 	Poll    time.Duration // between looks for work without a Wake; default 250 ms
 	Heal    time.Duration // between derivations of the work from the chunks; default 1 m
 	Probe   time.Duration // between trials while the model is out of reach; default 1 s
+	Segment time.Duration // between looks for vectors without an approximate index; default 5 s
 	Log     *slog.Logger  // default: discards
 	// Called is told of each call of the model: its texts, how many of them got no
 	// vector, and how long it took; may be nil. It returns at once.
@@ -68,7 +69,7 @@ func NewFiller(c FillerConfig) (*Filler, error) {
 	if c.Index == nil || c.Model == nil {
 		return nil, errors.New("filler: an index and a model are needed")
 	}
-	if c.Workers < 0 || c.Batch < 0 || c.Lease < 0 || c.Poll < 0 || c.Heal < 0 || c.Probe < 0 {
+	if c.Workers < 0 || c.Batch < 0 || c.Lease < 0 || c.Poll < 0 || c.Heal < 0 || c.Probe < 0 || c.Segment < 0 {
 		return nil, errors.New("filler: no setting may be negative")
 	}
 	def(&c.Workers, 2)
@@ -77,6 +78,7 @@ func NewFiller(c FillerConfig) (*Filler, error) {
 	def(&c.Poll, 250*time.Millisecond)
 	def(&c.Heal, time.Minute)
 	def(&c.Probe, time.Second)
+	def(&c.Segment, 5*time.Second)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -122,6 +124,7 @@ func (f *Filler) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return f.healing(ctx, space) })
+	g.Go(func() error { return f.segmenting(ctx, space) })
 	for range f.Workers {
 		g.Go(func() error { return f.work(ctx, space) })
 	}
@@ -281,6 +284,23 @@ func (f *Filler) healing(ctx context.Context, space Space) error {
 		}
 		if f.pause(ctx, f.Heal, f.heal) {
 			f.pause(ctx, 2*time.Second, nil) // let transactions end that saw the row which is gone
+		}
+	}
+	return ctx.Err()
+}
+
+// segmenting keeps approximate indexes over the vectors.
+func (f *Filler) segmenting(ctx context.Context, space Space) error {
+	g := &segmenter{Index: f.Index, space: space}
+	for !f.pause(ctx, f.Segment, nil) && ctx.Err() == nil {
+		began := time.Now()
+		built, err := g.look(ctx)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			f.Log.WarnContext(ctx, "cannot index the newest vectors; they are compared one by one", "error", err)
+		case built:
+			f.Log.InfoContext(ctx, "indexed the newest vectors", "took", time.Since(began))
 		}
 	}
 	return ctx.Err()

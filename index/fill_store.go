@@ -131,7 +131,7 @@ func (c *claim) take(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs, log *sl
 const storeSQL = `
 update whence.vectors v
 set embedding = (@flat::real[])[(d.n - 1) * @dimensions::int + 1 : d.n * @dimensions::int]::halfvec,
-    embedded_at = clock_timestamp(), lease = null, error = null
+    seq = nextval('whence.vectors_seq'), embedded_at = clock_timestamp(), lease = null, error = null
 from unnest(@digests::bytea[]) with ordinality d(digest, n)
 where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.embedding is null`
 

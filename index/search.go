@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/pgvector/pgvector-go"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
@@ -47,6 +46,7 @@ type Candidate struct {
 	Subject    *string
 	Attributes whence.Values
 	Definition int32
+	State      []byte // as it was given with the head's mutation
 
 	Matched    string // the text that matched, when an older one than the shown; else empty
 	Superseded bool   // what matched is of an older version than the head
@@ -115,9 +115,9 @@ func (b bounds) args(more pgx.NamedArgs) pgx.NamedArgs {
 }
 
 // Search returns the chunks within the scope that answer the request best,
-// unordered, at most Limit from each leg. A chunk that one leg found is scored by
-// both. Nothing outside the scope has any influence on what is returned: counts
-// that weigh terms are taken within it.
+// unordered: at most Limit by meaning, Limit by words and a few of the newest. A
+// chunk that one leg found is scored by all. Nothing outside the scope has any
+// influence on what is returned: counts that weigh terms are taken within it.
 //
 // The space and the vector must fit. tx should be a snapshot, so that the
 // statements see one moment.
@@ -148,6 +148,11 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 		}
 		ids = append(ids, dense...)
 	}
+	recent, err := x.recentLeg(ctx, tx, b, fresh)
+	if err != nil {
+		return nil, fmt.Errorf("search the newest: %w", pg.Translate(err))
+	}
+	ids = append(ids, recent...)
 	slices.Sort(ids)
 	found, err := x.score(ctx, tx, b, slices.Compact(ids), terms, r)
 	if err != nil {
@@ -184,30 +189,6 @@ const freshOnly = `
         join unnest(@defined::int[], @definitions::int[]) d(table_id, definition) on d.table_id = r.table_id
         join whence.vectors v on v.space_id = @space and v.digest = c.digest and v.embedding is not null
         where r.id = c.record_id and r.version = c.version and w.definition >= d.definition))`
-
-// The bounds are demanded of the chunk and, where there are any, of its record's
-// head: a row that moved to another subject is not found through its old text.
-const denseLegSQL = `
-select c.id
-from whence.chunks c
-join whence.vectors v on v.space_id = @space and v.digest = c.digest and v.embedding is not null
-where ` + chunkInBounds + `
-and ((@subjects::text[] is null and @scopeFilter::jsonb is null and @filter::jsonb is null)
-    or exists (select from whence.records r where r.id = c.record_id and ` + recordInBounds + `))
-and ` + freshOnly + `
-order by v.embedding <=> @vector::halfvec, c.id
-limit @limit`
-
-// denseLeg compares the vector with every one in the bounds: exact, so that it
-// cannot return too few.
-func (x *Index) denseLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, r SearchRequest) ([]int64, error) {
-	args := f.args(b.args(pgx.NamedArgs{"vector": pgvector.NewHalfVector(r.Vector).String(), "limit": r.Limit}))
-	rows, err := tx.Query(ctx, denseLegSQL, planned, args)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
-}
 
 // planned makes Postgres plan a statement for the values at hand: a generic plan
 // knows neither how narrow the scope is nor how rare a term.

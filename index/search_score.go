@@ -18,7 +18,7 @@ import (
 // may have tens of thousands.
 const scoreSQL = `
 select h.id, r.id, c.table_id, r.key, h.text, h.span_start, h.span_end, h.digest,
-       w.version, w.lsn, w.commit_time, coalesce(h.event_time, w.commit_time), w.captured_at, r.subject, r.attributes, w.definition,
+       w.version, w.lsn, w.commit_time, coalesce(h.event_time, w.commit_time), w.captured_at, r.subject, r.attributes, w.definition, r.state,
        c.id, c.text, c.version < r.version,
        cv.embedded_at, hv.embedding is not null,
        hv.embedding is null and exists (
@@ -82,7 +82,7 @@ func scanCandidate(row pgx.CollectableRow) (Candidate, error) {
 	var chunk int64
 	var attributes, digest []byte
 	err := row.Scan(&c.ChunkID, &c.RecordID, &c.TableID, &c.Key, &c.Text, &c.Start, &c.End, &digest,
-		&c.Version, &c.LSN, &commit, &event, &c.CapturedAt, &c.Subject, &attributes, &c.Definition,
+		&c.Version, &c.LSN, &commit, &event, &c.CapturedAt, &c.Subject, &attributes, &c.Definition, &c.State,
 		&chunk, &matched, &c.Superseded, &embedded, &c.Embedded, &c.OtherSpace, &c.Dense, &c.Lexical)
 	if err != nil {
 		return c, err

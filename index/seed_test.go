@@ -108,8 +108,8 @@ func (w *world) embed(texts ...string) {
 	}
 	for i, text := range texts {
 		d := whence.DigestOf(text)
-		w.exec(`insert into whence.vectors (space_id, digest, table_id, embedding, embedded_at)
-values ($1, $2, 1, $3::real[]::halfvec, now()) on conflict do nothing`, w.space.ID, d[:], vectors[i])
+		w.exec(`insert into whence.vectors (space_id, digest, table_id, embedding, seq, embedded_at)
+values ($1, $2, 1, $3::real[]::halfvec, nextval('whence.vectors_seq'), now()) on conflict do nothing`, w.space.ID, d[:], vectors[i])
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -31,6 +32,9 @@ type Registry struct {
 	seal   seal.Key
 	getenv func(string) string
 	log    *slog.Logger
+
+	mu      sync.Mutex // guards readers
+	readers map[int32]*reader
 }
 
 // Config says what the registry works on.
@@ -56,7 +60,7 @@ func NewRegistry(c Config) (*Registry, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log}, nil
+	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log, readers: map[int32]*reader{}}, nil
 }
 
 // channel is what a change of the registry is announced on.

@@ -61,6 +61,7 @@ func newWorldWithoutSource(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.kill)
+	t.Cleanup(w.r.Close)
 	return w
 }
 

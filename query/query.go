@@ -29,6 +29,8 @@ import (
 type Registry interface {
 	State(ctx context.Context, tx pgx.Tx) (whence.State, error)
 	SetAside(ctx context.Context, tx pgx.Tx, t whence.Table, keys []whence.Key) (map[whence.Key]bool, error)
+	// Live reads rows of one source from it; nil for one that is not there.
+	Live(ctx context.Context, source string, rows []whence.RowsOf) ([][]*whence.LiveRow, error)
 }
 
 // Config says what the engine works with.
@@ -89,7 +91,10 @@ type Hit struct {
 	Attributes  whence.Values
 	Embedding   *Embedding // of the text that matched; nil when it has none yet
 	Freshness   whence.Freshness
+	LiveText    *string // what the row reads now, where verifying found it changed
 	Score       Score
+
+	state []byte // of the record's head, to compare with the live row
 }
 
 // Embedding says what made a hit's vector, and when.
@@ -106,14 +111,14 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 	}
 	vector, degraded := e.embed(ctx, r.Text)
 	var a Answer
+	var tables []whence.Table
 	err := e.when(ctx, func(tx pgx.Tx) error {
 		a = Answer{At: e.Clock(), Degraded: degraded}
 		state, err := e.Registry.State(ctx, tx)
 		if err != nil {
 			return err
 		}
-		tables, err := resolve(state, scope, r)
-		if err != nil {
+		if tables, err = resolve(state, scope, r); err != nil {
 			return err
 		}
 		if err := current(state, tables, r.Consistency); err != nil {
@@ -122,6 +127,9 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 		a.Watermark = watermark(state, tables)
 		return e.search(ctx, tx, scope, r, state, tables, vector, &a)
 	})
+	if err == nil && r.Consistency.Verify {
+		a.Hits, err = e.verify(ctx, scope, r, tables, a.Hits)
+	}
 	if err != nil {
 		return Answer{}, fmt.Errorf("query: %w", err)
 	}
@@ -227,7 +235,7 @@ func (e *Engine) setAside(ctx context.Context, tx pgx.Tx, tables []whence.Table,
 func hit(c index.Candidate, t whence.Table, state whence.State, space index.Space) Hit {
 	h := Hit{
 		ChunkID: c.ChunkID, RecordID: c.RecordID, Text: c.Text, MatchedText: c.Matched,
-		Subject: c.Subject, Attributes: c.Attributes, Freshness: judge(c, t, state),
+		Subject: c.Subject, Attributes: c.Attributes, Freshness: judge(c, t, state), state: c.State,
 		Origin: whence.Origin{Source: t.Source, Table: t.Name(), Key: c.Key, Version: c.Version, LSN: c.LSN,
 			CommitTime: c.CommitTime, EventTime: c.EventTime, Columns: textColumns(t),
 			Start: c.Start, End: c.End, Digest: c.Digest},

@@ -42,7 +42,7 @@ type Recency struct {
 type Consistency struct {
 	AtLeast      string         // "LSN" or "source@LSN[,...]" that must have been applied
 	MaxStaleness *time.Duration // the largest lag of any source that is asked
-	Verify       bool           // not implemented: must be false
+	Verify       bool           // compare every hit with its row in the source
 }
 
 func (r Request) limit() int {
@@ -69,8 +69,6 @@ func (r Request) Validate() error {
 		return whence.Invalid("recency.halfLife", "HALF_LIFE_OUT_OF_RANGE", "recency.halfLife must be above 0 and at most 100 years")
 	case r.Consistency.MaxStaleness != nil && *r.Consistency.MaxStaleness < 0:
 		return whence.Invalid("consistency.maxStaleness", "STALENESS_OUT_OF_RANGE", "consistency.maxStaleness must not be negative")
-	case r.Consistency.Verify:
-		return unimplemented("consistency.verify")
 	case !r.AsOf.IsZero():
 		return unimplemented("asOf")
 	}

@@ -23,6 +23,8 @@ type queryCmd struct {
 	RecencyWeight *float64          `help:"How much age may cost, 0 to 1."`
 	HalfLife      time.Duration     `help:"Age at which recency has fallen to one half."`
 	FreshOnly     bool              `help:"Only fresh hits."`
+	Verify        bool              `help:"Compare every hit with its row in the source."`
+	AtLeast       string            `help:"Wait until this position is applied: a token, an LSN or SOURCE@LSN." placeholder:"TOKEN"`
 }
 
 func (c *queryCmd) Run(ctx context.Context, a *app) error {
@@ -32,6 +34,9 @@ func (c *queryCmd) Run(ctx context.Context, a *app) error {
 	}
 	req := &v1.QueryRequest{Text: c.Text, Tables: c.Table, Subjects: c.Subject, Filter: c.Filter,
 		Limit: &c.Limit, FreshOnly: c.FreshOnly}
+	if c.Verify || c.AtLeast != "" {
+		req.Consistency = &v1.Consistency{Verify: c.Verify, AtLeast: c.AtLeast}
+	}
 	if c.RecencyWeight != nil || c.HalfLife != 0 {
 		req.Recency = &v1.Recency{Weight: c.RecencyWeight}
 		if c.HalfLife != 0 {
@@ -86,6 +91,9 @@ func printHits(a *app, hits []*v1.Hit) {
 		a.printf("    %s\n", line(h.GetText(), 160))
 		if h.MatchedText != nil {
 			a.printf("    matched before it changed: %s\n", line(h.GetMatchedText(), 130))
+		}
+		if h.LiveText != nil {
+			a.printf("    reads now: %s\n", line(h.GetLiveText(), 150))
 		}
 	}
 }

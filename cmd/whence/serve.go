@@ -248,6 +248,9 @@ func (s *process) close() {
 		_ = s.listener.Close()
 	}
 	if s.pool != nil {
+		if s.registry != nil {
+			s.registry.Close()
+		}
 		s.pool.Close()
 	}
 }

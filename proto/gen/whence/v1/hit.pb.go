@@ -585,7 +585,10 @@ type Hit struct {
 	// How the hit got its rank.
 	Score *Score `protobuf:"bytes,7,opt,name=score,proto3" json:"score,omitempty"`
 	// The table's attribute columns: name to value.
-	Attributes    *structpb.Struct `protobuf:"bytes,8,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	Attributes *structpb.Struct `protobuf:"bytes,8,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	// How the row reads now, rendered whole: only with consistency.verify, where it
+	// differs from what was captured and is still within scope and request.
+	LiveText      *string `protobuf:"bytes,9,opt,name=live_text,json=liveText,proto3,oneof" json:"live_text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -674,6 +677,13 @@ func (x *Hit) GetAttributes() *structpb.Struct {
 		return x.Attributes
 	}
 	return nil
+}
+
+func (x *Hit) GetLiveText() string {
+	if x != nil && x.LiveText != nil {
+		return *x.LiveText
+	}
+	return ""
 }
 
 // Watermark is how far capture had applied one source.
@@ -796,7 +806,7 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\alexical\x18\x05 \x01(\x01H\x01R\alexical\x88\x01\x01B\b\n" +
 	"\x06_denseB\n" +
 	"\n" +
-	"\b_lexical\"\xe1\x02\n" +
+	"\b_lexical\"\x91\x03\n" +
 	"\x03Hit\x12\x19\n" +
 	"\bchunk_id\x18\x01 \x01(\tR\achunkId\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12&\n" +
@@ -807,8 +817,11 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\x05score\x18\a \x01(\v2\x10.whence.v1.ScoreR\x05score\x127\n" +
 	"\n" +
 	"attributes\x18\b \x01(\v2\x17.google.protobuf.StructR\n" +
-	"attributesB\x0f\n" +
-	"\r_matched_text\"\xdd\x01\n" +
+	"attributes\x12 \n" +
+	"\tlive_text\x18\t \x01(\tH\x01R\bliveText\x88\x01\x01B\x0f\n" +
+	"\r_matched_textB\f\n" +
+	"\n" +
+	"_live_text\"\xdd\x01\n" +
 	"\tWatermark\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x10\n" +
 	"\x03lsn\x18\x02 \x01(\tR\x03lsn\x12;\n" +

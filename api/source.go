@@ -80,17 +80,60 @@ func (s *sources) DeleteSource(ctx context.Context, req *v1.DeleteSourceRequest)
 	return &v1.DeleteSourceResponse{}, nil
 }
 
+// definition is what a request says of a table, to try it or to register it.
+type definition interface {
+	GetSource() string
+	GetTable() string
+	GetTextColumns() []string
+	GetTextTemplate() string
+	GetSubjectColumn() string
+	GetTimeColumn() string
+	GetAttributeColumns() []string
+	GetHalfLife() *durationpb.Duration
+	GetFreshnessTarget() *durationpb.Duration
+	GetOnDelete() v1.OnDelete
+}
+
+func tableSpec(d definition) ingest.TableSpec {
+	spec := ingest.TableSpec{
+		Source: d.GetSource(), Table: d.GetTable(), TextColumns: d.GetTextColumns(), TextTemplate: d.GetTextTemplate(),
+		SubjectColumn: d.GetSubjectColumn(), TimeColumn: d.GetTimeColumn(), AttributeColumns: d.GetAttributeColumns(),
+		HalfLife: d.GetHalfLife().AsDuration(), FreshnessTarget: d.GetFreshnessTarget().AsDuration(),
+	}
+	if on := d.GetOnDelete(); on != v1.OnDelete_ON_DELETE_UNSPECIFIED {
+		spec.OnDelete = whence.OnDelete(strings.TrimPrefix(on.String(), "ON_DELETE_"))
+	}
+	return spec
+}
+
+// PreviewTable shows what registering a table would give.
+func (s *sources) PreviewTable(ctx context.Context, req *v1.PreviewTableRequest) (*v1.PreviewTableResponse, error) {
+	rows := 5
+	if req.Sample != nil {
+		rows = int(req.GetSample())
+	}
+	p, err := s.registry.PreviewTable(ctx, tableSpec(req), rows)
+	if err != nil {
+		return nil, err
+	}
+	out := &v1.PreviewTableResponse{Table: table(p.Table), RowsTotal: count(p.RowsTotal), Problems: p.Problems}
+	for _, r := range p.Rows {
+		row := &v1.RenderedRow{Key: values(r.Key.Values()), Text: r.Text, Subject: r.Subject, EventTime: timestamp(r.EventTime),
+			Attributes: values(r.Attributes), Tokens: count(int64(r.Tokens))}
+		for _, c := range r.Chunks {
+			row.Chunks = append(row.Chunks, &v1.Span{Start: count(int64(c.Start)), End: count(int64(c.End))})
+		}
+		out.Rows = append(out.Rows, row)
+	}
+	if e := p.Estimate; e != nil {
+		out.Estimate = &v1.TableEstimate{SampledRows: count(int64(e.Sampled)), Chunks: e.Chunks, Calls: e.Calls, Tokens: e.Tokens, Bytes: e.Bytes}
+	}
+	return out, nil
+}
+
 // RegisterTable starts to remember a table.
 func (s *sources) RegisterTable(ctx context.Context, req *v1.RegisterTableRequest) (*v1.RegisterTableResponse, error) {
-	spec := ingest.TableSpec{
-		Source: req.GetSource(), Table: req.GetTable(), TextColumns: req.GetTextColumns(), TextTemplate: req.GetTextTemplate(),
-		SubjectColumn: req.GetSubjectColumn(), TimeColumn: req.GetTimeColumn(), AttributeColumns: req.GetAttributeColumns(),
-		HalfLife: req.GetHalfLife().AsDuration(), FreshnessTarget: req.GetFreshnessTarget().AsDuration(),
-	}
-	if d := req.GetOnDelete(); d != v1.OnDelete_ON_DELETE_UNSPECIFIED {
-		spec.OnDelete = whence.OnDelete(strings.TrimPrefix(d.String(), "ON_DELETE_"))
-	}
-	info, err := s.registry.RegisterTable(ctx, spec)
+	info, err := s.registry.RegisterTable(ctx, tableSpec(req))
 	if err != nil {
 		return nil, err
 	}

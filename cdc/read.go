@@ -106,31 +106,69 @@ func liveRow(t whence.Table) string {
 func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
 func liveRows(results *pgconn.MultiResultReader, a Asked) ([]whence.Values, error) {
-	columns := a.Table.Columns()
-	r := relation{message: relationMessage{schema: a.Table.Schema, name: a.Table.Relation}, take: make([]bool, len(columns))}
+	out := make([]whence.Values, len(a.Keys))
+	for i := range a.Keys {
+		rows, err := scanRows(results, a.Table)
+		if err != nil {
+			return nil, err
+		}
+		if len(rows) > 0 {
+			out[i] = rows[0]
+		}
+	}
+	return out, nil
+}
+
+// scanRows reads the next result, whose columns are the table's.
+func scanRows(results *pgconn.MultiResultReader, t whence.Table) (out []whence.Values, err error) {
+	columns := t.Columns()
+	r := relation{take: make([]bool, len(columns))}
 	for i, name := range columns {
 		r.message.columns = append(r.message.columns, relationColumn{name: name})
 		r.take[i] = true
 	}
-	out := make([]whence.Values, len(a.Keys))
-	values := make(tuple, len(columns))
-	for i := range a.Keys {
-		if !results.NextResult() {
-			return nil, errors.Join(results.Close(), fmt.Errorf("the source answered for %d of %d rows", i, len(a.Keys)))
-		}
-		reader := results.ResultReader()
-		for reader.NextRow() {
-			for j, v := range reader.Values() {
-				values[j] = column{kind: 't', data: v}
-				if v == nil {
-					values[j].kind = 'n'
-				}
-			}
-			out[i], _ = r.values(values, r.take)
-		}
-		if _, err := reader.Close(); err != nil {
-			return nil, err
-		}
+	if !results.NextResult() {
+		return nil, errors.Join(results.Close(), errors.New("the source did not answer each question"))
 	}
-	return out, nil
+	reader := results.ResultReader()
+	values := make(tuple, len(columns))
+	for reader.NextRow() {
+		for i, v := range reader.Values() {
+			values[i] = column{kind: 't', data: v}
+			if v == nil {
+				values[i].kind = 'n'
+			}
+		}
+		row, _ := r.values(values, r.take)
+		out = append(out, row)
+	}
+	_, err = reader.Close()
+	return out, err
+}
+
+// Sample reads about most rows from all over a table: of a large one, those of
+// blocks drawn by chance; all tells that there are no others. in is how the table
+// was inspected.
+func (r *Reader) Sample(ctx context.Context, t whence.Table, in Inspection, most int) (out []whence.Values, all bool, err error) {
+	var list []string
+	for _, name := range t.Columns() {
+		list = append(list, pgx.Identifier{name}.Sanitize())
+	}
+	query := "select " + strings.Join(list, ", ") + fromTable(t, in.Kind)
+	drawn := in.EstimatedRows > int64(2*most)
+	if drawn {
+		query += fmt.Sprintf(" tablesample system (%g)", max(100*float64(most)/float64(in.EstimatedRows), 1e-4))
+	}
+	query += fmt.Sprintf(" limit %d", 2*most)
+	err = r.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		b := &pgconn.Batch{}
+		b.ExecParams(query, nil, nil, nil, nil)
+		results := conn.Conn().PgConn().ExecBatch(ctx, b)
+		out, err = scanRows(results, t)
+		return errors.Join(err, results.Close())
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("read a sample of %s: %w", t.Name(), err)
+	}
+	return out, !drawn && len(out) < 2*most, nil
 }

@@ -16,6 +16,7 @@ import (
 )
 
 type tableCmd struct {
+	Preview    tablePreview    `cmd:"" help:"Show what registering a table would give, and about what it would cost."`
 	Register   tableRegister   `cmd:"" help:"Start to remember a table."`
 	List       tableList       `cmd:"" default:"withargs" help:"List registered tables."`
 	Get        tableGet        `cmd:"" help:"Show one table and its status."`
@@ -23,8 +24,8 @@ type tableCmd struct {
 	Unregister tableUnregister `cmd:"" help:"Forget a table with its records."`
 }
 
-type tableRegister struct {
-	operatorFlags   `embed:""`
+// tableDefinition says how a table is remembered.
+type tableDefinition struct {
 	Source          string        `arg:"" help:"The source's name."`
 	Table           string        `arg:"" help:"The table, as schema.name."`
 	Text            []string      `help:"Columns to render to text, one a paragraph." xor:"text" required:"" placeholder:"COLUMN"`
@@ -35,7 +36,74 @@ type tableRegister struct {
 	HalfLife        time.Duration `help:"Age at which recency has fallen to one half."`
 	FreshnessTarget time.Duration `help:"The largest capture lag at which a hit is fresh."`
 	Purge           bool          `help:"Remove every text and vector of a row when it is deleted."`
-	Wait            bool          `help:"Show progress until the table is live and embedded." short:"w"`
+}
+
+func (d tableDefinition) request() *v1.RegisterTableRequest {
+	req := &v1.RegisterTableRequest{Source: d.Source, Table: d.Table, TextColumns: d.Text, TextTemplate: d.Template,
+		SubjectColumn: d.Subject, TimeColumn: d.Time, AttributeColumns: d.Attribute}
+	if d.HalfLife != 0 {
+		req.HalfLife = durationpb.New(d.HalfLife)
+	}
+	if d.FreshnessTarget != 0 {
+		req.FreshnessTarget = durationpb.New(d.FreshnessTarget)
+	}
+	if d.Purge {
+		req.OnDelete = v1.OnDelete_ON_DELETE_PURGE
+	}
+	return req
+}
+
+type tablePreview struct {
+	operatorFlags   `embed:""`
+	tableDefinition `embed:""`
+	Sample          uint32 `help:"Rows to show, 1 to 100." default:"5"`
+}
+
+func (c *tablePreview) Run(ctx context.Context, a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	r := c.request()
+	res, err := client.PreviewTable(ctx, &v1.PreviewTableRequest{Source: r.Source, Table: r.Table, TextColumns: r.TextColumns,
+		TextTemplate: r.TextTemplate, SubjectColumn: r.SubjectColumn, TimeColumn: r.TimeColumn, AttributeColumns: r.AttributeColumns,
+		HalfLife: r.HalfLife, FreshnessTarget: r.FreshnessTarget, OnDelete: r.OnDelete, Sample: &c.Sample})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { printPreview(a, res) })
+}
+
+func printPreview(a *app, p *v1.PreviewTableResponse) {
+	for _, row := range p.GetRows() {
+		about := ""
+		if row.Subject != nil {
+			about = "  about " + row.GetSubject()
+		}
+		if row.EventTime != nil {
+			about += "  at " + row.GetEventTime().AsTime().Format(time.RFC3339)
+		}
+		a.printf("%s%s  %d tokens\n", keyText(row.GetKey()), about, row.GetTokens())
+		for i, s := range row.GetChunks() {
+			a.printf("    %d. %s\n", i+1, line(row.GetText()[s.GetStart():s.GetEnd()], 160))
+		}
+		if len(row.GetChunks()) == 0 {
+			a.printf("    no text, so nothing to find\n")
+		}
+	}
+	if e := p.GetEstimate(); e != nil {
+		a.printf("about %d rows: %.0f chunks, %.0f texts to embed with %.0f tokens, %s in the memory database (by %d rows)\n",
+			p.GetRowsTotal(), e.GetChunks(), e.GetCalls(), e.GetTokens(), size(int64(e.GetBytes())), e.GetSampledRows())
+	}
+	for _, problem := range p.GetProblems() {
+		a.printf("cannot be registered: %s\n", problem)
+	}
+}
+
+type tableRegister struct {
+	operatorFlags   `embed:""`
+	tableDefinition `embed:""`
+	Wait            bool `help:"Show progress until the table is live and embedded." short:"w"`
 }
 
 func (c *tableRegister) Run(ctx context.Context, a *app) error {
@@ -43,18 +111,7 @@ func (c *tableRegister) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	req := &v1.RegisterTableRequest{Source: c.Source, Table: c.Table, TextColumns: c.Text, TextTemplate: c.Template,
-		SubjectColumn: c.Subject, TimeColumn: c.Time, AttributeColumns: c.Attribute}
-	if c.HalfLife != 0 {
-		req.HalfLife = durationpb.New(c.HalfLife)
-	}
-	if c.FreshnessTarget != 0 {
-		req.FreshnessTarget = durationpb.New(c.FreshnessTarget)
-	}
-	if c.Purge {
-		req.OnDelete = v1.OnDelete_ON_DELETE_PURGE
-	}
-	res, err := client.RegisterTable(ctx, req)
+	res, err := client.RegisterTable(ctx, c.request())
 	if err != nil {
 		return err
 	}

@@ -1655,7 +1655,10 @@ type RenderedRow struct {
 	// The event time; absent when the commit time would be it.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// The attributes.
-	Attributes    *structpb.Struct `protobuf:"bytes,6,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	Attributes *structpb.Struct `protobuf:"bytes,6,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	// Tokens that the model is asked to embed, about: a quarter of the text's bytes,
+	// at least one a word.
+	Tokens        uint32 `protobuf:"varint,7,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1732,6 +1735,97 @@ func (x *RenderedRow) GetAttributes() *structpb.Struct {
 	return nil
 }
 
+func (x *RenderedRow) GetTokens() uint32 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+// TableEstimate is about what a whole table would cost, as a sample of its rows
+// tells.
+type TableEstimate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rows that were looked at.
+	SampledRows uint32 `protobuf:"varint,1,opt,name=sampled_rows,json=sampledRows,proto3" json:"sampled_rows,omitempty"`
+	// Chunks of all rows.
+	Chunks float64 `protobuf:"fixed64,2,opt,name=chunks,proto3" json:"chunks,omitempty"`
+	// Texts that the model would be asked to embed: chunks, less those that repeat
+	// another's text in the sample.
+	Calls float64 `protobuf:"fixed64,3,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Tokens of these texts.
+	Tokens float64 `protobuf:"fixed64,4,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// Bytes in the memory database, indexes included.
+	Bytes         float64 `protobuf:"fixed64,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableEstimate) Reset() {
+	*x = TableEstimate{}
+	mi := &file_whence_v1_source_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableEstimate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableEstimate) ProtoMessage() {}
+
+func (x *TableEstimate) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_source_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableEstimate.ProtoReflect.Descriptor instead.
+func (*TableEstimate) Descriptor() ([]byte, []int) {
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TableEstimate) GetSampledRows() uint32 {
+	if x != nil {
+		return x.SampledRows
+	}
+	return 0
+}
+
+func (x *TableEstimate) GetChunks() float64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
+}
+
+func (x *TableEstimate) GetCalls() float64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *TableEstimate) GetTokens() float64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *TableEstimate) GetBytes() float64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // PreviewTableResponse shows what registering would give.
 type PreviewTableResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1742,14 +1836,16 @@ type PreviewTableResponse struct {
 	// Rows in the table, as the database estimates them.
 	RowsTotal uint32 `protobuf:"varint,3,opt,name=rows_total,json=rowsTotal,proto3" json:"rows_total,omitempty"`
 	// What would keep the table from being registered; empty when nothing would.
-	Problems      []string `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	Problems []string `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
+	// About what the whole table would cost; absent when there are problems.
+	Estimate      *TableEstimate `protobuf:"bytes,5,opt,name=estimate,proto3" json:"estimate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PreviewTableResponse) Reset() {
 	*x = PreviewTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[21]
+	mi := &file_whence_v1_source_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1857,7 @@ func (x *PreviewTableResponse) String() string {
 func (*PreviewTableResponse) ProtoMessage() {}
 
 func (x *PreviewTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[21]
+	mi := &file_whence_v1_source_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1870,7 @@ func (x *PreviewTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewTableResponse.ProtoReflect.Descriptor instead.
 func (*PreviewTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{21}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PreviewTableResponse) GetTable() *Table {
@@ -1801,6 +1897,13 @@ func (x *PreviewTableResponse) GetRowsTotal() uint32 {
 func (x *PreviewTableResponse) GetProblems() []string {
 	if x != nil {
 		return x.Problems
+	}
+	return nil
+}
+
+func (x *PreviewTableResponse) GetEstimate() *TableEstimate {
+	if x != nil {
+		return x.Estimate
 	}
 	return nil
 }
@@ -1838,7 +1941,7 @@ type RegisterTableRequest struct {
 
 func (x *RegisterTableRequest) Reset() {
 	*x = RegisterTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[22]
+	mi := &file_whence_v1_source_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +1953,7 @@ func (x *RegisterTableRequest) String() string {
 func (*RegisterTableRequest) ProtoMessage() {}
 
 func (x *RegisterTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[22]
+	mi := &file_whence_v1_source_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +1966,7 @@ func (x *RegisterTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterTableRequest.ProtoReflect.Descriptor instead.
 func (*RegisterTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{22}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RegisterTableRequest) GetSource() string {
@@ -1949,7 +2052,7 @@ type RegisterTableResponse struct {
 
 func (x *RegisterTableResponse) Reset() {
 	*x = RegisterTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[23]
+	mi := &file_whence_v1_source_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2064,7 @@ func (x *RegisterTableResponse) String() string {
 func (*RegisterTableResponse) ProtoMessage() {}
 
 func (x *RegisterTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[23]
+	mi := &file_whence_v1_source_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2077,7 @@ func (x *RegisterTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterTableResponse.ProtoReflect.Descriptor instead.
 func (*RegisterTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{23}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RegisterTableResponse) GetTable() *Table {
@@ -2002,7 +2105,7 @@ type ListTablesRequest struct {
 
 func (x *ListTablesRequest) Reset() {
 	*x = ListTablesRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[24]
+	mi := &file_whence_v1_source_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2117,7 @@ func (x *ListTablesRequest) String() string {
 func (*ListTablesRequest) ProtoMessage() {}
 
 func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[24]
+	mi := &file_whence_v1_source_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2130,7 @@ func (x *ListTablesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesRequest.ProtoReflect.Descriptor instead.
 func (*ListTablesRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{24}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListTablesRequest) GetSource() string {
@@ -2048,7 +2151,7 @@ type ListTablesResponse struct {
 
 func (x *ListTablesResponse) Reset() {
 	*x = ListTablesResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[25]
+	mi := &file_whence_v1_source_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2163,7 @@ func (x *ListTablesResponse) String() string {
 func (*ListTablesResponse) ProtoMessage() {}
 
 func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[25]
+	mi := &file_whence_v1_source_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2176,7 @@ func (x *ListTablesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTablesResponse.ProtoReflect.Descriptor instead.
 func (*ListTablesResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{25}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListTablesResponse) GetTables() []*TableWithStatus {
@@ -2094,7 +2197,7 @@ type GetTableRequest struct {
 
 func (x *GetTableRequest) Reset() {
 	*x = GetTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[26]
+	mi := &file_whence_v1_source_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2209,7 @@ func (x *GetTableRequest) String() string {
 func (*GetTableRequest) ProtoMessage() {}
 
 func (x *GetTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[26]
+	mi := &file_whence_v1_source_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2222,7 @@ func (x *GetTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTableRequest.ProtoReflect.Descriptor instead.
 func (*GetTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{26}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetTableRequest) GetName() string {
@@ -2142,7 +2245,7 @@ type GetTableResponse struct {
 
 func (x *GetTableResponse) Reset() {
 	*x = GetTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[27]
+	mi := &file_whence_v1_source_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2257,7 @@ func (x *GetTableResponse) String() string {
 func (*GetTableResponse) ProtoMessage() {}
 
 func (x *GetTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[27]
+	mi := &file_whence_v1_source_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2270,7 @@ func (x *GetTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTableResponse.ProtoReflect.Descriptor instead.
 func (*GetTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{27}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetTableResponse) GetTable() *Table {
@@ -2195,7 +2298,7 @@ type WatchTableRequest struct {
 
 func (x *WatchTableRequest) Reset() {
 	*x = WatchTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[28]
+	mi := &file_whence_v1_source_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2310,7 @@ func (x *WatchTableRequest) String() string {
 func (*WatchTableRequest) ProtoMessage() {}
 
 func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[28]
+	mi := &file_whence_v1_source_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2323,7 @@ func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableRequest.ProtoReflect.Descriptor instead.
 func (*WatchTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{28}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchTableRequest) GetName() string {
@@ -2243,7 +2346,7 @@ type WatchTableResponse struct {
 
 func (x *WatchTableResponse) Reset() {
 	*x = WatchTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2358,7 @@ func (x *WatchTableResponse) String() string {
 func (*WatchTableResponse) ProtoMessage() {}
 
 func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2371,7 @@ func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableResponse.ProtoReflect.Descriptor instead.
 func (*WatchTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchTableResponse) GetTable() *Table {
@@ -2296,7 +2399,7 @@ type ReembedTableRequest struct {
 
 func (x *ReembedTableRequest) Reset() {
 	*x = ReembedTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2411,7 @@ func (x *ReembedTableRequest) String() string {
 func (*ReembedTableRequest) ProtoMessage() {}
 
 func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2424,7 @@ func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableRequest.ProtoReflect.Descriptor instead.
 func (*ReembedTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReembedTableRequest) GetName() string {
@@ -2344,7 +2447,7 @@ type ReembedTableResponse struct {
 
 func (x *ReembedTableResponse) Reset() {
 	*x = ReembedTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2459,7 @@ func (x *ReembedTableResponse) String() string {
 func (*ReembedTableResponse) ProtoMessage() {}
 
 func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2472,7 @@ func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableResponse.ProtoReflect.Descriptor instead.
 func (*ReembedTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReembedTableResponse) GetTable() *Table {
@@ -2397,7 +2500,7 @@ type UnregisterTableRequest struct {
 
 func (x *UnregisterTableRequest) Reset() {
 	*x = UnregisterTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2512,7 @@ func (x *UnregisterTableRequest) String() string {
 func (*UnregisterTableRequest) ProtoMessage() {}
 
 func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2525,7 @@ func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnregisterTableRequest) GetName() string {
@@ -2441,7 +2544,7 @@ type UnregisterTableResponse struct {
 
 func (x *UnregisterTableResponse) Reset() {
 	*x = UnregisterTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[33]
+	mi := &file_whence_v1_source_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2556,7 @@ func (x *UnregisterTableResponse) String() string {
 func (*UnregisterTableResponse) ProtoMessage() {}
 
 func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[33]
+	mi := &file_whence_v1_source_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2569,7 @@ func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{33}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{34}
 }
 
 var File_whence_v1_source_proto protoreflect.FileDescriptor
@@ -2591,7 +2694,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x06sample\x18\v \x01(\rB\t\xbaH\x06*\x04\x18d(\x01H\x00R\x06sample\x88\x01\x01:$\xbaH!\"\x1f\n" +
 	"\ftext_columns\n" +
 	"\rtext_template\x10\x01B\t\n" +
-	"\a_sample\"\x94\x02\n" +
+	"\a_sample\"\xac\x02\n" +
 	"\vRenderedRow\x12)\n" +
 	"\x03key\x18\x01 \x01(\v2\x17.google.protobuf.StructR\x03key\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12'\n" +
@@ -2601,15 +2704,23 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"event_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\teventTime\x127\n" +
 	"\n" +
 	"attributes\x18\x06 \x01(\v2\x17.google.protobuf.StructR\n" +
-	"attributesB\n" +
+	"attributes\x12\x16\n" +
+	"\x06tokens\x18\a \x01(\rR\x06tokensB\n" +
 	"\n" +
-	"\b_subject\"\xa5\x01\n" +
+	"\b_subject\"\x8e\x01\n" +
+	"\rTableEstimate\x12!\n" +
+	"\fsampled_rows\x18\x01 \x01(\rR\vsampledRows\x12\x16\n" +
+	"\x06chunks\x18\x02 \x01(\x01R\x06chunks\x12\x14\n" +
+	"\x05calls\x18\x03 \x01(\x01R\x05calls\x12\x16\n" +
+	"\x06tokens\x18\x04 \x01(\x01R\x06tokens\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x01R\x05bytes\"\xdb\x01\n" +
 	"\x14PreviewTableResponse\x12&\n" +
 	"\x05table\x18\x01 \x01(\v2\x10.whence.v1.TableR\x05table\x12*\n" +
 	"\x04rows\x18\x02 \x03(\v2\x16.whence.v1.RenderedRowR\x04rows\x12\x1d\n" +
 	"\n" +
 	"rows_total\x18\x03 \x01(\rR\trowsTotal\x12\x1a\n" +
-	"\bproblems\x18\x04 \x03(\tR\bproblems\"\xe0\x04\n" +
+	"\bproblems\x18\x04 \x03(\tR\bproblems\x124\n" +
+	"\bestimate\x18\x05 \x01(\v2\x18.whence.v1.TableEstimateR\bestimate\"\xe0\x04\n" +
 	"\x14RegisterTableRequest\x12!\n" +
 	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12 \n" +
 	"\x05table\x18\x02 \x01(\tB\n" +
@@ -2706,7 +2817,7 @@ func file_whence_v1_source_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_source_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_whence_v1_source_proto_goTypes = []any{
 	(SourceState)(0),                // 0: whence.v1.SourceState
 	(TableState)(0),                 // 1: whence.v1.TableState
@@ -2732,40 +2843,41 @@ var file_whence_v1_source_proto_goTypes = []any{
 	(*DeleteSourceResponse)(nil),    // 21: whence.v1.DeleteSourceResponse
 	(*PreviewTableRequest)(nil),     // 22: whence.v1.PreviewTableRequest
 	(*RenderedRow)(nil),             // 23: whence.v1.RenderedRow
-	(*PreviewTableResponse)(nil),    // 24: whence.v1.PreviewTableResponse
-	(*RegisterTableRequest)(nil),    // 25: whence.v1.RegisterTableRequest
-	(*RegisterTableResponse)(nil),   // 26: whence.v1.RegisterTableResponse
-	(*ListTablesRequest)(nil),       // 27: whence.v1.ListTablesRequest
-	(*ListTablesResponse)(nil),      // 28: whence.v1.ListTablesResponse
-	(*GetTableRequest)(nil),         // 29: whence.v1.GetTableRequest
-	(*GetTableResponse)(nil),        // 30: whence.v1.GetTableResponse
-	(*WatchTableRequest)(nil),       // 31: whence.v1.WatchTableRequest
-	(*WatchTableResponse)(nil),      // 32: whence.v1.WatchTableResponse
-	(*ReembedTableRequest)(nil),     // 33: whence.v1.ReembedTableRequest
-	(*ReembedTableResponse)(nil),    // 34: whence.v1.ReembedTableResponse
-	(*UnregisterTableRequest)(nil),  // 35: whence.v1.UnregisterTableRequest
-	(*UnregisterTableResponse)(nil), // 36: whence.v1.UnregisterTableResponse
-	(*timestamppb.Timestamp)(nil),   // 37: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
-	(*structpb.Struct)(nil),         // 39: google.protobuf.Struct
-	(*Span)(nil),                    // 40: whence.v1.Span
+	(*TableEstimate)(nil),           // 24: whence.v1.TableEstimate
+	(*PreviewTableResponse)(nil),    // 25: whence.v1.PreviewTableResponse
+	(*RegisterTableRequest)(nil),    // 26: whence.v1.RegisterTableRequest
+	(*RegisterTableResponse)(nil),   // 27: whence.v1.RegisterTableResponse
+	(*ListTablesRequest)(nil),       // 28: whence.v1.ListTablesRequest
+	(*ListTablesResponse)(nil),      // 29: whence.v1.ListTablesResponse
+	(*GetTableRequest)(nil),         // 30: whence.v1.GetTableRequest
+	(*GetTableResponse)(nil),        // 31: whence.v1.GetTableResponse
+	(*WatchTableRequest)(nil),       // 32: whence.v1.WatchTableRequest
+	(*WatchTableResponse)(nil),      // 33: whence.v1.WatchTableResponse
+	(*ReembedTableRequest)(nil),     // 34: whence.v1.ReembedTableRequest
+	(*ReembedTableResponse)(nil),    // 35: whence.v1.ReembedTableResponse
+	(*UnregisterTableRequest)(nil),  // 36: whence.v1.UnregisterTableRequest
+	(*UnregisterTableResponse)(nil), // 37: whence.v1.UnregisterTableResponse
+	(*timestamppb.Timestamp)(nil),   // 38: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 39: google.protobuf.Duration
+	(*structpb.Struct)(nil),         // 40: google.protobuf.Struct
+	(*Span)(nil),                    // 41: whence.v1.Span
 }
 var file_whence_v1_source_proto_depIdxs = []int32{
 	0,  // 0: whence.v1.Source.state:type_name -> whence.v1.SourceState
-	37, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
-	37, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
-	38, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
-	37, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
-	38, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
-	38, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
+	38, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
+	38, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
+	39, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
+	38, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
+	39, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
+	39, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 7: whence.v1.Table.on_delete:type_name -> whence.v1.OnDelete
-	37, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
+	38, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
 	1,  // 9: whence.v1.TableStatus.state:type_name -> whence.v1.TableState
 	7,  // 10: whence.v1.TableStatus.backfill:type_name -> whence.v1.Backfill
 	8,  // 11: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
 	6,  // 12: whence.v1.TableStatus.set_aside:type_name -> whence.v1.SetAside
-	37, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
-	38, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
+	38, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
+	39, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
 	4,  // 15: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
 	5,  // 16: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
 	3,  // 17: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
@@ -2773,58 +2885,59 @@ var file_whence_v1_source_proto_depIdxs = []int32{
 	3,  // 19: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
 	3,  // 20: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
 	3,  // 21: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
-	38, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
-	38, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	39, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
+	39, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 24: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	39, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
-	40, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
-	37, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
-	39, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
+	40, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
+	41, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
+	38, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
+	40, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
 	4,  // 29: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
 	23, // 30: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
-	38, // 31: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
-	38, // 32: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
-	2,  // 33: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	4,  // 34: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
-	5,  // 35: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
-	9,  // 36: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
-	4,  // 37: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
-	5,  // 38: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 39: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
-	5,  // 40: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 41: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
-	5,  // 42: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
-	10, // 43: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
-	12, // 44: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
-	14, // 45: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
-	16, // 46: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
-	18, // 47: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
-	20, // 48: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
-	22, // 49: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
-	25, // 50: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
-	27, // 51: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
-	29, // 52: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
-	31, // 53: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
-	33, // 54: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
-	35, // 55: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
-	11, // 56: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
-	13, // 57: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
-	15, // 58: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
-	17, // 59: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
-	19, // 60: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
-	21, // 61: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
-	24, // 62: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
-	26, // 63: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
-	28, // 64: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
-	30, // 65: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
-	32, // 66: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
-	34, // 67: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
-	36, // 68: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
-	56, // [56:69] is the sub-list for method output_type
-	43, // [43:56] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	24, // 31: whence.v1.PreviewTableResponse.estimate:type_name -> whence.v1.TableEstimate
+	39, // 32: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
+	39, // 33: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	2,  // 34: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
+	4,  // 35: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
+	5,  // 36: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
+	9,  // 37: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
+	4,  // 38: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
+	5,  // 39: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 40: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
+	5,  // 41: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 42: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
+	5,  // 43: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
+	10, // 44: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
+	12, // 45: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
+	14, // 46: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
+	16, // 47: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
+	18, // 48: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
+	20, // 49: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
+	22, // 50: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
+	26, // 51: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
+	28, // 52: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
+	30, // 53: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
+	32, // 54: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
+	34, // 55: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
+	36, // 56: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
+	11, // 57: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
+	13, // 58: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
+	15, // 59: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
+	17, // 60: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
+	19, // 61: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
+	21, // 62: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
+	25, // 63: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
+	27, // 64: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
+	29, // 65: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
+	31, // 66: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
+	33, // 67: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
+	35, // 68: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
+	37, // 69: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
+	57, // [57:70] is the sub-list for method output_type
+	44, // [44:57] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_source_proto_init() }
@@ -2842,7 +2955,7 @@ func file_whence_v1_source_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_source_proto_rawDesc), len(file_whence_v1_source_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -170,8 +170,8 @@ type SourceServiceClient interface {
 	// DeleteSource removes the source with its tables and records, and its slot
 	// and publication from the database.
 	DeleteSource(context.Context, *v1.DeleteSourceRequest) (*v1.DeleteSourceResponse, error)
-	// PreviewTable shows what RegisterTable would make of some rows, and changes
-	// nothing. Not yet implemented: answers `unimplemented`.
+	// PreviewTable shows what RegisterTable would make of some rows, and about what
+	// the whole table would cost. It changes nothing.
 	PreviewTable(context.Context, *v1.PreviewTableRequest) (*v1.PreviewTableResponse, error)
 	// RegisterTable starts to remember a table: its rows are copied, then
 	// followed. Registering the same definition again returns the table as it is.
@@ -233,8 +233,8 @@ type SourceServiceHandler interface {
 	// DeleteSource removes the source with its tables and records, and its slot
 	// and publication from the database.
 	DeleteSource(context.Context, *v1.DeleteSourceRequest) (*v1.DeleteSourceResponse, error)
-	// PreviewTable shows what RegisterTable would make of some rows, and changes
-	// nothing. Not yet implemented: answers `unimplemented`.
+	// PreviewTable shows what RegisterTable would make of some rows, and about what
+	// the whole table would cost. It changes nothing.
 	PreviewTable(context.Context, *v1.PreviewTableRequest) (*v1.PreviewTableResponse, error)
 	// RegisterTable starts to remember a table: its rows are copied, then
 	// followed. Registering the same definition again returns the table as it is.

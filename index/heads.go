@@ -29,7 +29,8 @@ const selectHeads = `
 select r.id, r.key, r.version, r.lsn, r.xid, r.commit_time, r.deleted, r.state, r.missing
 from unnest(@keys::text[]) as k(key)
 cross join lateral (
-    select * from whence.records r where r.table_id = @table and r.key = k.key for update
+    select r.id, r.key, r.version, r.lsn, r.xid, r.commit_time, r.deleted, r.state, r.missing
+    from whence.records r where r.table_id = @table and r.key = k.key for update
 ) r`
 
 // Heads returns the heads of those keys that have a record, and locks them until

@@ -34,11 +34,12 @@ type crowd struct {
 }
 
 func newCrowd(t *testing.T) *crowd {
+	t.Helper()
 	w := newWorld(t, "articles")
 	w.exec(`update whence.spaces set current = false`)
 	w.space = index.Space{Model: "crowd", Dimensions: crowdDimensions}
 	w.scan([]any{&w.space.ID}, `insert into whence.spaces (model, dimensions, current) values ('crowd', $1, true) returning id`, crowdDimensions)
-	c := &crowd{world: w, random: rand.New(rand.NewPCG(1, 2))} //nolint:gosec // the same every time
+	c := &crowd{world: w, random: rand.New(rand.NewPCG(1, 2))}
 	for range crowdClusters {
 		v := make([]float32, crowdDimensions)
 		v[0] = 2 // all on one side
@@ -78,7 +79,8 @@ func (c *crowd) add(n int, subject func(i int) string, vector func(i int) []floa
 	}
 	c.exec(`
 with n as (
-    select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[]) with ordinality n(key, subject, lang, text, digest, i)
+    select key, subject, lang, text, digest, i
+    from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[]) with ordinality n(key, subject, lang, text, digest, i)
 ), rec as (
     insert into whence.records (table_id, key, version, lsn, subject, attributes)
     select $6::int, key, 1, '0/10', subject, jsonb_build_object('lang', lang) from n returning id, key

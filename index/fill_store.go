@@ -137,7 +137,7 @@ where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.emb
 
 const countMadeSQL = `
 insert into whence.embedding_calls as e (table_id, made)
-select n.table_id, n.made from unnest(@tables::int[], @counts::bigint[]) n(table_id, made) order by 1
+select n.table_id, n.made from unnest(@tables::int[], @counts::bigint[]) n(table_id, made) join whence.tables t on t.id = n.table_id order by 1
 on conflict (table_id) do update set made = e.made + excluded.made`
 
 const storeFailuresSQL = `
@@ -242,6 +242,14 @@ where not exists (select from whence.vectors v where v.space_id = @space and v.d
 group by c.digest
 on conflict do nothing`
 
+// Of tables that are gone or keep nothing of what is deleted, and of texts that no
+// chunk holds: two deletions at once may each have seen the other's chunk.
+const deleteUnownedSQL = `
+delete from whence.vectors v
+where v.space_id = @space and v.lease is null
+  and not exists (select from whence.tables t where t.id = v.table_id and t.on_delete <> 'PURGE')
+  and not exists (select from whence.chunks c where c.digest = v.digest)`
+
 const supersededSQL = `
 select distinct c.record_id from whence.chunks c join whence.records r on r.id = c.record_id
 where c.version < r.version limit 10000`
@@ -252,11 +260,15 @@ where c.digest = any(@digests)
   and exists (select from whence.chunks o where o.record_id = r.id and o.version < r.version)`
 
 // derive makes a claimable row for every chunk that has none in the space, and
-// removes superseded chunks that a crash left behind. It returns the rows made.
+// removes vectors that nobody may have any more and superseded chunks that a crash
+// left behind. It returns the rows made.
 func (x *Index) derive(ctx context.Context, space Space) (int64, error) {
 	tag, err := x.pool.Exec(ctx, deriveSQL, pgx.NamedArgs{"space": space.ID})
 	if err != nil {
 		return 0, fmt.Errorf("derive missing vectors: %w", pg.Translate(err))
+	}
+	if _, err := x.pool.Exec(ctx, deleteUnownedSQL, pgx.NamedArgs{"space": space.ID}); err != nil {
+		return 0, fmt.Errorf("delete vectors without an owner: %w", pg.Translate(err))
 	}
 	return tag.RowsAffected(), x.reapBy(ctx, planAnew, supersededSQL, pgx.NamedArgs{})
 }

@@ -9,12 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/embedder/embeddertest"
 	"github.com/whence-db/whence/embedder/lexical"
 	"github.com/whence-db/whence/embedder/openai"
 	"github.com/whence-db/whence/index"
+	"github.com/whence-db/whence/internal/pg"
 )
 
 func explain(err error) func(int) *index.Failure {
@@ -245,4 +248,60 @@ func TestASecondModelIsRefused(t *testing.T) {
 	if s, err := w.x.EnsureSpace(t.Context(), w.space.Model, w.space.Dimensions); err != nil || s != w.space {
 		t.Errorf("the same model: %+v %v", s, err)
 	}
+}
+
+// during lets something happen while the first batch is at the model.
+type during struct {
+	index.Model
+	once sync.Once
+	do   func()
+}
+
+func (m *during) Embed(ctx context.Context, texts []string) ([][]float32, error) {
+	m.once.Do(m.do)
+	return m.Model.Embed(ctx, texts)
+}
+
+// A table that is unregistered while its texts are at the model takes nobody
+// else's vectors with it, and leaves none of its own.
+func TestATableGoesWhileItIsEmbedded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "docs", "notes")
+	for i := range 5 {
+		w.put("docs", row{fmt.Sprint(i), "ann", "en", fmt.Sprintf("doc %d", i)})
+		w.put("notes", row{fmt.Sprint(i), "ann", "en", fmt.Sprintf("note %d", i)})
+	}
+	model := &during{Model: lexical.Default(), do: func() {
+		err := pg.InTx(t.Context(), w.db.Pool, func(tx pgx.Tx) error {
+			if err := w.x.DropTable(t.Context(), tx, w.tables["docs"].ID); err != nil {
+				return err
+			}
+			_, err := tx.Exec(t.Context(), `delete from whence.tables where id = $1`, w.tables["docs"].ID)
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}}
+	w.fill(model, func() bool {
+		return w.count(withVector) == 5 && w.count(`select count(*) from whence.vectors`) == 5
+	})
+	if n := w.count(`select count(*) from whence.embedding_calls where table_id = $1`, w.tables["docs"].ID); n != 0 {
+		t.Error("calls are booked for a table that is gone")
+	}
+	if n := w.count(`select (select count(*) from whence.chunks) + (select count(*) from whence.versions)`); n != 10 {
+		t.Errorf("%d chunks and versions are left, want the other table's 10", n)
+	}
+}
+
+// Of a table that keeps nothing of what is deleted, the last chunk of a text takes
+// the vector along, also when two deletions have not seen each other.
+func TestVectorsWithoutAnOwner(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "docs", "notes")
+	w.put("docs", row{"1", "ann", "en", "kept"})
+	w.embed("kept", "purged")
+	w.exec(`update whence.vectors set table_id = $1 where digest = sha256('purged')`, w.tables["notes"].ID)
+	w.exec(`update whence.tables set on_delete = 'PURGE' where id = $1`, w.tables["notes"].ID)
+	w.fill(lexical.Default(), func() bool { return w.count(`select count(*) from whence.vectors`) == 1 })
 }

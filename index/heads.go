@@ -109,11 +109,11 @@ func (x *Index) Contents(ctx context.Context, tx pgx.Tx, records []int64) (map[i
 }
 
 const selectContentsSize = `
-select coalesce(sum(pg_column_size(v.columns)), 0)::bigint
+select coalesce(sum(octet_length(v.columns::text)), 0)::bigint
 from whence.records r join whence.versions v on v.record_id = r.id and v.version = r.version
 where r.id = any(@ids)`
 
-// ContentsSize tells how many bytes Contents would read, as they are stored.
+// ContentsSize tells how many bytes Contents would read.
 func (x *Index) ContentsSize(ctx context.Context, tx pgx.Tx, records []int64) (bytes int64, err error) {
 	if err := tx.QueryRow(ctx, selectContentsSize, pgx.NamedArgs{"ids": records}).Scan(&bytes); err != nil {
 		return 0, fmt.Errorf("read the size of contents: %w", err)

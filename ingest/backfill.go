@@ -292,7 +292,7 @@ func (u *unit) copyRows(ctx context.Context, t *capturedTable, at moment, rows [
 		keys = append(keys, r.key)
 	}
 	slices.Sort(keys)
-	tracks, err := u.openTable(ctx, t, slices.Compact(keys), nil)
+	tracks, err := u.openTable(ctx, t, slices.Compact(keys), nil, false)
 	if err != nil {
 		return err
 	}

@@ -27,9 +27,9 @@ const (
 	maximumKey     = 2400
 	// maximumWrite bounds what is gathered before it is written, but for a single row.
 	maximumWrite = 64 << 20
-	// maximumRead bounds what is read of a slice's rows, in the size that it has on
-	// disk, but for a single row.
-	maximumRead = 16 << 20
+	// maximumRead bounds what is read of a slice's rows, but for a single row; on its
+	// way it takes several times as much memory.
+	maximumRead = 4 << 20
 )
 
 // lacking gathers what of a row does not fit.

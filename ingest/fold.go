@@ -119,17 +119,30 @@ func (u *unit) step(t *capturedTable, c *cdc.Change) (s step, ok bool, err error
 	return s, true, nil
 }
 
-// fold compares a slice with what the index has and stores what differs.
+// fold compares a slice with what the index has and stores what differs, as much
+// at a time as memory bears.
 func (u *unit) fold(ctx context.Context, steps []step) error {
-	f, err := u.open(ctx, steps)
-	if errors.Is(err, errHeavy) {
-		if err := u.fold(ctx, steps[:len(steps)/2]); err != nil {
+	for n := len(steps); len(steps) > 0; {
+		n = min(n, len(steps))
+		done, err := u.foldSome(ctx, steps[:n])
+		if errors.Is(err, errHeavy) {
+			n = max(1, n/4)
+			continue
+		}
+		if err != nil {
 			return err
 		}
-		return u.fold(ctx, steps[len(steps)/2:])
+		clear(steps[:done]) // they hold by now what the stream did not bring
+		steps = steps[done:]
 	}
+	return nil
+}
+
+// foldSome folds the first of the steps, and tells how many those were.
+func (u *unit) foldSome(ctx context.Context, steps []step) (int, error) {
+	f, err := u.open(ctx, steps)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for i := range steps {
 		s := &steps[i]
@@ -152,14 +165,11 @@ func (u *unit) fold(ctx context.Context, steps []step) error {
 		if from != t {
 			from.remove(s.at)
 		}
-		if f.weight > maximumWrite && i+1 < len(steps) {
-			if err := u.write(ctx, f.order); err != nil {
-				return err
-			}
-			return u.fold(ctx, steps[i+1:])
+		if f.weight > maximumWrite {
+			return i + 1, u.write(ctx, f.order)
 		}
 	}
-	return u.write(ctx, f.order)
+	return len(steps), u.write(ctx, f.order)
 }
 
 // folding is the rows that a slice is about.
@@ -199,7 +209,7 @@ func (u *unit) open(ctx context.Context, steps []step) (*folding, error) {
 	f := &folding{tracks: map[int32]map[whence.Key]*track{}}
 	for table, ks := range keys {
 		slices.Sort(ks)
-		tracks, err := u.openTable(ctx, table, slices.Compact(ks), valued)
+		tracks, err := u.openTable(ctx, table, slices.Compact(ks), valued, len(steps) > 1)
 		if err != nil {
 			return nil, err
 		}
@@ -214,8 +224,9 @@ func (u *unit) open(ctx context.Context, steps []step) (*folding, error) {
 var errHeavy = errors.New("too much at a time")
 
 // openTable begins a track for each key. The values of a head are read only
-// where they are asked for, or where it has no mark.
-func (u *unit) openTable(ctx context.Context, table *capturedTable, keys []whence.Key, valued map[rowKey]bool) (map[whence.Key]*track, error) {
+// where they are asked for, or where it has no mark; errHeavy, if they are too many
+// and fewer keys are possible.
+func (u *unit) openTable(ctx context.Context, table *capturedTable, keys []whence.Key, valued map[rowKey]bool, fewer bool) (map[whence.Key]*track, error) {
 	u.touched[table.ID] = true
 	heads, err := u.r.index.Heads(ctx, u.tx, table.ID, keys)
 	if err != nil {
@@ -227,7 +238,7 @@ func (u *unit) openTable(ctx context.Context, table *capturedTable, keys []whenc
 			ask = append(ask, h.RecordID)
 		}
 	}
-	if len(ask) > 1 {
+	if fewer && len(ask) > 1 {
 		size, err := u.r.index.ContentsSize(ctx, u.tx, ask)
 		if err != nil {
 			return nil, err

@@ -19,8 +19,8 @@ const (
 	noteError    = `
 update whence.sources set error = nullif(@error, ''), retrying = @retrying, elsewhere = @elsewhere
 where id = @id and (error is distinct from nullif(@error, '') or retrying <> @retrying or elsewhere <> @elsewhere)`
-	selectTableIDs = `select id from whence.tables where source_id = @source`
-	deleteSource   = `delete from whence.sources where id = @id`
+	markTables   = `update whence.tables set state = 'UNREGISTERING', error = null where source_id = @source returning id`
+	deleteSource = `delete from whence.sources where id = @id`
 )
 
 // handover is how long the deletion of a source waits for the process that
@@ -79,13 +79,21 @@ func (r *Registry) dropSource(ctx context.Context, s Source, force bool) error {
 			return err
 		}
 	}
-	rows, err := r.pool.Query(ctx, selectTableIDs, pgx.NamedArgs{"source": s.ID})
+	var tables []int32
+	err = pg.InTx(ctx, r.pool, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, markTables, pgx.NamedArgs{"source": s.ID})
+		if err != nil {
+			return err
+		}
+		if tables, err = pgx.CollectRows(rows, pgx.RowTo[int32]); err != nil {
+			return err
+		}
+		// A unit whose process has let go may still be committing.
+		_, err = tx.Exec(ctx, lockCheckpoint, pgx.NamedArgs{"source": s.ID})
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("delete source: %w", pg.Translate(err))
-	}
-	tables, err := pgx.CollectRows(rows, pgx.RowTo[int32])
-	if err != nil {
-		return fmt.Errorf("delete source: %w", pg.Translate(err))
+		return fmt.Errorf("delete source: %w", err)
 	}
 	for _, t := range tables {
 		if err := r.dropTable(ctx, t); err != nil {

@@ -222,9 +222,9 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	}
 	for _, id := range ids {
 		t := u.tables[id].Table
-		// Another process, which has lost the source, may have ended a copy: what is
-		// older than that is not to be stored any more.
-		if n := now[id]; n.definition != t.Definition || n.live && t.State != whence.TableLive {
+		// Another process, which has the source now or had it, may have ended a copy
+		// or begun one: what is older than that is not to be stored any more.
+		if n := now[id]; n.definition != t.Definition || n.live != (t.State == whence.TableLive) {
 			return redefined(t)
 		}
 	}

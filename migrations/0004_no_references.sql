@@ -6,3 +6,5 @@ alter table whence.records drop constraint records_table_id_fkey;
 alter table whence.versions drop constraint versions_record_id_fkey;
 alter table whence.chunks drop constraint chunks_record_id_fkey;
 alter table whence.vectors drop constraint vectors_space_id_fkey;
+-- What a call cost is booked also if the table is gone by then.
+alter table whence.embedding_calls drop constraint embedding_calls_table_id_fkey;

@@ -122,7 +122,7 @@ func (b *putBench) embed(texts ...string) {
 	b.t.Helper()
 	for _, s := range texts {
 		d := whence.DigestOf(s)
-		b.exec(`update whence.vectors set embedding = '[1,0]', embedded_at = now() where digest = $1`, d[:])
+		b.exec(`update whence.vectors set embedding = '[1,0]', seq = nextval('whence.vectors_seq'), embedded_at = now() where digest = $1`, d[:])
 	}
 }
 

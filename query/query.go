@@ -93,8 +93,6 @@ type Hit struct {
 	Freshness   whence.Freshness
 	LiveText    *string // what the row reads now, where verifying found it changed
 	Score       Score
-
-	state []byte // of the record's head, to compare with the live row
 }
 
 // Embedding says what made a hit's vector, and when.
@@ -112,6 +110,7 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 	vector, degraded := e.embed(ctx, r.Text)
 	var a Answer
 	var tables []whence.Table
+	var states map[int64][]byte
 	err := e.when(ctx, func(tx pgx.Tx) error {
 		a = Answer{At: e.Clock(), Degraded: degraded}
 		state, err := e.Registry.State(ctx, tx)
@@ -125,10 +124,11 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 			return err
 		}
 		a.Watermark = watermark(state, tables)
-		return e.search(ctx, tx, scope, r, state, tables, vector, &a)
+		states, err = e.search(ctx, tx, scope, r, state, tables, vector, &a)
+		return err
 	})
 	if err == nil && r.Consistency.Verify {
-		a.Hits, err = e.verify(ctx, scope, r, tables, a.Hits)
+		a.Hits, err = e.verify(ctx, scope, r, tables, a.Hits, states)
 	}
 	if err != nil {
 		return Answer{}, fmt.Errorf("query: %w", err)
@@ -154,11 +154,12 @@ func (e *Engine) embed(ctx context.Context, text string) (vector []float32, degr
 	}
 }
 
+// search fills in the hits, and returns the states of their records' heads.
 func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Request,
-	state whence.State, tables []whence.Table, vector []float32, a *Answer) error {
+	state whence.State, tables []whence.Table, vector []float32, a *Answer) (map[int64][]byte, error) {
 	space, err := e.Index.CurrentSpace(ctx, tx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case vector == nil:
@@ -177,7 +178,7 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 		Tables: tables, Subjects: r.Subjects, Filter: r.Filter, Text: r.Text,
 		Vector: vector, Space: space, Limit: max(60, 3*r.limit()), FreshOnly: r.FreshOnly})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	byID := map[int32]whence.Table{}
 	for _, t := range tables {
@@ -185,9 +186,11 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 	}
 	aside, err := e.setAside(ctx, tx, tables, found)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	states := map[int64][]byte{}
 	for _, c := range found {
+		states[c.RecordID] = c.State
 		h := hit(c, byID[c.TableID], state, space)
 		if aside[c.RecordID] {
 			h.Freshness = lacking(h.Freshness)
@@ -202,7 +205,7 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 	}
 	rank(a.Hits)
 	a.Hits = a.Hits[:min(len(a.Hits), r.limit())]
-	return nil
+	return states, nil
 }
 
 // setAside finds the candidates whose rows are not taken over whole, by record.
@@ -235,7 +238,7 @@ func (e *Engine) setAside(ctx context.Context, tx pgx.Tx, tables []whence.Table,
 func hit(c index.Candidate, t whence.Table, state whence.State, space index.Space) Hit {
 	h := Hit{
 		ChunkID: c.ChunkID, RecordID: c.RecordID, Text: c.Text, MatchedText: c.Matched,
-		Subject: c.Subject, Attributes: c.Attributes, Freshness: judge(c, t, state), state: c.State,
+		Subject: c.Subject, Attributes: c.Attributes, Freshness: judge(c, t, state),
 		Origin: whence.Origin{Source: t.Source, Table: t.Name(), Key: c.Key, Version: c.Version, LSN: c.LSN,
 			CommitTime: c.CommitTime, EventTime: c.EventTime, Columns: textColumns(t),
 			Start: c.Start, End: c.End, Digest: c.Digest},

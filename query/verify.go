@@ -9,11 +9,11 @@ import (
 	"github.com/whence-db/whence/authz"
 )
 
-// verify compares hits with their rows in the sources, each source in one round
-// trip. What is the same is VERIFIED, however far behind capture is; what differs
-// is STALE and shows how the row reads now, if the scope and the request would
-// have that row still.
-func (e *Engine) verify(ctx context.Context, scope authz.Scope, r Request, tables []whence.Table, hits []Hit) ([]Hit, error) {
+// verify compares hits, whose records' heads have those states, with their rows in
+// the sources, each source in one round trip. What is the same is VERIFIED, however
+// far behind capture is; what differs is STALE and shows how the row reads now, if
+// the scope and the request would have that row still.
+func (e *Engine) verify(ctx context.Context, scope authz.Scope, r Request, tables []whence.Table, hits []Hit, states map[int64][]byte) ([]Hit, error) {
 	for _, source := range sources(tables) {
 		var rows []whence.RowsOf
 		for _, t := range tables {
@@ -32,7 +32,7 @@ func (e *Engine) verify(ctx context.Context, scope authz.Scope, r Request, table
 			for j, key := range of.Keys {
 				for k := range hits {
 					if h := &hits[k]; h.Origin.Table == of.Table.Name() && h.Origin.Key == key {
-						h.compare(live[i][j], func(l *whence.LiveRow) bool { return wanted(scope, r, l) })
+						h.compare(live[i][j], states[h.RecordID], func(l *whence.LiveRow) bool { return wanted(scope, r, l) })
 					}
 				}
 			}
@@ -54,14 +54,15 @@ func keysOf(hits []Hit, table whence.TableName) (keys []whence.Key) {
 	return keys
 }
 
-// compare judges a hit by the row that its source holds now; nil: none.
-func (h *Hit) compare(live *whence.LiveRow, show func(*whence.LiveRow) bool) {
+// compare judges a hit, whose record's head has a state, by the row that its source
+// holds now; nil: none.
+func (h *Hit) compare(live *whence.LiveRow, state []byte, show func(*whence.LiveRow) bool) {
 	f := &h.Freshness
 	switch {
 	case live == nil:
 		*f = outdated(*f, whence.SourceDeleted)
-	case h.state == nil: // captured before states were kept
-	case bytes.Equal(live.State, h.state):
+	case state == nil: // captured before states were kept
+	case bytes.Equal(live.State, state):
 		// A row that was not taken over whole is not shown whole either.
 		if !slices.Contains(f.Reasons, whence.RowSetAside) {
 			f.State, f.Reasons = whence.Verified, nil

@@ -137,7 +137,7 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 	if err != nil {
 		return nil, fmt.Errorf("search: %w", pg.Translate(err))
 	}
-	ids, err := x.lexicalLeg(ctx, tx, b, fresh, &terms, r.Limit)
+	ids, err := x.lexicalLeg(ctx, tx, b, fresh, terms, r.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("search texts: %w", pg.Translate(err))
 	}

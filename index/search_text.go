@@ -1,6 +1,7 @@
 package index
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"slices"
@@ -20,75 +21,168 @@ import (
 // f/(f + k·norm). Postgres's ts_rank of a single term is 0.1·6/π²·Σ 1/j² over its
 // f occurrences, so ten times that serves as s: 0.61, 0.76, 0.83, ... for
 // f = 1, 2, 3, close to f/(f+½).
+//
+// Within narrow bounds everything is counted. Within wide ones a sample tells how
+// large they are, how long their texts, and which terms are common; rare terms are
+// counted. What is drawn into the sample lies within the bounds, like all else.
 type terms struct {
-	lexemes  []string // quoted as tsquery literals, rarest first
-	df       []int64
-	idf      []float64
-	together int64   // chunks that hold all of the question's terms
-	mean     float64 // length of the candidates, in distinct lexemes
+	lexemes []string // quoted as tsquery literals, rarest first
+	df      []float64
+	idf     []float64
+	mean    float64 // length of a text, in distinct lexemes
+	narrow  bool
 }
 
 const (
-	maxTerms = 48      // of a question; the first ones
-	countMax = 100_000 // postings counted for one question
-	choose   = 10_000  // candidates scored, unless one term alone has more
-	enough   = 200     // candidates wanted before a common term may be left out
+	maxTerms    = 48 // of a question; the first ones
+	sampleEvery = 64 // chunks, as the index of the sample has it
+	narrowMost  = 8_000
+	sampleRows  = 1_000
+	commonFrom  = 10    // of the sample's rows: the term is common
+	choose      = 3_000 // candidates scored of wide bounds
+	enough      = 200   // candidates wanted before a common term may be left out
 )
 
-const termsSQL = `
-with q as (
-    select '''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''' as term
-    from unnest(to_tsvector('english', @text)) where lexeme <> ''
-    order by positions[1], lexeme limit @maxTerms
-), asked as (
-    select term, false as together from q
-    union all
-    select string_agg(term, ' & '), true from q having count(*) > 1
-), bounded as (
-    select *, least(10000, greatest(1000, @countMax / count(*) over ())) as most from asked
-)
-select term, together, n.df, (
-    select count(*) from (select from whence.chunks c where ` + chunkInBounds + ` limit 50000) s) as total
-from bounded, lateral (
+const (
+	lexemesSQL = `
+select '''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''' as term
+from unnest(to_tsvector('english', @text)) where lexeme <> ''
+order by positions[1], lexeme limit @maxTerms`
+
+	sampleSize = `select count(*) from (select from whence.chunks c where c.id % 64 = 0 and ` + chunkInBounds + ` limit 100000) n`
+
+	// The whole of narrow bounds, or a sample of wide ones.
+	countEach = `
+select t.term, count(*) filter (where s.tsv @@ t.term::tsquery), count(*), avg(length(s.tsv))::float8
+from unnest(@terms::text[]) t(term) cross join s
+group by t.term`
+	countNarrow = `
+with s as materialized (select c.tsv from whence.chunks c where ` + chunkInBounds + ` limit 2 * @narrowMost::int)` + countEach
+	countSample = `
+with s as materialized (
+    select c.tsv from whence.chunks c where c.id % 64 = 0 and c.id % @step::bigint = 0 and ` + chunkInBounds + `
+)` + countEach
+	countRare = `
+select t.term, n.df from unnest(@terms::text[]) t(term), lateral (
     select count(*) as df from (
-        select from whence.chunks c where c.tsv @@ term::tsquery and ` + chunkInBounds + ` limit most) s
-) n
-where n.df > 0
-order by n.df, term`
+        select from whence.chunks c where c.tsv @@ t.term::tsquery and ` + chunkInBounds + ` limit @choose) s
+) n`
+)
 
 // terms takes the question apart and weighs each term by its rarity within the
-// bounds. Counting stops at a bound that tells common from rare well enough.
+// bounds.
 func (x *Index) terms(ctx context.Context, tx pgx.Tx, b bounds, text string) (terms, error) {
-	var t terms
-	rows, err := tx.Query(ctx, termsSQL, planned,
-		b.args(pgx.NamedArgs{"text": text, "maxTerms": maxTerms, "countMax": countMax}))
+	t := terms{mean: 1}
+	rows, err := tx.Query(ctx, lexemesSQL, pgx.NamedArgs{"text": text, "maxTerms": maxTerms})
 	if err != nil {
 		return t, err
 	}
-	var term string
-	var together bool
-	var df, total int64
-	_, err = pgx.ForEachRow(rows, []any{&term, &together, &df, &total}, func() error {
-		if together {
-			t.together = df
-			return nil
+	asked, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(asked) == 0 {
+		return t, err
+	}
+	args := b.args(pgx.NamedArgs{"terms": asked, "narrowMost": narrowMost, "choose": choose})
+	var drawn int64
+	if err := tx.QueryRow(ctx, sampleSize, planned, args).Scan(&drawn); err != nil {
+		return t, err
+	}
+	t.narrow = drawn*sampleEvery < narrowMost
+	args["step"] = sampleEvery * max(1, drawn/sampleRows)
+	statement := countSample
+	if t.narrow {
+		statement = countNarrow
+	}
+	df, size, err := t.count(ctx, tx, statement, args)
+	if err != nil {
+		return t, err
+	}
+	total := size
+	if !t.narrow {
+		total = float64(drawn * sampleEvery)
+		if err := countExactly(ctx, tx, df, size, total, args); err != nil {
+			return t, err
 		}
-		n := float64(max(df, total))
-		t.lexemes, t.df = append(t.lexemes, term), append(t.df, df)
-		t.idf = append(t.idf, math.Log(1+(n-float64(df)+0.5)/(float64(df)+0.5)))
-		return nil
-	})
-	return t, err
+	}
+	t.weigh(asked, df, total)
+	return t, nil
 }
 
-// choosers is the tsquery that picks candidates: the rare terms each by itself,
-// and those too common for that only together. When even the rarest is common,
-// chunks with all of them will do, if there are enough.
-func (t terms) choosers() string {
-	if t.df[0] > choose && t.together >= enough {
-		return strings.Join(t.lexemes, " & ")
+// count reads how many rows hold each term, how many there are, and their mean length.
+func (t *terms) count(ctx context.Context, tx pgx.Tx, statement string, args pgx.NamedArgs) (df map[string]float64, size float64, err error) {
+	rows, err := tx.Query(ctx, statement, planned, args)
+	if err != nil {
+		return nil, 0, err
 	}
-	var sum int64
+	df = map[string]float64{}
+	var term string
+	var n float64
+	var mean *float64
+	_, err = pgx.ForEachRow(rows, []any{&term, &n, &size, &mean}, func() error {
+		df[term] = n
+		t.mean = max(1, *mean)
+		return nil
+	})
+	return df, size, err
+}
+
+// countExactly replaces what a sample of size tells of rare terms by counts, and
+// takes the other figures up to the total.
+func countExactly(ctx context.Context, tx pgx.Tx, df map[string]float64, size, total float64, args pgx.NamedArgs) error {
+	var rare []string
+	for _, term := range args["terms"].([]string) {
+		if n := df[term]; n >= commonFrom {
+			df[term] = n * total / size
+		} else {
+			rare = append(rare, term)
+		}
+	}
+	if len(rare) == 0 {
+		return nil
+	}
+	args["terms"] = rare
+	rows, err := tx.Query(ctx, countRare, planned, args)
+	if err != nil {
+		return err
+	}
+	var term string
+	var n float64
+	_, err = pgx.ForEachRow(rows, []any{&term, &n}, func() error {
+		if n == choose { // counting stopped there
+			n = max(n, df[term]*total/max(size, 1))
+		}
+		df[term] = n
+		return nil
+	})
+	return err
+}
+
+func (t *terms) weigh(asked []string, df map[string]float64, total float64) {
+	asked = slices.DeleteFunc(slices.Clone(asked), func(term string) bool { return df[term] == 0 })
+	slices.SortStableFunc(asked, func(a, b string) int { return cmp.Compare(df[a], df[b]) })
+	for _, term := range asked {
+		n := max(df[term], total)
+		t.lexemes, t.df = append(t.lexemes, term), append(t.df, df[term])
+		t.idf = append(t.idf, math.Log(1+(n-df[term]+0.5)/(df[term]+0.5)))
+	}
+}
+
+// choosers says which chunks are scored, as queries to be asked in turn until
+// there are enough candidates. In narrow bounds that is every chunk with a term. In
+// wide ones the rare terms choose, and common ones only together, once the rare
+// bring enough: what holds nothing but common terms could hardly win. Where even
+// the rarest is common, chunks with more of the terms come first.
+func (t terms) choosers() []string {
+	if t.narrow {
+		return []string{strings.Join(t.lexemes, " | ")}
+	}
+	all := strings.Join(t.lexemes, " & ")
+	if t.df[0] > choose {
+		if len(t.lexemes) == 1 {
+			return []string{all}
+		}
+		return []string{all, t.lexemes[0] + " & (" + strings.Join(t.lexemes[1:], " | ") + ")", t.lexemes[0]}
+	}
+	var sum float64
 	n := 0
 	for n < len(t.df) && (n == 0 || sum < enough || sum+t.df[n] <= choose) {
 		sum += t.df[n]
@@ -98,43 +192,52 @@ func (t terms) choosers() string {
 	if n < len(t.lexemes) {
 		parts = append(parts, "("+strings.Join(t.lexemes[n:], " & ")+")")
 	}
-	return strings.Join(parts, " | ")
+	return []string{strings.Join(parts, " | ")}
 }
 
-const lexicalLegSQL = `
-with candidates as materialized (
-    select c.id, c.tsv, length(c.tsv)::float8 as length
-    from whence.chunks c join whence.records r on r.id = c.record_id and (r.version = c.version or r.missing is not null)
-    where c.tsv @@ @choosers::tsquery and not r.deleted and ` + chunkInBounds + `
-    and ` + freshOnly + `
-), mean as (
-    select greatest(avg(length), 1) as length from candidates
-)
-select c.id, m.length
-from candidates c, mean m, lateral (
-    select sum(t.idf * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * c.length / m.length))) as score
-    from unnest(@terms::text[]::tsquery[], @idf::float8[]) t(term, idf), lateral (select least(10 * ts_rank(c.tsv, t.term), 1) as s) s
-    where s.s > 0
-) w
-order by w.score desc, c.id
-limit @limit`
+// Heads are looked up for the best candidates only; few chunks are of none.
+const (
+	chosenSQL = `
+    (select c.id, c.record_id, c.version, c.tsv from whence.chunks c
+     where c.tsv @@ %s::tsquery and ` + chunkInBounds + ` and ` + freshOnly + `)`
 
-// lexicalLeg returns the best head chunks by text, and sets the mean length.
-func (x *Index) lexicalLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, t *terms, limit int) ([]int64, error) {
-	t.mean = 1
+	lexicalLegSQL = `
+with chosen as materialized (%s
+    limit @most::bigint
+), best as materialized (
+    select c.id, min(c.record_id) as record_id, min(c.version) as version, min(w.score) as score
+    from chosen c, lateral (
+        select sum(t.idf * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * length(c.tsv) / @mean::float8))) as score
+        from unnest(@terms::text[]::tsquery[], @idf::float8[]) t(term, idf), lateral (select least(10 * ts_rank(c.tsv, t.term), 1) as s) s
+        where s.s > 0
+    ) w
+    group by c.id
+    order by score desc, c.id
+    limit 4 * @limit::bigint
+)
+select b.id from best b join whence.records r on r.id = b.record_id and (r.version = b.version or r.missing is not null) and not r.deleted
+order by b.score desc, b.id
+limit @limit`
+)
+
+// lexicalLeg returns the best head chunks by text.
+func (x *Index) lexicalLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, t terms, limit int) ([]int64, error) {
 	if len(t.lexemes) == 0 {
 		return nil, nil
 	}
-	rows, err := tx.Query(ctx, lexicalLegSQL, planned, f.args(b.args(pgx.NamedArgs{
-		"choosers": t.choosers(), "terms": t.lexemes, "idf": t.idf, "limit": limit})))
+	args := f.args(b.args(pgx.NamedArgs{"terms": t.lexemes, "idf": t.idf, "mean": t.mean, "limit": limit, "most": nil}))
+	if !t.narrow && t.df[0] > choose {
+		args["most"] = choose
+	}
+	var chosen []string
+	for i, query := range t.choosers() {
+		name := "chooser" + string(rune('0'+i))
+		args[name] = query
+		chosen = append(chosen, strings.Replace(chosenSQL, "%s", "@"+name, 1))
+	}
+	rows, err := tx.Query(ctx, strings.Replace(lexicalLegSQL, "%s", strings.Join(chosen, " union all "), 1), planned, args)
 	if err != nil {
 		return nil, err
 	}
-	var ids []int64
-	var id int64
-	_, err = pgx.ForEachRow(rows, []any{&id, &t.mean}, func() error {
-		ids = append(ids, id)
-		return nil
-	})
-	return ids, err
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }

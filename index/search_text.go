@@ -168,31 +168,26 @@ func (t *terms) weigh(asked []string, df map[string]float64, total float64) {
 
 // choosers says which chunks are scored, as queries to be asked in turn until
 // there are enough candidates. In narrow bounds that is every chunk with a term. In
-// wide ones the rare terms choose, and common ones only together, once the rare
-// bring enough: what holds nothing but common terms could hardly win. Where even
-// the rarest is common, chunks with more of the terms come first.
-func (t terms) choosers() []string {
-	if t.narrow {
-		return []string{strings.Join(t.lexemes, " | ")}
-	}
-	all := strings.Join(t.lexemes, " & ")
-	if t.df[0] > choose {
-		if len(t.lexemes) == 1 {
-			return []string{all}
-		}
-		return []string{all, t.lexemes[0] + " & (" + strings.Join(t.lexemes[1:], " | ") + ")", t.lexemes[0]}
-	}
-	var sum float64
-	n := 0
-	for n < len(t.df) && (n == 0 || sum < enough || sum+t.df[n] <= choose) {
+// wide ones the rare terms choose; what holds none of them could hardly win. Where
+// they bring too few, chunks with many of the common terms come next, and then
+// those with the rarest of these.
+func (t terms) choosers() (queries []string) {
+	n, sum := 0, 0.0
+	for n < len(t.df) && (t.narrow || sum+t.df[n] <= choose) {
 		sum += t.df[n]
 		n++
 	}
-	parts := slices.Clone(t.lexemes[:n])
-	if n < len(t.lexemes) {
-		parts = append(parts, "("+strings.Join(t.lexemes[n:], " & ")+")")
+	if n > 0 {
+		queries = append(queries, strings.Join(t.lexemes[:n], " | "))
 	}
-	return []string{strings.Join(parts, " | ")}
+	if n == len(t.lexemes) || sum >= enough {
+		return queries
+	}
+	rest := t.lexemes[n:]
+	if len(rest) > 1 {
+		queries = append(queries, strings.Join(rest, " & "), rest[0]+" & ("+strings.Join(rest[1:], " | ")+")")
+	}
+	return append(queries, rest[0])
 }
 
 // Heads are looked up for the best candidates only; few chunks are of none.
@@ -226,7 +221,7 @@ func (x *Index) lexicalLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness
 		return nil, nil
 	}
 	args := f.args(b.args(pgx.NamedArgs{"terms": t.lexemes, "idf": t.idf, "mean": t.mean, "limit": limit, "most": nil}))
-	if !t.narrow && t.df[0] > choose {
+	if !t.narrow {
 		args["most"] = choose
 	}
 	var chosen []string

@@ -1,4 +1,4 @@
-package openai_test
+package remote_test
 
 import (
 	"context"
@@ -16,15 +16,46 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/whence-db/whence/embedder"
+	"github.com/whence-db/whence/embedder/cohere"
 	"github.com/whence-db/whence/embedder/embeddertest"
 	"github.com/whence-db/whence/embedder/openai"
+	"github.com/whence-db/whence/embedder/remote"
+	"github.com/whence-db/whence/embedder/voyage"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var _ embedder.Model = (*openai.Model)(nil)
+var _ embedder.Model = (*remote.Model)(nil)
 
 const dimensions = 64
+
+// provider is a protocol, and where the stand-in speaks it.
+type provider struct {
+	name   string
+	new    func(remote.Config) (*remote.Model, error)
+	url    func(*embeddertest.Server) string
+	marked bool // it tells documents from questions
+}
+
+var providers = []provider{
+	{"openai", openai.New, (*embeddertest.Server).URL, false},
+	{"cohere", cohere.New, (*embeddertest.Server).CohereURL, true},
+	{"voyage", voyage.New, (*embeddertest.Server).VoyageURL, true},
+}
+
+// checkQuery is checkVector for the vector of a question.
+func (p provider) checkQuery(t *testing.T, s *embeddertest.Server, text string, v []float32) {
+	t.Helper()
+	vector := s.Vector
+	if p.marked {
+		vector = s.QueryVector
+	}
+	want, err := vector(t.Context(), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkSame(t, text, v, want)
+}
 
 func serve(t testing.TB, c embeddertest.Config) *embeddertest.Server {
 	t.Helper()
@@ -38,15 +69,20 @@ func serve(t testing.TB, c embeddertest.Config) *embeddertest.Server {
 
 // connect returns a model that does not sleep between attempts but records how
 // long it would have.
-func connect(t testing.TB, s *embeddertest.Server, change func(*openai.Config)) (*openai.Model, *waits) {
+func connect(t testing.TB, s *embeddertest.Server, change func(*remote.Config)) (*remote.Model, *waits) {
+	t.Helper()
+	return providers[0].connect(t, s, change)
+}
+
+func (p provider) connect(t testing.TB, s *embeddertest.Server, change func(*remote.Config)) (*remote.Model, *waits) {
 	t.Helper()
 	w := &waits{}
-	c := openai.Config{BaseURL: s.URL(), Model: "stand-in", Dimensions: dimensions, Timeout: 10 * time.Second,
+	c := remote.Config{BaseURL: p.url(s), Model: "stand-in", Dimensions: dimensions, Timeout: 10 * time.Second,
 		Sleep: w.sleep, Jitter: func() float64 { return 0 }}
 	if change != nil {
 		change(&c)
 	}
-	m, err := openai.New(c)
+	m, err := p.new(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,6 +118,11 @@ func checkVector(t *testing.T, s *embeddertest.Server, text string, v []float32)
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkSame(t, text, v, want)
+}
+
+func checkSame(t *testing.T, text string, v, want []float32) {
+	t.Helper()
 	if len(v) != len(want) {
 		t.Fatalf("%q: %d components, want %d", text, len(v), len(want))
 	}
@@ -94,44 +135,81 @@ func checkVector(t *testing.T, s *embeddertest.Server, text string, v []float32)
 
 func TestEmbed(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(*openai.Config){
+	for name, change := range map[string]func(*remote.Config){
 		"float":          nil,
-		"base64":         func(c *openai.Config) { c.Base64 = true },
-		"small batches":  func(c *openai.Config) { c.MaxBatch = 3; c.Concurrency = 2 },
-		"token limit":    func(c *openai.Config) { c.MaxBatchTokens = 25 },
-		"learnt size":    func(c *openai.Config) { c.Dimensions = 0 },
-		"asks for size":  func(c *openai.Config) { c.AskDimensions = true },
-		"slash at end":   func(c *openai.Config) { c.BaseURL += "/" },
-		"correct secret": func(c *openai.Config) { c.APIKey = "sk-correct" },
+		"base64":         func(c *remote.Config) { c.Base64 = true },
+		"small batches":  func(c *remote.Config) { c.MaxBatch = 3; c.Concurrency = 2 },
+		"token limit":    func(c *remote.Config) { c.MaxBatchTokens = 25 },
+		"learnt size":    func(c *remote.Config) { c.Dimensions = 0 },
+		"asks for size":  func(c *remote.Config) { c.AskDimensions = true },
+		"slash at end":   func(c *remote.Config) { c.BaseURL += "/" },
+		"correct secret": func(c *remote.Config) { c.APIKey = "sk-correct" },
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			config := embeddertest.Config{Model: "stand-in"}
-			if name == "correct secret" {
-				config.APIKey = "sk-correct"
+		for _, p := range providers {
+			if name == "base64" && p.name == "cohere" {
+				continue // has another form of it
 			}
-			s := serve(t, config)
-			m, _ := connect(t, s, change)
-			batch := texts(50)
-			vectors, err := m.Embed(t.Context(), batch)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i, text := range batch {
-				checkVector(t, s, text, vectors[i])
-				if n := s.Embedded(text); n != 1 {
-					t.Errorf("%q embedded %d times", text, n)
+			t.Run(p.name+" "+name, func(t *testing.T) {
+				t.Parallel()
+				config := embeddertest.Config{Model: "stand-in"}
+				if name == "correct secret" {
+					config.APIKey = "sk-correct"
 				}
+				s := serve(t, config)
+				m, _ := p.connect(t, s, change)
+				batch := texts(50)
+				vectors, err := m.Embed(t.Context(), batch)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, text := range batch {
+					checkVector(t, s, text, vectors[i])
+					if n := s.Embedded(text); n != 1 {
+						t.Errorf("%q embedded %d times", text, n)
+					}
+				}
+				if m.Dimensions() != dimensions {
+					t.Errorf("%d dimensions", m.Dimensions())
+				}
+				q, err := m.EmbedQuery(t.Context(), "a question")
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.checkQuery(t, s, "a question", q)
+			})
+		}
+	}
+}
+
+// A model that can shorten its vectors is asked to.
+func TestShorterVectors(t *testing.T) {
+	t.Parallel()
+	for _, p := range providers {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, embeddertest.Config{})
+			m, _ := p.connect(t, s, func(c *remote.Config) { c.Dimensions, c.AskDimensions = 16, true })
+			vectors, err := m.Embed(t.Context(), []string{"a text"})
+			if err != nil || len(vectors[0]) != 16 {
+				t.Fatalf("%d components, %v", len(vectors[0]), err)
 			}
-			if m.Dimensions() != dimensions {
-				t.Errorf("%d dimensions", m.Dimensions())
-			}
-			q, err := m.EmbedQuery(t.Context(), "a question")
-			if err != nil {
-				t.Fatal(err)
-			}
-			checkVector(t, s, "a question", q)
 		})
+	}
+}
+
+// Vectors of the protocols that mark documents are those of other spaces.
+func TestSpaceNames(t *testing.T) {
+	t.Parallel()
+	s := serve(t, embeddertest.Config{})
+	for i, want := range []string{"stand-in", "cohere/stand-in", "voyage/stand-in"} {
+		m, _ := providers[i].connect(t, s, nil)
+		if m.Name() != want {
+			t.Errorf("%s is called %q, want %q", providers[i].name, m.Name(), want)
+		}
+		m, _ = providers[i].connect(t, s, func(c *remote.Config) { c.Name = "ours" })
+		if m.Name() != "ours" {
+			t.Errorf("%s is called %q in spite of its name", providers[i].name, m.Name())
+		}
 	}
 }
 
@@ -177,63 +255,87 @@ func TestNoFaultLetsACorruptVectorOut(t *testing.T) {
 		embeddertest.Stall:           {embedder.Timeout, false},
 		embeddertest.Redirect:        {embedder.Misconfigured, false},
 		embeddertest.Unscaled:        {"", true},
+		embeddertest.Infinite:        {embedder.BadResponse, true},
+		embeddertest.WrongType:       {embedder.BadResponse, true},
+		embeddertest.RedirectAway:    {embedder.Misconfigured, false},
+		embeddertest.Bomb:            {embedder.BadResponse, false},
+		embeddertest.NoUsage:         {"", true},
+		embeddertest.AbsurdUsage:     {"", true},
 	}
+	elsewhere := serve(t, embeddertest.Config{})
+	t.Cleanup(func() { // when all of the below have ended
+		if n := elsewhere.Requests(); n > 0 {
+			t.Errorf("%d requests went elsewhere", n)
+		}
+	})
 	for _, kind := range embeddertest.Kinds() {
 		want, ok := all[kind]
 		if !ok {
 			t.Errorf("no expectation for %q", kind)
 		}
-		for _, whole := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s whole=%t", kind, whole), func(t *testing.T) {
-				t.Parallel()
-				s := serve(t, embeddertest.Config{})
-				m, _ := connect(t, s, func(c *openai.Config) {
-					if want.reason == embedder.Timeout {
-						c.Timeout = 300 * time.Millisecond
+		for _, p := range providers {
+			want := want
+			if kind == embeddertest.RepeatedIndex && p.name == "cohere" {
+				want = expectation{"", true} // it has no indexes
+			}
+			for _, whole := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s %s whole=%t", p.name, kind, whole), func(t *testing.T) {
+					t.Parallel()
+					s := serve(t, embeddertest.Config{})
+					m, _ := p.connect(t, s, func(c *remote.Config) {
+						if want.reason == embedder.Timeout {
+							c.Timeout = 300 * time.Millisecond
+						}
+					})
+					batch := texts(20)
+					batch[7] += " poison"
+					batch[16] += " poison"
+					f := embeddertest.Fault{Kind: kind, Delay: 5 * time.Millisecond, Location: p.url(elsewhere) + "/embeddings"}
+					if !whole {
+						f.Match = "poison"
+					}
+					s.SetFault(f)
+					vectors, err := m.Embed(t.Context(), batch)
+					fault := embedder.ByText(err)
+					for i, text := range batch {
+						e := fault(i)
+						switch blamed := whole || !want.others || strings.Contains(text, "poison"); {
+						case want.reason == "" || !blamed:
+							if e != nil {
+								t.Errorf("text %d failed: %v", i, e)
+							}
+						case e == nil:
+							t.Errorf("text %d did not fail", i)
+						case e.Reason != want.reason || !e.Temporary:
+							t.Errorf("text %d: %#v, want temporary %s", i, e, want.reason)
+						}
+						if e == nil {
+							checkVector(t, s, text, vectors[i])
+						} else if vectors != nil && vectors[i] != nil {
+							t.Errorf("text %d has both a vector and a failure", i)
+						}
+					}
+					if whole {
+						v, err := m.EmbedQuery(t.Context(), "a question")
+						switch {
+						case want.reason != "" && err == nil:
+							t.Error("the query did not fail")
+						case want.reason == "" && err != nil:
+							t.Errorf("the query failed: %v", err)
+						case err == nil:
+							p.checkQuery(t, s, "a question", v)
+						}
+					}
+					s.SetFault(embeddertest.Fault{})
+					vectors, err = m.Embed(t.Context(), batch)
+					if err != nil {
+						t.Fatalf("after the fault: %v", err)
+					}
+					for i, text := range batch {
+						checkVector(t, s, text, vectors[i])
 					}
 				})
-				batch := texts(20)
-				batch[7] += " poison"
-				batch[16] += " poison"
-				f := embeddertest.Fault{Kind: kind, Delay: 5 * time.Millisecond}
-				if !whole {
-					f.Match = "poison"
-				}
-				s.SetFault(f)
-				vectors, err := m.Embed(t.Context(), batch)
-				fault := embedder.ByText(err)
-				for i, text := range batch {
-					e := fault(i)
-					switch blamed := whole || !want.others || strings.Contains(text, "poison"); {
-					case want.reason == "" || !blamed:
-						if e != nil {
-							t.Errorf("text %d failed: %v", i, e)
-						}
-					case e == nil:
-						t.Errorf("text %d did not fail", i)
-					case e.Reason != want.reason || !e.Temporary:
-						t.Errorf("text %d: %#v, want temporary %s", i, e, want.reason)
-					}
-					if e == nil {
-						checkVector(t, s, text, vectors[i])
-					} else if vectors != nil && vectors[i] != nil {
-						t.Errorf("text %d has both a vector and a failure", i)
-					}
-				}
-				if whole && want.reason != "" {
-					if _, err := m.EmbedQuery(t.Context(), "a question"); err == nil {
-						t.Error("the query did not fail")
-					}
-				}
-				s.SetFault(embeddertest.Fault{})
-				vectors, err = m.Embed(t.Context(), batch)
-				if err != nil {
-					t.Fatalf("after the fault: %v", err)
-				}
-				for i, text := range batch {
-					checkVector(t, s, text, vectors[i])
-				}
-			})
+			}
 		}
 	}
 }
@@ -261,20 +363,25 @@ func TestStatusIsSorted(t *testing.T) {
 		{503, embedder.Unavailable, true, 3},
 		{504, embedder.Unavailable, true, 3},
 	} {
-		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
-			t.Parallel()
-			s := serve(t, embeddertest.Config{})
-			m, _ := connect(t, s, nil)
-			s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: c.status, Match: "some", Message: "because"})
-			_, err := m.Embed(t.Context(), []string{"some text"})
-			e := embedder.ByText(err)(0)
-			if e == nil || e.Reason != c.reason || e.Temporary != c.temporary || e.Status != c.status {
-				t.Errorf("got %#v", e)
-			}
-			if n := s.Requests(); n != c.requests {
-				t.Errorf("%d requests, want %d", n, c.requests)
-			}
-		})
+		for _, p := range providers {
+			t.Run(fmt.Sprint(p.name, c.status), func(t *testing.T) {
+				t.Parallel()
+				s := serve(t, embeddertest.Config{})
+				m, _ := p.connect(t, s, nil)
+				s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: c.status, Match: "some", Message: "because"})
+				_, err := m.Embed(t.Context(), []string{"some text"})
+				e := embedder.ByText(err)(0)
+				if e == nil || e.Reason != c.reason || e.Temporary != c.temporary || e.Status != c.status {
+					t.Errorf("got %#v", e)
+				}
+				if e != nil && c.status != 401 && c.status != 403 && !strings.Contains(e.Message, "because") {
+					t.Errorf("%q does not say why", e.Message)
+				}
+				if n := s.Requests(); n != c.requests {
+					t.Errorf("%d requests, want %d", n, c.requests)
+				}
+			})
+		}
 	}
 }
 
@@ -367,7 +474,7 @@ func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	s := serve(t, embeddertest.Config{})
 	now := time.Now()
-	m, w := connect(t, s, func(c *openai.Config) { c.Now = func() time.Time { return now } })
+	m, w := connect(t, s, func(c *remote.Config) { c.Now = func() time.Time { return now } })
 
 	s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 429, RetryAfter: time.Second, Times: 1})
 	if _, err := m.Embed(t.Context(), []string{"short wait"}); err != nil {
@@ -418,7 +525,7 @@ func TestEmptyTextsCostNothing(t *testing.T) {
 func TestCallersContext(t *testing.T) {
 	t.Parallel()
 	s := serve(t, embeddertest.Config{})
-	m, _ := connect(t, s, func(c *openai.Config) { c.Concurrency = 1 })
+	m, _ := connect(t, s, func(c *remote.Config) { c.Concurrency = 1 })
 	s.SetFault(embeddertest.Fault{Kind: embeddertest.Stall})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -439,7 +546,7 @@ func TestCallersContext(t *testing.T) {
 func TestQueriesDoNotWaitBehindDocuments(t *testing.T) {
 	t.Parallel()
 	s := serve(t, embeddertest.Config{})
-	m, _ := connect(t, s, func(c *openai.Config) { c.Concurrency, c.Timeout = 1, time.Hour })
+	m, _ := connect(t, s, func(c *remote.Config) { c.Concurrency, c.Timeout = 1, time.Hour })
 	s.SetFault(embeddertest.Fault{Kind: embeddertest.Stall, Match: "text number"})
 	ctx, cancel := context.WithCancel(t.Context())
 	var documents sync.WaitGroup
@@ -460,13 +567,13 @@ func TestQueriesDoNotWaitBehindDocuments(t *testing.T) {
 func TestRequestsAreBounded(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		change   func(*openai.Config)
+		change   func(*remote.Config)
 		requests int
 	}{
 		"by default":         {nil, 1},
-		"by texts":           {func(c *openai.Config) { c.MaxBatch = 4 }, 3},
-		"by tokens":          {func(c *openai.Config) { c.MaxBatchTokens = 250 }, 5},
-		"smaller than texts": {func(c *openai.Config) { c.MaxBatchTokens = 1 }, 10},
+		"by texts":           {func(c *remote.Config) { c.MaxBatch = 4 }, 3},
+		"by tokens":          {func(c *remote.Config) { c.MaxBatchTokens = 250 }, 5},
+		"smaller than texts": {func(c *remote.Config) { c.MaxBatchTokens = 1 }, 10},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -489,29 +596,39 @@ func TestRequestsAreBounded(t *testing.T) {
 func TestKeyIsNeverShown(t *testing.T) {
 	t.Parallel()
 	const key = "sk-very-secret-0123456789"
-	s := serve(t, embeddertest.Config{})
-	c := openai.Config{BaseURL: s.URL(), Model: "stand-in", APIKey: key, Retries: -1}
-	m, err := openai.New(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(m.Close)
-	var shown strings.Builder
-	log := slog.New(slog.NewJSONHandler(&shown, nil))
-	log.Info("config", "config", c, "key", c.APIKey)
-	slog.New(slog.NewTextHandler(&shown, nil)).Info("config", "config", c, "key", c.APIKey)
-	fmt.Fprintf(&shown, "%v %+v %#v %s %q %x %v %+v", c, c, c, c.APIKey, c.APIKey, c.APIKey, m, m)
-	for _, status := range []int{400, 401, 403, 404, 422, 429, 500} {
-		for _, padding := range []int{0, 190} { // the second one straddles the cut of long messages
-			s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: status, Message: strings.Repeat("x", padding) + key + " is wrong"})
-			_, err := m.Embed(t.Context(), []string{"a text", "b"})
-			fmt.Fprintf(&shown, "%v %#v\n", err, embedder.ByText(err)(0))
-		}
-	}
-	for _, part := range []string{key, "sk-very"} {
-		if strings.Contains(shown.String(), part) {
-			t.Errorf("%q shows in %s", part, shown.String())
-		}
+	for _, p := range providers {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, embeddertest.Config{})
+			c := remote.Config{BaseURL: p.url(s), Model: "stand-in", APIKey: key, Retries: -1}
+			m, err := p.new(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(m.Close)
+			var shown strings.Builder
+			log := slog.New(slog.NewJSONHandler(&shown, nil))
+			log.Info("config", "config", c, "key", c.APIKey)
+			slog.New(slog.NewTextHandler(&shown, nil)).Info("config", "config", c, "key", c.APIKey)
+			fmt.Fprintf(&shown, "%v %+v %#v %s %q %x %v %+v", c, c, c, c.APIKey, c.APIKey, c.APIKey, m, m)
+			for _, status := range []int{200, 302, 400, 401, 403, 404, 422, 429, 500, 503, 503, 503, 503, 503, 503} { // the last meet an open circuit
+				for _, padding := range []int{0, 190} { // the second one straddles the cut of long messages
+					s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: status, Message: strings.Repeat("x", padding) + key + " is wrong"})
+					_, err := m.Embed(t.Context(), []string{"a text", "b"})
+					fmt.Fprintf(&shown, "%v %#v\n", err, embedder.ByText(err)(0))
+					_, err = m.EmbedQuery(t.Context(), "a question")
+					fmt.Fprintf(&shown, "%v %#v\n", err, embedder.ByText(err)(0))
+				}
+			}
+			if !strings.Contains(shown.String(), "is wrong") || !strings.Contains(shown.String(), "keeps failing") {
+				t.Error("nothing was shown of the server's words")
+			}
+			for _, part := range []string{key, "sk-very"} {
+				if strings.Contains(shown.String(), part) {
+					t.Errorf("%q shows in %s", part, shown.String())
+				}
+			}
+		})
 	}
 }
 
@@ -519,7 +636,7 @@ func TestDocumentPrefixIsPartOfTheSpace(t *testing.T) {
 	t.Parallel()
 	s := serve(t, embeddertest.Config{})
 	plain, _ := connect(t, s, nil)
-	m, _ := connect(t, s, func(c *openai.Config) { c.DocumentPrefix, c.QueryPrefix = "passage: ", "query: " })
+	m, _ := connect(t, s, func(c *remote.Config) { c.DocumentPrefix, c.QueryPrefix = "passage: ", "query: " })
 	if m.Name() == plain.Name() {
 		t.Error("the prefix does not show in the name")
 	}
@@ -547,21 +664,21 @@ func TestProbeChecksDimensions(t *testing.T) {
 
 func TestConfigIsValidated(t *testing.T) {
 	t.Parallel()
-	good := openai.Config{BaseURL: "http://127.0.0.1:1/v1", Model: "m"}
+	good := remote.Config{BaseURL: "http://127.0.0.1:1/v1", Model: "m"}
 	if _, err := openai.New(good); err != nil {
 		t.Fatal(err)
 	}
-	for name, change := range map[string]func(*openai.Config){
-		"no address":        func(c *openai.Config) { c.BaseURL = "" },
-		"other scheme":      func(c *openai.Config) { c.BaseURL = "ftp://host/v1" },
-		"no host":           func(c *openai.Config) { c.BaseURL = "http:///v1" },
-		"password in URL":   func(c *openai.Config) { c.BaseURL = "http://user:pass@host/v1" },
-		"query in URL":      func(c *openai.Config) { c.BaseURL = "http://host/v1?key=1" },
-		"no model":          func(c *openai.Config) { c.Model = " " },
-		"line break in key": func(c *openai.Config) { c.APIKey = "a\nb" },
-		"dimensions":        func(c *openai.Config) { c.Dimensions = 16001 },
-		"unknown shortened": func(c *openai.Config) { c.AskDimensions = true },
-		"negative":          func(c *openai.Config) { c.MaxBatch = -1 },
+	for name, change := range map[string]func(*remote.Config){
+		"no address":        func(c *remote.Config) { c.BaseURL = "" },
+		"other scheme":      func(c *remote.Config) { c.BaseURL = "ftp://host/v1" },
+		"no host":           func(c *remote.Config) { c.BaseURL = "http:///v1" },
+		"password in URL":   func(c *remote.Config) { c.BaseURL = "http://user:pass@host/v1" },
+		"query in URL":      func(c *remote.Config) { c.BaseURL = "http://host/v1?key=1" },
+		"no model":          func(c *remote.Config) { c.Model = " " },
+		"line break in key": func(c *remote.Config) { c.APIKey = "a\nb" },
+		"dimensions":        func(c *remote.Config) { c.Dimensions = 16001 },
+		"unknown shortened": func(c *remote.Config) { c.AskDimensions = true },
+		"negative":          func(c *remote.Config) { c.MaxBatch = -1 },
 	} {
 		c := good
 		change(&c)
@@ -576,7 +693,7 @@ func TestConfigIsValidated(t *testing.T) {
 func TestRedirectIsNotFollowed(t *testing.T) {
 	t.Parallel()
 	s := serve(t, embeddertest.Config{})
-	m, _ := connect(t, s, func(c *openai.Config) {
+	m, _ := connect(t, s, func(c *remote.Config) {
 		c.HTTPClient = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
 	})
 	s.SetFault(embeddertest.Fault{Kind: embeddertest.Redirect})

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -97,17 +98,20 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, q asked, d dial
 	case Bomb:
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Content-Encoding", "gzip")
-		bomb := gzip.NewWriter(w)
-		for range 16 << 10 {
-			if _, err := bomb.Write(bytes.Repeat([]byte(" "), 4096)); err != nil {
-				return
-			}
-		}
-		_ = bomb.Close()
+		_, _ = w.Write(bomb())
 	default:
 		s.vectorsFor(w, r, q, d, f)
 	}
 }
+
+// bomb is 64 MB of blanks, packed.
+var bomb = sync.OnceValue(func() []byte {
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = w.Write(bytes.Repeat([]byte(" "), 64<<20))
+	_ = w.Close()
+	return packed.Bytes()
+})
 
 // vectorsFor answers with vectors, spoilt or broken off as f says.
 func (s *Server) vectorsFor(w http.ResponseWriter, r *http.Request, q asked, d dialect, f Fault) {

@@ -118,7 +118,8 @@ func (m *Model) Close() { m.client.CloseIdleConnections() }
 // Probe embeds one harmless word. It returns nil when the server, credential and
 // model name work; it learns the dimensions, or checks the configured ones.
 func (m *Model) Probe(ctx context.Context) error {
-	vectors, _, fail := m.send(ctx, m.queries, errand{inputs: []string{m.documentPrefix + canary}, retries: m.retries, wait: m.maxWait})
+	vectors, _, fail := m.send(ctx, m.queries, errand{inputs: []string{m.documentPrefix + canary}, harmless: true, urgent: true,
+		retries: m.retries, wait: m.maxWait})
 	if fail != nil {
 		return m.fault(ctx, fail.accuseNobody())
 	}
@@ -137,7 +138,7 @@ func (m *Model) EmbedQuery(ctx context.Context, text string) ([]float32, error) 
 	}
 	limited, cancel := context.WithTimeout(ctx, m.queryTimeout)
 	defer cancel()
-	vectors, bad, fail := m.send(limited, m.queries, errand{inputs: []string{m.queryPrefix + clean(text)}, query: true,
+	vectors, bad, fail := m.send(limited, m.queries, errand{inputs: []string{m.queryPrefix + clean(text)}, query: true, urgent: true,
 		retries: min(1, m.retries), wait: m.maxWait})
 	if fail != nil {
 		return nil, m.fault(ctx, fail)

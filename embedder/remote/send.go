@@ -15,6 +15,7 @@ const firstBackoff = 100 * time.Millisecond
 type errand struct {
 	inputs   []string
 	query    bool // to search with
+	urgent   bool // may use what documents leave of a rate limit
 	harmless bool // no text of it can be to blame
 	retries  int
 	wait     time.Duration // the longest to wait for a rate limit
@@ -126,7 +127,7 @@ func (m *Model) waitForPause(ctx context.Context) *failure {
 // they are known.
 func (m *Model) waitForQuota(ctx context.Context, e errand) (ticket, *failure) {
 	for waited := time.Duration(0); ; {
-		t, wait := m.pace.take(m.now(), tokensOf(e.inputs...), !e.query)
+		t, wait := m.pace.take(m.now(), tokensOf(e.inputs...), !e.urgent)
 		if wait == 0 {
 			return t, nil
 		}

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -43,13 +44,22 @@ func (b *breaker) pass() *embedder.Error {
 		return nil
 	}
 	e := *b.last
+	e.Message = "not asked, since it keeps failing: " + b.reason()
 	e.Status, e.Err = 0, nil
-	if e.Message == "" && b.last.Err != nil {
-		e.Message = b.last.Err.Error()
-	}
-	e.Message = "not asked, since it keeps failing: " + e.Message
 	e.RetryAfter = max(wait, firstBreak/10)
 	return &e
+}
+
+// reason must be called with mu held.
+func (b *breaker) reason() string {
+	switch {
+	case b.last.Message != "":
+		return b.last.Message
+	case b.last.Err != nil:
+		return b.last.Err.Error()
+	default:
+		return fmt.Sprintf("HTTP status %d", b.last.Status)
+	}
 }
 
 func (b *breaker) failed(why *embedder.Error) {

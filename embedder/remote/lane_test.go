@@ -82,24 +82,25 @@ func TestLaneOrder(t *testing.T) {
 // Whoever is let in at the moment it gives up passes its place on.
 func TestLaneLosesNoPlace(t *testing.T) {
 	t.Parallel()
-	l := testLane(2)
-	done := make(chan struct{})
-	for range 8 {
-		go func() {
-			defer func() { done <- struct{}{} }()
-			for i := range 500 {
-				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i%7)*time.Microsecond)
+	synctest.Test(t, func(t *testing.T) {
+		l := testLane(1)
+		for range 100 { // both are ready, and either may be taken
+			if err := l.enter(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			ctx, giveUp := context.WithCancel(t.Context())
+			go func() {
 				if l.enter(ctx) == nil {
 					l.leave()
 				}
-				cancel()
+			}()
+			synctest.Wait()
+			giveUp()
+			l.leave()
+			synctest.Wait()
+			if l.busy != 0 || len(l.waiting) != 0 {
+				t.Fatalf("%d in flight and %d waiting at the end", l.busy, len(l.waiting))
 			}
-		}()
-	}
-	for range 8 {
-		<-done
-	}
-	if l.busy != 0 || len(l.waiting) != 0 {
-		t.Errorf("%d in flight and %d waiting at the end", l.busy, len(l.waiting))
-	}
+		}
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -252,7 +253,10 @@ func TestCircuitStaysClosed(t *testing.T) {
 	long := strings.Repeat("long ", 30)
 	s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 500, Match: "poison"})
 	for range 10 {
-		_, _ = m.Embed(t.Context(), append(texts(64), "poison", long))
+		_, err := m.Embed(t.Context(), append([]string{"poison"}, append(texts(62), long)...)) // fails nine times before anything goes well
+		if b, ok := errors.AsType[*embedder.BatchError](err); !ok || !slices.Equal(b.Indexes(), []int{0, 63}) {
+			t.Fatalf("got %v", err)
+		}
 		if e := embedder.ByText(second(m.EmbedQuery(t.Context(), long)))(0); e == nil || e.Reason != embedder.Rejected {
 			t.Fatalf("a long question: %v", e)
 		}

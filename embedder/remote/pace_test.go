@@ -46,8 +46,8 @@ func TestPaceNeverOversteps(t *testing.T) {
 		}
 		var flying []*request
 		first := true
-		for range rapid.IntRange(1, 200).Draw(t, "steps") {
-			now = now.Add(time.Duration(rapid.IntRange(0, 2000).Draw(t, "later")) * time.Millisecond)
+		for range rapid.IntRange(1, 400).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 100).Draw(t, "later")) * time.Millisecond)
 			switch i := rapid.IntRange(-2, len(flying)-1).Draw(t, "what"); {
 			case i < 0:
 				if len(flying) >= 4 || first && len(flying) > 0 {

@@ -290,8 +290,14 @@ func TestQuestionsHaveADeadline(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
 			s := serve(t, embeddertest.Config{})
-			m, _ := p.connect(t, s, func(c *remote.Config) { c.Timeout, c.QueryTimeout = time.Hour, 300*time.Millisecond })
+			short := func(c *remote.Config) { c.Timeout, c.QueryTimeout = time.Hour, 300*time.Millisecond }
+			m, _ := p.connect(t, s, short)
+			unprobed, _ := p.connect(t, s, func(c *remote.Config) { short(c); c.Dimensions = 0 })
 			s.SetFault(embeddertest.Fault{Kind: embeddertest.Stall})
+			_, err := unprobed.EmbedQuery(t.Context(), "a question")
+			if e, ok := errors.AsType[*embedder.Error](err); !ok || e.Reason != embedder.Timeout {
+				t.Errorf("while the dimensions are unknown: %v", err)
+			}
 			for range 5 {
 				_, err := m.EmbedQuery(t.Context(), "a question")
 				if e, ok := errors.AsType[*embedder.Error](err); !ok || e.Reason != embedder.Timeout || !strings.Contains(err.Error(), "300ms") {

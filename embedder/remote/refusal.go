@@ -101,10 +101,11 @@ func Quotas(h http.Header) (told []Quota) {
 	return told
 }
 
-// untilReset reads "6m0s", "12ms", or a number of seconds.
+// untilReset reads "6m0s", "12ms", or a number of seconds. More than a day of
+// them is taken for a time of the clock, which nobody agrees on.
 func untilReset(text string) (time.Duration, bool) {
 	if s, err := strconv.ParseFloat(text, 64); err == nil {
-		return scaled(s, time.Second), s >= 0
+		return scaled(s, time.Second), s >= 0 && s <= 86400
 	}
 	d, err := time.ParseDuration(text)
 	return min(max(d, 0), maxRetryAfter), err == nil

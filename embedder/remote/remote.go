@@ -118,10 +118,17 @@ func (m *Model) Close() { m.client.CloseIdleConnections() }
 // Probe embeds one harmless word. It returns nil when the server, credential and
 // model name work; it learns the dimensions, or checks the configured ones.
 func (m *Model) Probe(ctx context.Context) error {
+	if fail := m.probe(ctx); fail != nil {
+		return m.fault(ctx, fail)
+	}
+	return nil
+}
+
+func (m *Model) probe(ctx context.Context) *failure {
 	vectors, _, fail := m.send(ctx, m.queries, errand{inputs: []string{m.documentPrefix + canary}, harmless: true, urgent: true,
 		retries: m.retries, wait: m.maxWait})
 	if fail != nil {
-		return m.fault(ctx, fail.accuseNobody())
+		return fail.accuseNobody()
 	}
 	m.dimensions.CompareAndSwap(0, int64(len(vectors[0])))
 	return nil
@@ -130,14 +137,16 @@ func (m *Model) Probe(ctx context.Context) error {
 // EmbedQuery returns the vector to search with. It retries at most once, and
 // takes QueryTimeout at most.
 func (m *Model) EmbedQuery(ctx context.Context, text string) ([]float32, error) {
-	if err := m.known(ctx); err != nil {
-		return nil, err
+	limited, cancel := context.WithTimeout(ctx, m.queryTimeout)
+	defer cancel()
+	if m.Dimensions() == 0 {
+		if fail := m.probe(limited); fail != nil {
+			return nil, m.fault(ctx, fail)
+		}
 	}
 	if strings.TrimSpace(text) == "" {
 		return nil, m.emptyText()
 	}
-	limited, cancel := context.WithTimeout(ctx, m.queryTimeout)
-	defer cancel()
 	vectors, bad, fail := m.send(limited, m.queries, errand{inputs: []string{m.queryPrefix + clean(text)}, query: true, urgent: true,
 		retries: min(1, m.retries), wait: m.maxWait})
 	if fail != nil {
@@ -156,8 +165,10 @@ func (m *Model) Embed(ctx context.Context, texts []string) ([][]float32, error) 
 	if len(texts) == 0 {
 		return [][]float32{}, nil
 	}
-	if err := m.known(ctx); err != nil {
-		return nil, err
+	if m.Dimensions() == 0 {
+		if err := m.Probe(ctx); err != nil {
+			return nil, err
+		}
 	}
 	j := newJob(m, texts)
 	var requests errgroup.Group
@@ -173,13 +184,6 @@ func (m *Model) Embed(ctx context.Context, texts []string) ([][]float32, error) 
 		return nil, fmt.Errorf("embed: %w", err)
 	}
 	return j.result()
-}
-
-func (m *Model) known(ctx context.Context) error {
-	if m.Dimensions() > 0 {
-		return nil
-	}
-	return m.Probe(ctx)
 }
 
 // fault is what a caller sees of a failure: its own context's end, if that is

@@ -52,13 +52,18 @@ func embedderFlagsOf(t *testing.T, args ...string) (f embedderFlags) {
 	return f
 }
 
+// stands is where the stand-in speaks each protocol.
+var stands = map[string]func(*embeddertest.Server) string{
+	"openai": (*embeddertest.Server).URL,
+	"cohere": (*embeddertest.Server).CohereURL,
+	"voyage": (*embeddertest.Server).VoyageURL,
+}
+
 // Each protocol is spoken as it is chosen, shortened if that is asked for, and
 // what it costs is told.
 func TestEmbedderFlagsChooseTheProtocol(t *testing.T) {
 	t.Parallel()
-	for name, url := range map[string]func(*embeddertest.Server) string{
-		"openai": (*embeddertest.Server).URL, "cohere": (*embeddertest.Server).CohereURL, "voyage": (*embeddertest.Server).VoyageURL,
-	} {
+	for name, url := range stands {
 		s, err := embeddertest.Start(embeddertest.Config{Model: "m", APIKey: "k"})
 		if err != nil {
 			t.Fatal(err)

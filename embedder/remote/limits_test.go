@@ -122,7 +122,7 @@ func TestRefusalHalvesConcurrency(t *testing.T) {
 func TestQuestionsGetTheRestOfALimit(t *testing.T) {
 	t.Parallel()
 	s := serve(t, embeddertest.Config{})
-	m, w := connect(t, s, func(c *remote.Config) { c.MaxPace = time.Minute; c.QueryTimeout = time.Second })
+	m, w := connect(t, s, func(c *remote.Config) { c.MaxPace = time.Minute })
 	tell := func(remaining string) {
 		s.SetHeaders(http.Header{"X-Ratelimit-Limit-Requests": {"100"}, "X-Ratelimit-Remaining-Requests": {remaining},
 			"X-Ratelimit-Reset-Requests": {"2m0s"}})

@@ -327,7 +327,11 @@ func TestNoFaultLetsACorruptVectorOut(t *testing.T) {
 						}
 					}
 					s.SetFault(embeddertest.Fault{})
-					vectors, err = m.Embed(t.Context(), batch)
+					for range 3 { // a busy machine may be slower than the short timeout
+						if vectors, err = m.Embed(t.Context(), batch); err == nil {
+							break
+						}
+					}
 					if err != nil {
 						t.Fatalf("after the fault: %v", err)
 					}

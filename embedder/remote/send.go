@@ -73,13 +73,13 @@ func (m *Model) attempt(ctx context.Context, l *lane, e errand) ([][]float32, ma
 	if fail := m.waitForPause(ctx); fail != nil {
 		return nil, nil, fail
 	}
+	if open := l.breaker.pass(); open != nil {
+		return nil, nil, &failure{Error: open, unsent: true}
+	}
 	t, fail := m.waitForQuota(ctx, e)
 	if fail != nil {
+		l.breaker.forget()
 		return nil, nil, fail
-	}
-	if open := l.breaker.pass(); open != nil {
-		m.pace.settle(t, m.now(), nil)
-		return nil, nil, &failure{Error: open, unsent: true}
 	}
 	made := m.now()
 	r := m.exchange(ctx, e)

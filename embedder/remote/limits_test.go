@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,176 +189,35 @@ func TestRetryAfterDate(t *testing.T) {
 	}
 }
 
-// After some failures in a row the server is left alone; then one request finds
-// out whether it is well, and the others go on.
-func TestCircuit(t *testing.T) {
+func TestRetryAfter(t *testing.T) {
 	t.Parallel()
-	for _, p := range providers {
-		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
-			s := serve(t, embeddertest.Config{})
-			var clock atomic.Int64
-			m, _ := p.connect(t, s, func(c *remote.Config) {
-				c.Now = func() time.Time { return time.Unix(0, clock.Load()) }
-				c.Retries = -1
-			})
-			s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 503, Message: "no capacity"})
-			for range 8 {
-				if _, err := m.Embed(t.Context(), texts(2)); err == nil {
-					t.Fatal("no failure")
-				}
-			}
-			_, err := m.Embed(t.Context(), texts(2))
-			e, ok := errors.AsType[*embedder.Error](err)
-			if !ok || e.Reason != embedder.Unavailable || !e.Temporary || e.RetryAfter <= 0 || !strings.Contains(e.Message, "no capacity") {
-				t.Fatalf("got %v", err)
-			}
-			if n := s.Requests(); n != 5 {
-				t.Errorf("%d requests, want 5", n)
-			}
-			clock.Add(int64(e.RetryAfter))
-			for range 3 { // half open: the first of these goes out
-				if _, err := m.Embed(t.Context(), texts(2)); err == nil {
-					t.Fatal("no failure")
-				}
-			}
-			if n := s.Requests(); n != 6 {
-				t.Errorf("%d requests, want 6", n)
-			}
-			s.SetFault(embeddertest.Fault{})
-			if _, err := m.EmbedQuery(t.Context(), "a question"); err != nil {
-				t.Errorf("questions share the circuit of documents: %v", err)
-			}
-			if _, err := m.Embed(t.Context(), texts(2)); err == nil {
-				t.Error("it closed by itself")
-			}
-			clock.Add(int64(10 * time.Second))
-			for range 3 {
-				if _, err := m.Embed(t.Context(), texts(2)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
-	}
-}
+	s := serve(t, embeddertest.Config{})
+	now := time.Now()
+	m, w := connect(t, s, func(c *remote.Config) { c.Now = func() time.Time { return now } })
 
-// Texts that a server chokes on, questions too long and callers that go away say
-// nothing about the server.
-func TestCircuitStaysClosed(t *testing.T) {
-	t.Parallel()
-	s := serve(t, embeddertest.Config{MaxTextBytes: 100})
-	m, _ := connect(t, s, nil)
-	long := strings.Repeat("long ", 30)
-	s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 500, Match: "poison"})
-	for range 10 {
-		_, err := m.Embed(t.Context(), append([]string{"poison"}, append(texts(62), long)...)) // fails nine times before anything goes well
-		if b, ok := errors.AsType[*embedder.BatchError](err); !ok || !slices.Equal(b.Indexes(), []int{0, 63}) {
+	s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 429, RetryAfter: time.Second, Times: 1})
+	if _, err := m.Embed(t.Context(), []string{"short wait"}); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.list) == 0 || w.list[0] != time.Second {
+		t.Errorf("waited %v, want a second first", w.list)
+	}
+
+	now = now.Add(time.Minute)
+	s.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 429, RetryAfter: 30 * time.Second, Times: 1})
+	before := s.Requests()
+	for range 3 { // only the first of these may reach the server
+		_, err := m.Embed(t.Context(), []string{"long wait"})
+		e, ok := errors.AsType[*embedder.Error](err)
+		if !ok || e.Reason != embedder.RateLimited || e.RetryAfter != 30*time.Second || !e.Temporary {
 			t.Fatalf("got %v", err)
 		}
-		if e := embedder.ByText(second(m.EmbedQuery(t.Context(), long)))(0); e == nil || e.Reason != embedder.Rejected {
-			t.Fatalf("a long question: %v", e)
-		}
 	}
-	s.SetFault(embeddertest.Fault{Kind: embeddertest.Stall, Match: "gone"})
-	for range 10 {
-		ctx, cancel := context.WithCancel(t.Context())
-		before := s.Requests()
-		var call sync.WaitGroup
-		call.Go(func() { _, _ = m.EmbedQuery(ctx, "gone") })
-		for s.Requests() == before {
-			time.Sleep(time.Millisecond)
-		}
-		cancel()
-		call.Wait()
+	if n := s.Requests() - before; n != 1 {
+		t.Errorf("%d requests, want 1", n)
 	}
-	if _, err := m.Embed(t.Context(), texts(3)); err != nil {
-		t.Error(err)
+	now = now.Add(31 * time.Second)
+	if _, err := m.Embed(t.Context(), []string{"long wait"}); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := m.EmbedQuery(t.Context(), "a question"); err != nil {
-		t.Error(err)
-	}
-}
-
-func second[T any](_ T, err error) error { return err }
-
-// A question has a deadline of its own, shorter than a request's.
-func TestQuestionsHaveADeadline(t *testing.T) {
-	t.Parallel()
-	for _, p := range providers {
-		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
-			s := serve(t, embeddertest.Config{})
-			short := func(c *remote.Config) { c.Timeout, c.QueryTimeout = time.Hour, 300*time.Millisecond }
-			m, _ := p.connect(t, s, short)
-			unprobed, _ := p.connect(t, s, func(c *remote.Config) { short(c); c.Dimensions = 0 })
-			s.SetFault(embeddertest.Fault{Kind: embeddertest.Stall})
-			_, err := unprobed.EmbedQuery(t.Context(), "a question")
-			if e, ok := errors.AsType[*embedder.Error](err); !ok || e.Reason != embedder.Timeout {
-				t.Errorf("while the dimensions are unknown: %v", err)
-			}
-			for range 5 {
-				_, err := m.EmbedQuery(t.Context(), "a question")
-				if e, ok := errors.AsType[*embedder.Error](err); !ok || e.Reason != embedder.Timeout || !strings.Contains(err.Error(), "300ms") {
-					t.Fatalf("got %v", err)
-				}
-			}
-			before := s.Requests()
-			if _, err := m.EmbedQuery(t.Context(), "a question"); err == nil || s.Requests() != before {
-				t.Errorf("after five that stalled the sixth was asked too: %v", err)
-			}
-		})
-	}
-}
-
-// The key goes to the configured address and nowhere else.
-func TestKeyDoesNotFollowRedirects(t *testing.T) {
-	t.Parallel()
-	var led atomic.Int64
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { led.Add(1) }))
-	t.Cleanup(elsewhere.Close)
-	for _, p := range providers {
-		for _, own := range []bool{true, false} {
-			s := serve(t, embeddertest.Config{APIKey: "sk-secret"})
-			m, _ := p.connect(t, s, func(c *remote.Config) {
-				c.APIKey = "sk-secret"
-				if !own { // a client that would follow
-					c.HTTPClient = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
-				}
-			})
-			for _, location := range []string{elsewhere.URL, strings.Replace(elsewhere.URL, "127.0.0.1", "localhost", 1)} {
-				s.SetFault(embeddertest.Fault{Kind: embeddertest.RedirectAway, Location: location})
-				if _, err := m.EmbedQuery(t.Context(), "a question"); err == nil {
-					t.Errorf("%s: a redirect is no answer", p.name)
-				}
-			}
-			if s.Requests() != 2 {
-				t.Errorf("%d requests", s.Requests())
-			}
-		}
-	}
-	if n := led.Load(); n != 0 {
-		t.Errorf("%d requests were led away", n)
-	}
-}
-
-// A server that fails, stalls or drips for one model leaves another alone.
-func TestModelsAreApart(t *testing.T) {
-	t.Parallel()
-	bad, good := serve(t, embeddertest.Config{}), serve(t, embeddertest.Config{})
-	stalled, _ := connect(t, bad, func(c *remote.Config) { c.Timeout = time.Hour })
-	well, _ := connect(t, good, nil)
-	bad.SetFault(embeddertest.Fault{Kind: embeddertest.Stall})
-	ctx, cancel := context.WithCancel(t.Context())
-	var calls sync.WaitGroup
-	for range 8 {
-		calls.Go(func() { _, _ = stalled.Embed(ctx, texts(3)) })
-	}
-	for bad.Requests() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	if _, err := well.Embed(t.Context(), texts(3)); err != nil {
-		t.Error(err)
-	}
-	cancel()
-	calls.Wait()
 }

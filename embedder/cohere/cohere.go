@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/whence-db/whence/embedder/remote"
@@ -85,12 +84,12 @@ func decode(body []byte) (remote.Answer, error) {
 // are left of this minute.
 func quotas(h http.Header) []remote.Quota {
 	told := remote.Quotas(h)
-	remaining, err := strconv.ParseFloat(h.Get("X-Trial-Endpoint-Call-Remaining"), 64)
-	if err != nil || !(remaining >= 0) {
+	remaining, ok := remote.Count(h, "X-Trial-Endpoint-Call-Remaining")
+	if !ok {
 		return told
 	}
 	q := remote.Quota{Remaining: remaining, Reset: time.Minute}
-	if limit, err := strconv.ParseFloat(h.Get("X-Trial-Endpoint-Call-Limit"), 64); err == nil && limit >= remaining {
+	if limit, ok := remote.Count(h, "X-Trial-Endpoint-Call-Limit"); ok && limit >= remaining {
 		q.Limit = limit
 	}
 	return append(told, q)

@@ -37,13 +37,16 @@ func newJob(m *Model, texts []string) *job {
 // exceeds the token limit by itself gets a request by itself.
 func (j *job) pack() (groups [][]int) {
 	var group []int
-	tokens := 0
+	tokens, most := 0, j.m.maxBatchTokens
+	if share := j.m.pace.share(); share > 0 {
+		most = min(most, share)
+	}
 	for i, input := range j.inputs {
 		if j.failed[i] != nil {
 			continue
 		}
 		n := tokensOf(input)
-		if len(group) > 0 && (len(group) == j.m.maxBatch || tokens+n > j.m.maxBatchTokens) {
+		if len(group) > 0 && (len(group) == j.m.maxBatch || tokens+n > most) {
 			groups, group, tokens = append(groups, group), nil, 0
 		}
 		group, tokens = append(group, i), tokens+n

@@ -61,6 +61,32 @@ func TestToldLimitsAreKept(t *testing.T) {
 	}
 }
 
+// A batch larger than the limit would never go through: it is cut to what does.
+func TestBatchesFitTheLimit(t *testing.T) {
+	t.Parallel()
+	for _, p := range providers {
+		if p.name == "cohere" {
+			continue // limits no tokens
+		}
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, embeddertest.Config{})
+			s.SetLimit(embeddertest.Limit{Requests: 1e6, Tokens: 1000, Window: time.Second})
+			m, _ := p.connect(t, s, really)
+			if err := m.Probe(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			batch := texts(30)
+			for i := range batch {
+				batch[i] += strings.Repeat("x", 200) // 1,800 tokens together
+			}
+			if _, err := m.Embed(t.Context(), batch); err != nil || s.Refused() > 0 {
+				t.Errorf("%v, and %d requests refused", err, s.Refused())
+			}
+		})
+	}
+}
+
 // A server that tells nothing refuses some; everything is embedded all the same.
 func TestSilentLimitsAreFound(t *testing.T) {
 	t.Parallel()

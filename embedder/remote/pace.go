@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"math"
 	"sync"
 	"time"
 )
@@ -81,6 +82,14 @@ func (p *pace) held(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pause.Sub(now)
+}
+
+// share is how many tokens one request should have at most: a quarter of the
+// limit, since a request beyond the limit is refused for ever. 0: not known.
+func (p *pace) share() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return int(min(p.tokens.limit/4, math.MaxInt32))
 }
 
 // available is what is left now; ok is false when nobody knows.

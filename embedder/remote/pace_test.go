@@ -98,7 +98,7 @@ func TestQuotaHeaders(t *testing.T) {
 	for p, want := range map[pair]time.Duration{
 		{"7", "6m0s"}: 6 * time.Minute, {"7", "12ms"}: 12 * time.Millisecond, {"7", "1.5"}: 1500 * time.Millisecond,
 		{"0", "0"}: 0, {"7", "9999h"}: time.Hour, {"7", "86400"}: time.Hour, {"7", "1772366400"}: -1, {"7", "1e300"}: -1, {"7", "-3s"}: 0,
-		{"-1", "0"}: -1, {"", "1s"}: -1, {"7", ""}: -1, {"x", "1s"}: -1, {"NaN", "1s"}: -1, {"7", "NaN"}: -1, {"7", "soon"}: -1, {"7", "-1"}: -1,
+		{"-1", "0"}: -1, {"", "1s"}: -1, {"7", ""}: -1, {"x", "1s"}: -1, {"NaN", "1s"}: -1, {"Inf", "1s"}: -1, {"1e300", "1s"}: -1, {"7", "NaN"}: -1, {"7", "soon"}: -1, {"7", "-1"}: -1,
 	} {
 		h := http.Header{}
 		h.Set("x-ratelimit-remaining-tokens", p.remaining)

@@ -84,8 +84,8 @@ func scaled(n float64, unit time.Duration) time.Duration {
 // reset says when it is full. What is absent, negative or unreadable says nothing.
 func Quotas(h http.Header) (told []Quota) {
 	for _, of := range []string{"Requests", "Tokens"} {
-		remaining, err := strconv.ParseFloat(h.Get("X-Ratelimit-Remaining-"+of), 64)
-		if err != nil || !(remaining >= 0) {
+		remaining, ok := Count(h, "X-Ratelimit-Remaining-"+of)
+		if !ok {
 			continue
 		}
 		reset, ok := untilReset(h.Get("X-Ratelimit-Reset-" + of))
@@ -93,12 +93,18 @@ func Quotas(h http.Header) (told []Quota) {
 			continue
 		}
 		q := Quota{Tokens: of == "Tokens", Remaining: remaining, Reset: reset, Steady: true}
-		if limit, err := strconv.ParseFloat(h.Get("X-Ratelimit-Limit-"+of), 64); err == nil && limit >= remaining {
+		if limit, ok := Count(h, "X-Ratelimit-Limit-"+of); ok && limit >= remaining {
 			q.Limit = limit
 		}
 		told = append(told, q)
 	}
 	return told
+}
+
+// Count reads a header that counts something. What is no count is not ok.
+func Count(h http.Header, name string) (n float64, ok bool) {
+	n, err := strconv.ParseFloat(h.Get(name), 64)
+	return n, err == nil && n >= 0 && n < 1e12
 }
 
 // untilReset reads "6m0s", "12ms", or a number of seconds. More than a day of

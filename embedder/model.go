@@ -7,8 +7,8 @@
 // returns vectors that are safe to store or says exactly which texts have none
 // and why. A wrong, short, empty or unnormalised vector never leaves a Model.
 //
-// Adapters live in folders of their own: lexical needs no network, openai
-// speaks the HTTP protocol that most servers of embedding models offer.
+// Adapters live in folders of their own: lexical needs no network; openai, cohere
+// and voyage are protocols of servers, and remote is what they have in common.
 package embedder
 
 import "context"
@@ -26,6 +26,8 @@ import "context"
 //   - Failures that are not the caller's context are an *Error, or a
 //     *BatchError made of them. When the caller's context ends, the error wraps
 //     ctx.Err().
+//   - What a call cost is recorded (see Record) before it returns, also when it
+//     fails. A model that asks nobody records nothing.
 //   - The caller owns the returned slices; texts are not kept.
 //   - All methods are safe for concurrent use.
 type Model interface {

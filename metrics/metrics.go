@@ -25,7 +25,8 @@ type Metrics struct {
 
 	changes, transactions, streams, failures, comparisons *prometheus.CounterVec
 	units                                                 *prometheus.HistogramVec
-	texts, unembedded                                     prometheus.Counter
+	texts, unembedded, requests                           prometheus.Counter
+	tokens                                                *prometheus.CounterVec
 	calls                                                 prometheus.Histogram
 }
 
@@ -52,10 +53,14 @@ func New() *Metrics {
 			Help: "Texts that this process has sent to the embedding model."}),
 		unembedded: prometheus.NewCounter(prometheus.CounterOpts{Name: "whence_embedding_failures_total",
 			Help: "Texts that this process has sent to the embedding model and that got no vector."}),
+		requests: prometheus.NewCounter(prometheus.CounterOpts{Name: "whence_embedding_requests_total",
+			Help: "Requests that reached the embedding model's server, for texts and for questions, repeated ones too."}),
+		tokens: counters("whence_embedding_tokens_total",
+			"Tokens that those took: as the server reported, or as reckoned where it did not.", "by"),
 		calls: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "whence_embedding_call_seconds",
 			Help: "Time of each call of the embedding model.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 17)}),
 	}
-	m.registry.MustRegister(m.changes, m.transactions, m.streams, m.failures, m.comparisons, m.units, m.texts, m.unembedded, m.calls,
+	m.registry.MustRegister(m.changes, m.transactions, m.streams, m.failures, m.comparisons, m.units, m.texts, m.unembedded, m.requests, m.tokens, m.calls,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -87,6 +92,14 @@ func (m *Metrics) Called(texts, failed int, took time.Duration) {
 	m.texts.Add(float64(texts))
 	m.unembedded.Add(float64(failed))
 	m.calls.Observe(took.Seconds())
+}
+
+// Used counts what a call of the embedding model cost; estimated is the part of
+// tokens that the server did not report.
+func (m *Metrics) Used(requests int, tokens, estimated int64) {
+	m.requests.Add(float64(requests))
+	m.tokens.WithLabelValues("report").Add(float64(tokens - estimated))
+	m.tokens.WithLabelValues("estimate").Add(float64(estimated))
 }
 
 // Handler serves all of it in the text format, with what a registry knows of its

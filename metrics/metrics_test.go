@@ -80,6 +80,7 @@ insert into whence.backfills (table_id, part, file, blocks, rows) select id, 1, 
 	m.Applied("app", 12, 3, time.Second)
 	m.Compared("app", true)
 	m.Called(64, 2, time.Millisecond)
+	m.Used(3, 1000, 100)
 	got := scrape(t, h)
 	name := `table="app.public.\"a \"\"b\"\"\""`
 	table := `source="app",` + name
@@ -96,6 +97,7 @@ insert into whence.backfills (table_id, part, file, blocks, rows) select id, 1, 
 		`whence_capture_changes_total{source="app"}`: "12", `whence_capture_transactions_total{source="app"}`: "3",
 		`whence_capture_unit_seconds_sum{source="app"}`: "1", `whence_capture_comparisons_total{of="source",source="app"}`: "1",
 		`whence_embedding_texts_total`: "64", `whence_embedding_failures_total`: "2", `whence_embedding_call_seconds_count`: "1",
+		`whence_embedding_requests_total`: "3", `whence_embedding_tokens_total{by="report"}`: "900", `whence_embedding_tokens_total{by="estimate"}`: "100",
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %q, want %q", name, got[name], want)

@@ -8,34 +8,67 @@ import (
 	"time"
 
 	"github.com/whence-db/whence/embedder"
+	"github.com/whence-db/whence/embedder/cohere"
 	"github.com/whence-db/whence/embedder/lexical"
 	"github.com/whence-db/whence/embedder/openai"
+	"github.com/whence-db/whence/embedder/remote"
+	"github.com/whence-db/whence/embedder/voyage"
 )
 
 // embedderFlags choose the embedding model.
 type embedderFlags struct {
-	Embedder           string        `enum:"lexical,openai" default:"lexical" env:"WHENCE_EMBEDDER" help:"lexical (built in, no network) or openai (any server that speaks its embeddings API)."`
-	EmbedderURL        string        `env:"WHENCE_EMBEDDER_URL" help:"Base URL of the embedding server, such as http://127.0.0.1:11434/v1." placeholder:"URL"`
-	EmbedderModel      string        `env:"WHENCE_EMBEDDER_MODEL" help:"The server's name for the model." placeholder:"NAME"`
-	EmbedderAPIKey     string        `env:"WHENCE_EMBEDDER_API_KEY" help:"Sent as a bearer token." placeholder:"KEY"`
-	EmbedderDimensions int           `env:"WHENCE_EMBEDDER_DIMENSIONS" help:"Of the model's vectors; 0 asks the server once." default:"0"`
-	EmbedderTimeout    time.Duration `env:"WHENCE_EMBEDDER_TIMEOUT" help:"For one request." default:"60s"`
+	Embedder             string        `enum:"lexical,openai,cohere,voyage" default:"lexical" env:"WHENCE_EMBEDDER" help:"lexical (built in, no network), or whose API the server speaks: openai (many servers do), cohere, voyage."`
+	EmbedderURL          string        `env:"WHENCE_EMBEDDER_URL" help:"Base URL of the embedding server, such as http://127.0.0.1:11434/v1; default the provider's own for cohere and voyage." placeholder:"URL"`
+	EmbedderModel        string        `env:"WHENCE_EMBEDDER_MODEL" help:"The server's name for the model." placeholder:"NAME"`
+	EmbedderAPIKey       string        `env:"WHENCE_EMBEDDER_API_KEY" help:"Sent as a bearer token." placeholder:"KEY"`
+	EmbedderDimensions   int           `env:"WHENCE_EMBEDDER_DIMENSIONS" help:"Of the model's vectors; 0 asks the server once." default:"0"`
+	EmbedderShorten      bool          `env:"WHENCE_EMBEDDER_SHORTEN" help:"Ask the server for vectors of --embedder-dimensions, which some models can shorten."`
+	EmbedderTimeout      time.Duration `env:"WHENCE_EMBEDDER_TIMEOUT" help:"For one request." default:"60s"`
+	EmbedderQueryTimeout time.Duration `env:"WHENCE_EMBEDDER_QUERY_TIMEOUT" help:"For a question's vector, all attempts together." default:"5s"`
+	EmbedderConcurrency  int           `env:"WHENCE_EMBEDDER_CONCURRENCY" help:"The most requests at a time for texts, and as many for questions." default:"4"`
 }
 
 // queryCache is how many questions' vectors a process keeps.
 const queryCache = 2048
 
-// model returns the chosen model with a cache for questions. A server whose
-// dimensions are not given must answer once before anything starts.
-func (f embedderFlags) model(ctx context.Context) (embedder.Model, error) {
-	if f.Embedder == "lexical" {
+// protocols are the embedders that are reached over HTTP.
+var protocols = map[string]struct {
+	new     func(remote.Config) (*remote.Model, error)
+	baseURL string // empty: there is no server that is meant
+}{
+	"openai": {openai.New, ""},
+	"cohere": {cohere.New, cohere.BaseURL},
+	"voyage": {voyage.New, voyage.BaseURL},
+}
+
+// model returns the chosen model with a cache for questions; used is told what
+// its calls cost. A server whose dimensions are not given must answer once before
+// anything starts.
+func (f embedderFlags) model(ctx context.Context, used func(embedder.Usage)) (embedder.Model, error) {
+	protocol, ok := protocols[f.Embedder]
+	if !ok {
+		if set := f.serverFlags(); set != "" {
+			return nil, fmt.Errorf("the lexical embedder has no server: leave out %s, or choose another with --embedder (WHENCE_EMBEDDER)", set)
+		}
 		return embedder.WithQueryCache(lexical.Default(), queryCache), nil
 	}
-	if f.EmbedderURL == "" || f.EmbedderModel == "" {
-		return nil, errors.New("the openai embedder needs --embedder-url and --embedder-model (WHENCE_EMBEDDER_URL, WHENCE_EMBEDDER_MODEL)")
+	url := f.EmbedderURL
+	if url == "" {
+		url = protocol.baseURL
 	}
-	m, err := openai.New(openai.Config{BaseURL: f.EmbedderURL, Model: f.EmbedderModel, APIKey: openai.Secret(f.EmbedderAPIKey),
-		Dimensions: f.EmbedderDimensions, Timeout: f.EmbedderTimeout})
+	switch {
+	case url == "":
+		return nil, f.needs("--embedder-url (WHENCE_EMBEDDER_URL)")
+	case f.EmbedderModel == "":
+		return nil, f.needs("--embedder-model (WHENCE_EMBEDDER_MODEL)")
+	case f.EmbedderAPIKey == "" && url == protocol.baseURL:
+		return nil, f.needs("--embedder-api-key (WHENCE_EMBEDDER_API_KEY) for " + url)
+	case f.EmbedderShorten && f.EmbedderDimensions == 0:
+		return nil, errors.New("--embedder-shorten needs --embedder-dimensions (WHENCE_EMBEDDER_DIMENSIONS), to say to how many")
+	}
+	m, err := protocol.new(remote.Config{BaseURL: url, Model: f.EmbedderModel, APIKey: remote.Secret(f.EmbedderAPIKey),
+		Dimensions: f.EmbedderDimensions, AskDimensions: f.EmbedderShorten,
+		Timeout: f.EmbedderTimeout, QueryTimeout: f.EmbedderQueryTimeout, Concurrency: f.EmbedderConcurrency})
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +77,23 @@ func (f embedderFlags) model(ctx context.Context) (embedder.Model, error) {
 			return nil, fmt.Errorf("%w; the server must answer once, or give --embedder-dimensions", err)
 		}
 	}
-	return embedder.WithQueryCache(m, queryCache), nil
+	return embedder.WithReport(embedder.WithQueryCache(m, queryCache), used), nil
+}
+
+func (f embedderFlags) needs(what string) error {
+	return fmt.Errorf("the %s embedder needs %s", f.Embedder, what)
+}
+
+// serverFlags names a flag that is set and means nothing without a server.
+func (f embedderFlags) serverFlags() string {
+	switch {
+	case f.EmbedderURL != "":
+		return "--embedder-url"
+	case f.EmbedderModel != "":
+		return "--embedder-model"
+	default:
+		return ""
+	}
 }
 
 // serveFlags configure a server process.

@@ -118,7 +118,8 @@ func newServer(ctx context.Context, f serveFlags, getenv func(string) string, lo
 
 // wireMemory connects capture, index and embedder.
 func (s *process) wireMemory(ctx context.Context, secret seal.Key) (err error) {
-	if s.model, err = s.flags.model(ctx); err != nil {
+	used := func(u embedder.Usage) { s.metrics.Used(u.Calls, u.Tokens, u.Estimated) }
+	if s.model, err = s.flags.model(ctx, used); err != nil {
 		return err
 	}
 	if s.index, err = index.New(index.Config{Pool: s.pool, Log: s.log}); err != nil {

@@ -33,13 +33,29 @@ const (
 	Stall           Kind = "stall"            // no response before the client gives up
 	Redirect        Kind = "redirect"         // 307 to the same address
 	Unscaled        Kind = "unscaled"         // vectors of length 1000: not an error
+	Infinite        Kind = "infinite"         // minus infinity in the matching vectors, in base64
+	WrongType       Kind = "wrong type"       // good vectors that are called HTML
+	RedirectAway    Kind = "redirect away"    // 307 to Fault.Location
+	Bomb            Kind = "bomb"             // a small body that unpacks to 64 MB
+	NoUsage         Kind = "no usage"         // no tokens reported: not an error
+	AbsurdUsage     Kind = "absurd usage"     // more tokens reported than the texts have bytes: not an error
 )
 
 // Kinds lists every kind that misbehaves or surprises.
 func Kinds() []Kind {
 	return []Kind{Status, WrongDimensions, OneWrong, NullComponent, NullVector, Overflow, ZeroVector,
 		TooFew, TooMany, RepeatedIndex, Unordered, NoIndexes, LiteralNaN, Malformed, NotJSON, ErrorBody,
-		Cut, HangUp, Endless, Drip, Stall, Redirect, Unscaled}
+		Cut, HangUp, Endless, Drip, Stall, Redirect, Unscaled, Infinite, WrongType, RedirectAway, Bomb, NoUsage, AbsurdUsage}
+}
+
+// sound says whether every vector comes out good in the end.
+func (f Fault) sound() bool {
+	switch f.Kind {
+	case None, Unordered, NoIndexes, Unscaled, Drip, NoUsage, AbsurdUsage:
+		return true
+	default:
+		return false
+	}
 }
 
 // Fault says how, for which requests and how often the server misbehaves.
@@ -50,6 +66,7 @@ type Fault struct {
 	Status     int           // for Status; 500 when 0
 	RetryAfter time.Duration // sent with Status, in whole seconds; 0: not sent
 	Message    string        // the error's words
+	Location   string        // for RedirectAway
 	Delay      time.Duration // before the response; between bytes for Drip
 }
 

@@ -2,6 +2,7 @@ package embeddertest
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -9,57 +10,62 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 )
 
-type request struct {
-	Model          string   `json:"model"`
-	Input          []string `json:"input"`
-	EncodingFormat string   `json:"encoding_format"`
-	Dimensions     int      `json:"dimensions"`
-}
-
-type item struct {
-	Object    string `json:"object"`
-	Index     *int   `json:"index,omitempty"`
-	Embedding any    `json:"embedding"`
-}
-
-func (s *Server) embeddings(w http.ResponseWriter, r *http.Request) {
+func (s *Server) embeddings(w http.ResponseWriter, r *http.Request, d dialect) {
+	refuse := func(status int, message string) { refuse(w, d, status, message) }
 	if key := s.config.APIKey; key != "" && r.Header.Get("Authorization") != "Bearer "+key {
-		refuse(w, http.StatusUnauthorized, "Incorrect API key provided: "+r.Header.Get("Authorization"))
+		refuse(http.StatusUnauthorized, "Incorrect API key provided: "+r.Header.Get("Authorization"))
 		return
 	}
-	var q request
 	// Read to the end, or the end of the client would go unnoticed.
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 256<<20))
-	if err != nil || json.Unmarshal(body, &q) != nil || len(q.Input) == 0 {
-		refuse(w, http.StatusBadRequest, "the request is not valid")
+	var q asked
+	if err == nil {
+		q, err = d.parse(body)
+	}
+	if err != nil {
+		refuse(http.StatusBadRequest, "the request is not valid: "+err.Error())
 		return
 	}
-	if m := s.config.Model; m != "" && q.Model != m {
-		refuse(w, http.StatusNotFound, fmt.Sprintf("the model %q does not exist", q.Model))
+	if m := s.config.Model; m != "" && q.model != m {
+		refuse(http.StatusNotFound, fmt.Sprintf("the model %q does not exist", q.model))
 		return
 	}
-	fault := s.receive(q.Input)
+	fault := s.receive(q.texts)
+	if !s.admit(w, d, tokens(q.texts...)) {
+		refuse(http.StatusTooManyRequests, "rate limit exceeded")
+		return
+	}
 	if fault.Kind != Drip && !wait(r, fault.Delay) {
 		return
 	}
-	if limit := s.config.MaxBatch; limit > 0 && len(q.Input) > limit {
-		refuse(w, http.StatusUnprocessableEntity, fmt.Sprintf("batch of %d is larger than %d", len(q.Input), limit))
+	if limit := s.config.MaxBatch; limit > 0 && len(q.texts) > limit {
+		refuse(http.StatusUnprocessableEntity, fmt.Sprintf("batch of %d is larger than %d", len(q.texts), limit))
 		return
 	}
-	for i, text := range q.Input {
+	if limit := s.config.MaxTokens; limit > 0 && tokens(q.texts...) > limit {
+		refuse(http.StatusBadRequest, fmt.Sprintf("the batch has more than %d tokens", limit))
+		return
+	}
+	for i, text := range q.texts {
 		if limit := s.config.MaxTextBytes; text == "" || limit > 0 && len(text) > limit {
-			refuse(w, http.StatusBadRequest, fmt.Sprintf("input %d is empty or longer than the model's context", i))
+			refuse(http.StatusBadRequest, fmt.Sprintf("input %d is empty or longer than the model's context", i))
 			return
 		}
 	}
-	s.respond(w, r, q, fault)
+	if q.dimensions < 0 || q.dimensions > s.config.Dimensions {
+		refuse(http.StatusBadRequest, fmt.Sprintf("the model has no %d dimensions", q.dimensions))
+		return
+	}
+	s.respond(w, r, q, d, fault)
 }
 
-func (s *Server) respond(w http.ResponseWriter, r *http.Request, q request, f Fault) {
+func (s *Server) respond(w http.ResponseWriter, r *http.Request, q asked, d dialect, f Fault) {
 	switch f.Kind {
 	case Status:
 		status := f.Status
@@ -69,7 +75,9 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, q request, f Fa
 		if f.RetryAfter > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(f.RetryAfter.Seconds()))))
 		}
-		refuse(w, status, f.Message)
+		refuse(w, d, status, f.Message)
+	case RedirectAway:
+		http.Redirect(w, r, f.Location, http.StatusTemporaryRedirect)
 	case Redirect:
 		http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
 	case Stall:
@@ -87,28 +95,50 @@ func (s *Server) respond(w http.ResponseWriter, r *http.Request, q request, f Fa
 				return
 			}
 		}
+	case Bomb:
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Encoding", "gzip")
+		_, _ = w.Write(bomb())
 	default:
-		s.vectorsFor(w, r, q, f)
+		s.vectorsFor(w, r, q, d, f)
 	}
 }
 
+// bomb is 64 MB of blanks, packed.
+var bomb = sync.OnceValue(func() []byte {
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = w.Write(bytes.Repeat([]byte(" "), 64<<20))
+	_ = w.Close()
+	return packed.Bytes()
+})
+
 // vectorsFor answers with vectors, spoilt or broken off as f says.
-func (s *Server) vectorsFor(w http.ResponseWriter, r *http.Request, q request, f Fault) {
-	items, good, err := s.items(r, q, f)
+func (s *Server) vectorsFor(w http.ResponseWriter, r *http.Request, q asked, d dialect, f Fault) {
+	items, good, err := s.items(r, q, d, f)
 	if err != nil {
 		return // the client has gone
 	}
-	body, err := json.Marshal(map[string]any{"object": "list", "model": q.Model, "data": items,
-		"usage": map[string]int{"prompt_tokens": len(q.Input), "total_tokens": len(q.Input)}})
+	used := int64(tokens(q.texts...))
+	switch f.Kind {
+	case NoUsage:
+		used = 0
+	case AbsurdUsage:
+		used = math.MaxInt32
+	}
+	body, err := json.Marshal(d.answer(q, items, used))
 	if err != nil {
 		panic(err) // items are plain values
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if f.Kind == WrongType {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	}
 	switch f.Kind {
 	case Malformed:
 		body = body[:len(body)/2]
 	case LiteralNaN:
-		body = bytes.Replace(body, []byte(`"embedding":[`), []byte(`"embedding":[NaN,`), 1)
+		body = bytes.Replace(body, []byte(d.opening), []byte(d.opening+"NaN,"), 1)
 	case Cut:
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		_, _ = w.Write(body[:len(body)/2])
@@ -119,41 +149,67 @@ func (s *Server) vectorsFor(w http.ResponseWriter, r *http.Request, q request, f
 				return
 			}
 		}
-		s.count(good)
+		s.count(good, used)
 		return
 	}
 	// Counted first: a client that has its answer must find it counted.
-	if f.Kind != Malformed && f.Kind != LiteralNaN {
-		s.count(good)
+	if f.Kind != Malformed && f.Kind != LiteralNaN && f.Kind != WrongType {
+		s.count(good, used)
 	}
 	_, _ = w.Write(body)
 }
 
 // items returns the response's vectors and the texts whose vector is good.
-func (s *Server) items(r *http.Request, q request, f Fault) (items []item, good []string, err error) {
-	vectors, err := s.vectors.Embed(r.Context(), q.Input)
+func (s *Server) items(r *http.Request, q asked, d dialect, f Fault) (items []item, good []string, err error) {
+	texts := q.texts
+	if q.query {
+		texts = make([]string, len(q.texts))
+		for i, text := range q.texts {
+			texts[i] = asQuestion(text)
+		}
+	}
+	vectors, err := s.vectors.Embed(r.Context(), texts)
 	if err != nil {
 		return nil, nil, err
 	}
-	sound := f.Kind == None || f.Kind == Unordered || f.Kind == NoIndexes || f.Kind == Unscaled || f.Kind == Drip
-	perText := f.Kind == NullComponent || f.Kind == NullVector || f.Kind == Overflow || f.Kind == ZeroVector
-	for i, text := range q.Input {
+	perText := slices.Contains([]Kind{NullComponent, NullVector, Overflow, ZeroVector, Infinite}, f.Kind)
+	for i, text := range q.texts {
 		spoilt := perText && f.matches(text) || f.Kind == WrongDimensions || f.Kind == Unscaled ||
-			f.Kind == OneWrong && i == len(q.Input)-1
-		vector := encode(vectors[i], q.EncodingFormat)
+			f.Kind == OneWrong && i == len(q.texts)-1
+		v := shorten(vectors[i], q.dimensions)
+		vector := encode(v, q.base64)
 		if spoilt {
-			vector = spoil(vectors[i], f.Kind)
+			vector = spoil(v, f.Kind)
 		}
-		if sound || perText && !spoilt {
+		if f.sound() || perText && !spoilt {
 			good = append(good, text)
 		}
 		items = append(items, item{Object: "embedding", Index: &i, Embedding: vector})
 	}
+	if !d.indexed && (f.Kind == Unordered || f.Kind == NoIndexes) {
+		return items, good, nil // it has no other way to say it
+	}
 	return rearrange(items, f.Kind), good, nil
 }
 
-func encode(v []float32, format string) any {
-	if format != "base64" {
+// shorten cuts a vector as models do that can: the first components, at length 1.
+func shorten(v []float32, dimensions int) []float32 {
+	if dimensions == 0 || dimensions == len(v) {
+		return v
+	}
+	var squares float64
+	for _, x := range v[:dimensions] {
+		squares += float64(x) * float64(x)
+	}
+	short := make([]float32, dimensions)
+	for i := range short {
+		short[i] = float32(float64(v[i]) / math.Sqrt(squares))
+	}
+	return short
+}
+
+func encode(v []float32, inBase64 bool) any {
+	if !inBase64 {
 		return v
 	}
 	data := make([]byte, 0, 4*len(v))
@@ -171,6 +227,10 @@ func spoil(v []float32, kind Kind) any {
 		return make([]float32, len(v))
 	case WrongDimensions, OneWrong:
 		return v[:len(v)-1]
+	case Infinite:
+		v = slices.Clone(v)
+		v[len(v)/2] = float32(math.Inf(-1))
+		return encode(v, true)
 	}
 	components := make([]any, len(v))
 	for i, x := range v {
@@ -214,9 +274,10 @@ func rearrange(items []item, kind Kind) []item {
 	return items
 }
 
-func (s *Server) count(texts []string) {
+func (s *Server) count(texts []string, tokens int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.tokens += tokens
 	for _, text := range texts {
 		s.embedded[text]++
 	}
@@ -237,8 +298,8 @@ func wait(r *http.Request, d time.Duration) bool {
 	}
 }
 
-func refuse(w http.ResponseWriter, status int, message string) {
+func refuse(w http.ResponseWriter, d dialect, status int, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]string{"message": message}})
+	_ = json.NewEncoder(w).Encode(d.refusal(message))
 }

@@ -1,6 +1,7 @@
 // Package embeddertest is a stand-in for a server of embedding models: a real
-// HTTP server on loopback that speaks the OpenAI protocol, answers with
-// deterministic vectors, keeps account of every text, and misbehaves on demand.
+// HTTP server on loopback that speaks the protocols of OpenAI, Cohere and Voyage,
+// answers with deterministic vectors, keeps account of every text, keeps rate
+// limits, and misbehaves on demand.
 //
 // It exists so that tests, demonstrations and fault injection need no network
 // and can prove what no real provider can: how often each text was embedded.
@@ -28,6 +29,7 @@ type Config struct {
 	APIKey       string // required as a bearer token; none when empty
 	MaxTextBytes int    // a longer text is refused as too long; 0: no limit
 	MaxBatch     int    // a larger batch is refused; 0: no limit
+	MaxTokens    int    // a batch of more tokens is refused; 0: no limit
 }
 
 // Server is a running stand-in. All methods are safe for concurrent use.
@@ -46,6 +48,10 @@ type Server struct {
 	requests  int
 	requested map[string]int
 	embedded  map[string]int
+	tokens    int64
+	headers   http.Header // sent with every response
+	limiter   *limiter    // nil: no rate limit
+	refused   int
 }
 
 // period is the time between switching on and off.
@@ -77,11 +83,20 @@ func Start(c Config) (*Server, error) {
 	return s, nil
 }
 
-// URL is the base URL for clients, the same for as long as the server lives.
-func (s *Server) URL() string {
+// URL is the base URL for clients that speak OpenAI's protocol, the same for as
+// long as the server lives.
+func (s *Server) URL() string { return s.base("/v1") }
+
+// CohereURL is the base URL for clients that speak Cohere's protocol.
+func (s *Server) CohereURL() string { return s.base("/cohere/v2") }
+
+// VoyageURL is the base URL for clients that speak Voyage's protocol.
+func (s *Server) VoyageURL() string { return s.base("/voyage/v1") }
+
+func (s *Server) base(path string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return "http://" + s.addr + "/v1"
+	return "http://" + s.addr + path
 }
 
 // SwitchOff stops listening and cuts every connection: from now on clients are
@@ -124,7 +139,9 @@ func (s *Server) SwitchOn() error {
 	p := &period{}
 	p.over, p.end = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
-	mux.Handle("POST /v1/embeddings", s.during(p))
+	mux.Handle("POST /v1/embeddings", s.during(p, openAI))
+	mux.Handle("POST /cohere/v2/embed", s.during(p, cohere))
+	mux.Handle("POST /voyage/v1/embeddings", s.during(p, voyage))
 	p.server = &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	p.serving.Go(func() error { return p.server.Serve(listener) })
 	s.period = p
@@ -132,12 +149,13 @@ func (s *Server) SwitchOn() error {
 }
 
 // during handles requests as long as p is the current period.
-func (s *Server) during(p *period) http.Handler {
+func (s *Server) during(p *period, d dialect) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		current := s.period == p
 		if current {
 			p.handlers.Add(1)
+			maps.Copy(w.Header(), s.headers)
 		}
 		s.mu.Unlock()
 		if !current {
@@ -147,7 +165,7 @@ func (s *Server) during(p *period) http.Handler {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		defer context.AfterFunc(p.over, cancel)()
-		s.embeddings(w, r.WithContext(ctx))
+		s.embeddings(w, r.WithContext(ctx), d)
 	})
 }
 
@@ -189,14 +207,43 @@ func (s *Server) AllEmbedded() map[string]int {
 	return maps.Clone(s.embedded)
 }
 
+// Tokens is how many tokens the server has reported for its answers.
+func (s *Server) Tokens() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tokens
+}
+
+// Refused is how many requests were over the rate limit.
+func (s *Server) Refused() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused
+}
+
+// SetHeaders has every response carry h too.
+func (s *Server) SetHeaders(h http.Header) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.headers = h.Clone()
+}
+
 // Forget sets all counts to zero.
 func (s *Server) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.requests = 0
+	s.requests, s.refused, s.tokens = 0, 0, 0
 	clear(s.requested)
 	clear(s.embedded)
 }
+
+// QueryVector is what the server answers for text when it is called a question,
+// as Cohere's and Voyage's protocols can.
+func (s *Server) QueryVector(ctx context.Context, text string) ([]float32, error) {
+	return s.vectors.EmbedQuery(ctx, asQuestion(text))
+}
+
+func asQuestion(text string) string { return "question: " + text }
 
 // Vector is what the server answers for text: a unit vector.
 func (s *Server) Vector(ctx context.Context, text string) ([]float32, error) {

@@ -1,193 +1,44 @@
-// Package openai embeds text with any server that speaks OpenAI's embeddings
-// protocol (POST {base}/embeddings): OpenAI itself, Ollama, vLLM, Text
+// Package openai speaks OpenAI's embeddings protocol (POST {base}/embeddings),
+// which most servers of embedding models do: OpenAI itself, Ollama, vLLM, Text
 // Embeddings Inference, LM Studio and others.
-//
-// The governing idea is that the server is not trusted with the index. Every
-// response is bounded in size and time and checked in full: count, indexes,
-// dimensions, each component. Failures are sorted into those that pass with time
-// and those of one text. A text that a server chokes on is found by halving the
-// batch, so it never holds up the others; and before any text is condemned, a
-// harmless one must have gone through, so a wrong setting never condemns all.
 package openai
 
-import (
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
-	"net/http"
-	"strings"
-	"sync"
-	"sync/atomic"
-	"time"
+import "github.com/whence-db/whence/embedder/remote"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/whence-db/whence/embedder"
+type (
+	// Model is a model of such a server.
+	Model = remote.Model
+	// Config says which; BaseURL and Model are required.
+	Config = remote.Config
+	// Secret is a string that never shows.
+	Secret = remote.Secret
 )
 
-// canary is what is embedded when only the server is in question, not a text.
-const canary = "whence"
-
-// Model implements embedder.Model. Create it with New.
-type Model struct {
-	name, model                 string
-	endpoint                    string
-	documentPrefix, queryPrefix string
-	format                      string
-	askDimensions               bool
-	maxBatch, maxBatchTokens    int
-	retries                     int
-	timeout, maxWait            time.Duration
-
-	client    *http.Client
-	authorize func(*http.Request) // a closure, so that printing a Model shows no key
-	redact    func(string) string
-	now       func() time.Time
-	sleep     func(context.Context, time.Duration) error
-	jitter    func() float64
-
-	dimensions atomic.Int64  // 0 until configured or probed
-	documents  chan struct{} // one token per document request in flight
-	queries    chan struct{} // queries do not wait behind documents
-
-	mu    sync.Mutex
-	pause time.Time // guarded by mu: the server wants no request before
-}
-
 // New validates c and returns the model. It does not contact the server.
-func New(c Config) (*Model, error) {
-	endpoint, err := c.complete()
-	if err != nil {
-		return nil, fmt.Errorf("embedding model %q: %w", c.Model, err)
-	}
-	m := &Model{
-		name: c.Name, model: c.Model, endpoint: endpoint,
-		documentPrefix: c.DocumentPrefix, queryPrefix: c.QueryPrefix,
-		format: "float", askDimensions: c.AskDimensions,
-		maxBatch: c.MaxBatch, maxBatchTokens: c.MaxBatchTokens,
-		retries: c.Retries, timeout: c.Timeout, maxWait: c.MaxWait,
-		client: httpClient(c), authorize: func(*http.Request) {}, redact: func(s string) string { return s },
-		now: c.Now, sleep: c.Sleep, jitter: c.Jitter,
-		documents: make(chan struct{}, c.Concurrency), queries: make(chan struct{}, c.Concurrency),
-	}
-	if c.Base64 {
-		m.format = "base64"
-	}
-	if key := string(c.APIKey); key != "" {
-		m.authorize = func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+key) }
-		m.redact = func(s string) string { return strings.ReplaceAll(s, key, redacted) }
-	}
-	if c.DocumentPrefix != "" {
-		sum := sha256.Sum256([]byte(c.DocumentPrefix))
-		m.name += "#" + hex.EncodeToString(sum[:4])
-	}
-	m.dimensions.Store(int64(c.Dimensions))
-	return m, nil
+func New(c Config) (*Model, error) { return remote.New(protocol, c) }
+
+// protocol has no mark of its own in a space's name: that is the model's name at
+// whatever server.
+var protocol = remote.Protocol{
+	Name: "openai", Path: "embeddings", Base64: true,
+	Batch: 64, MaxBatch: 2048, // OpenAI's own limit
+	BatchTokens: func(string) int { return 100_000 },
+	Encode:      encode,
+	Decode:      remote.DecodeIndexed,
+	Quotas:      remote.Quotas,
 }
 
-// httpClient never follows a redirect: the texts and the key are for the
-// configured address only.
-func httpClient(c Config) *http.Client {
-	client := &http.Client{}
-	if c.HTTPClient != nil {
-		*client = *c.HTTPClient
-	} else {
-		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.MaxIdleConnsPerHost = 2 * c.Concurrency
-		client.Transport = transport
-	}
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return client
+type request struct {
+	Model          string   `json:"model"`
+	Input          []string `json:"input"`
+	EncodingFormat string   `json:"encoding_format"`
+	Dimensions     int      `json:"dimensions,omitempty"`
 }
 
-// Name is Config.Name or the model's name at the server, with a mark of the
-// document prefix if there is one, because that changes every vector.
-func (m *Model) Name() string { return m.name }
-
-// Dimensions is 0 until they are configured or Probe has succeeded.
-func (m *Model) Dimensions() int { return int(m.dimensions.Load()) }
-
-// MaxBatch is the number of texts sent in one request.
-func (m *Model) MaxBatch() int { return m.maxBatch }
-
-// Close drops idle connections. Calls in flight go on.
-func (m *Model) Close() { m.client.CloseIdleConnections() }
-
-// Probe embeds one harmless word. It returns nil when the server, credential and
-// model name work; it learns the dimensions, or checks the configured ones.
-func (m *Model) Probe(ctx context.Context) error {
-	vectors, _, fail := m.send(ctx, m.queries, []string{m.documentPrefix + canary}, m.retries)
-	if fail != nil {
-		return m.fault(ctx, fail.accuseNobody())
+func encode(a remote.Ask) any {
+	r := request{Model: a.Model, Input: a.Inputs, EncodingFormat: "float", Dimensions: a.Dimensions}
+	if a.Base64 {
+		r.EncodingFormat = "base64"
 	}
-	m.dimensions.CompareAndSwap(0, int64(len(vectors[0])))
-	return nil
+	return r
 }
-
-// EmbedQuery returns the vector to search with. It retries at most once.
-func (m *Model) EmbedQuery(ctx context.Context, text string) ([]float32, error) {
-	if err := m.known(ctx); err != nil {
-		return nil, err
-	}
-	if strings.TrimSpace(text) == "" {
-		return nil, m.emptyText()
-	}
-	vectors, bad, fail := m.send(ctx, m.queries, []string{m.queryPrefix + clean(text)}, min(1, m.retries))
-	if fail != nil {
-		return nil, m.fault(ctx, fail)
-	}
-	if bad[0] != nil {
-		return nil, bad[0]
-	}
-	return vectors[0], nil
-}
-
-// Embed returns one document vector for each text, in as few requests as
-// MaxBatch and MaxBatchTokens allow. Texts that are empty or blank are rejected
-// without a request, as the protocol's own server does.
-func (m *Model) Embed(ctx context.Context, texts []string) ([][]float32, error) {
-	if len(texts) == 0 {
-		return [][]float32{}, nil
-	}
-	if err := m.known(ctx); err != nil {
-		return nil, err
-	}
-	j := newJob(m, texts)
-	var requests errgroup.Group
-	requests.SetLimit(cap(m.documents))
-	for _, group := range j.pack() {
-		requests.Go(func() error {
-			j.run(ctx, group)
-			return nil
-		})
-	}
-	_ = requests.Wait() // failures are in j
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("embed: %w", err)
-	}
-	return j.result()
-}
-
-func (m *Model) known(ctx context.Context) error {
-	if m.Dimensions() > 0 {
-		return nil
-	}
-	return m.Probe(ctx)
-}
-
-// fault is what a caller sees of a failure: its own context's end, if that is
-// the cause, or else the Error.
-func (m *Model) fault(ctx context.Context, f *failure) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("embed: %w", err)
-	}
-	return f.Error
-}
-
-func (m *Model) emptyText() *embedder.Error {
-	return &embedder.Error{Model: m.name, Reason: embedder.Rejected, Message: "the text is empty"}
-}
-
-// clean replaces what JSON cannot carry.
-func clean(text string) string { return strings.ToValidUTF8(text, "\ufffd") }

@@ -1,4 +1,4 @@
-package openai
+package remote
 
 import (
 	"encoding/base64"
@@ -14,41 +14,43 @@ import (
 
 var errDimensions = errors.New("wrong number of dimensions")
 
-// decode checks a response to count texts and returns its vectors at length 1,
+// Vectors checks a response to count texts and returns its vectors at length 1,
 // in the order of the texts. An error condemns the response. faults holds texts
 // whose own vector is unusable while the response is otherwise sound; their
-// vector is nil. dimensions is 0 while unknown: then all must agree.
-func decode(body []byte, count, dimensions int) (vectors [][]float32, faults map[int]error, err error) {
-	var response struct {
-		Data []struct {
-			Index     *int            `json:"index"`
-			Embedding json.RawMessage `json:"embedding"`
-		} `json:"data"`
+// vector is nil. dimensions is 0 while unknown: then all must agree. tokens is
+// what the server reports, even together with an error; 0 when it does not.
+func (p Protocol) Vectors(body []byte, count, dimensions int) (vectors [][]float32, faults map[int]error, tokens int64, err error) {
+	answer, err := p.Decode(body)
+	if err != nil {
+		return nil, nil, 0, fmt.Errorf("malformed response of %d bytes: %w", len(body), err)
 	}
-	if err := json.Unmarshal(body, &response); err != nil {
-		return nil, nil, fmt.Errorf("malformed response of %d bytes: %w", len(body), err)
-	}
-	if len(response.Data) != count {
-		if message := serverMessage(body); message != "" && len(response.Data) == 0 {
-			return nil, nil, errors.New(message)
+	if len(answer.Items) != count {
+		if message := serverMessage(body); message != "" && len(answer.Items) == 0 {
+			return nil, nil, answer.Tokens, errors.New(message)
 		}
-		return nil, nil, fmt.Errorf("%d vectors for %d texts", len(response.Data), count)
+		return nil, nil, answer.Tokens, fmt.Errorf("%d vectors for %d texts", len(answer.Items), count)
 	}
-	vectors, faults = make([][]float32, count), make(map[int]error)
-	seen := make([]bool, count)
-	for position, item := range response.Data {
+	vectors, faults, err = place(answer.Items, dimensions)
+	return vectors, faults, answer.Tokens, err
+}
+
+// place puts each item's vector where its text is.
+func place(items []Item, dimensions int) (vectors [][]float32, faults map[int]error, err error) {
+	vectors, faults = make([][]float32, len(items)), make(map[int]error)
+	seen := make([]bool, len(items))
+	for position, item := range items {
 		i := position
-		if (item.Index == nil) != (response.Data[0].Index == nil) {
+		if (item.Index == nil) != (items[0].Index == nil) {
 			return nil, nil, errors.New("some vectors have an index and some have none")
 		}
 		if item.Index != nil {
 			i = *item.Index
 		}
-		if i < 0 || i >= count || seen[i] {
+		if i < 0 || i >= len(items) || seen[i] {
 			return nil, nil, fmt.Errorf("vector index %d is out of range or repeated", i)
 		}
 		seen[i] = true
-		vector, err := parseVector(item.Embedding)
+		vector, err := parseVector(item.Vector)
 		if err != nil {
 			faults[i] = err
 			continue
@@ -66,6 +68,31 @@ func decode(body []byte, count, dimensions int) (vectors [][]float32, faults map
 		vectors[i] = vector
 	}
 	return vectors, faults, nil
+}
+
+// DecodeIndexed is Decode for responses of OpenAI's shape.
+func DecodeIndexed(body []byte) (Answer, error) {
+	var response struct {
+		Data []struct {
+			Index     *int            `json:"index"`
+			Embedding json.RawMessage `json:"embedding"`
+		} `json:"data"`
+		Usage json.RawMessage `json:"usage"`
+	}
+	if err := json.Unmarshal(body, &response); err != nil {
+		return Answer{}, err
+	}
+	a := Answer{Items: make([]Item, len(response.Data))}
+	for i, d := range response.Data {
+		a.Items[i] = Item{Index: d.Index, Vector: d.Embedding}
+	}
+	var usage struct {
+		Total int64 `json:"total_tokens"`
+	}
+	if json.Unmarshal(response.Usage, &usage) == nil { // of another shape, it says nothing
+		a.Tokens = usage.Total
+	}
+	return a, nil
 }
 
 // parseVector reads an array of numbers, or base64 of little-endian float32s.

@@ -1,4 +1,4 @@
-package openai
+package remote
 
 import (
 	"context"
@@ -26,11 +26,12 @@ func (Secret) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, redacted) }
 // MarshalText keeps the secret out of JSON and structured logs.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// Config says which server and model to use. BaseURL and Model are required.
+// Config says which server and model to use. Model is required, and so is
+// BaseURL unless the protocol has a public address.
 type Config struct {
-	BaseURL string // up to and without "/embeddings": "https://api.openai.com/v1", "http://127.0.0.1:11434/v1"
+	BaseURL string // up to and without "/embeddings" or "/embed": "http://127.0.0.1:11434/v1"
 	Model   string // the server's name for the model
-	Name    string // the space's name; Model when empty
+	Name    string // the space's name; by default it is made of the protocol's and the model's
 	APIKey  Secret // sent as a bearer token; empty sends none
 
 	// Dimensions of the vectors. 0: learn them from the server (see Probe).
@@ -45,12 +46,14 @@ type Config struct {
 	// Prefixes for models that want documents and queries marked.
 	DocumentPrefix, QueryPrefix string
 
-	MaxBatch       int           // texts in one request; default 64
-	MaxBatchTokens int           // approximate tokens in one request; default 100,000
-	Concurrency    int           // document requests at a time, and query requests at a time; default 4
+	MaxBatch       int           // texts in one request; default and maximum are the protocol's
+	MaxBatchTokens int           // approximate tokens in one request; default is the protocol's
+	Concurrency    int           // document requests at a time, and query requests at a time, at most; default 4
 	Timeout        time.Duration // one request, its response included; default 60 s
+	QueryTimeout   time.Duration // a whole EmbedQuery; default 5 s, and never more than Timeout
 	Retries        int           // further attempts within one call; default 2, negative for none
-	MaxWait        time.Duration // the longest wait within a call; longer ones are the caller's; default 2 s
+	MaxWait        time.Duration // the longest wait before another attempt; longer ones are the caller's; default 2 s
+	MaxPace        time.Duration // the longest that documents wait so as to stay within a rate limit; default 30 s
 
 	HTTPClient *http.Client                               // default: a client with its own connections
 	Now        func() time.Time                           // default time.Now
@@ -59,7 +62,13 @@ type Config struct {
 }
 
 // complete fills in defaults and returns the address to post to.
-func (c *Config) complete() (endpoint string, err error) {
+func (c *Config) complete(p Protocol) (endpoint string, err error) {
+	if c.BaseURL == "" && p.BaseURL != "" {
+		if c.APIKey == "" {
+			return "", fmt.Errorf("%s needs an API key", p.BaseURL)
+		}
+		c.BaseURL = p.BaseURL
+	}
 	base, err := url.Parse(c.BaseURL)
 	switch {
 	case err != nil:
@@ -76,17 +85,28 @@ func (c *Config) complete() (endpoint string, err error) {
 		return "", fmt.Errorf("%d dimensions, want 0 to %d", c.Dimensions, maxDimensions)
 	case c.AskDimensions && c.Dimensions == 0:
 		return "", errors.New("asking the server for dimensions needs to know how many")
-	case c.MaxBatch < 0, c.MaxBatchTokens < 0, c.Concurrency < 0, c.Timeout < 0, c.MaxWait < 0:
+	case c.MaxBatch < 0, c.MaxBatchTokens < 0, c.Concurrency < 0, c.Timeout < 0, c.QueryTimeout < 0, c.MaxWait < 0, c.MaxPace < 0:
 		return "", errors.New("negative limit")
+	case c.Base64 && !p.Base64:
+		return "", errors.New("the protocol has no base64 form")
 	}
-	orDefault(&c.Name, c.Model)
-	orDefault(&c.MaxBatch, 64)
-	orDefault(&c.MaxBatchTokens, 100_000)
+	c.fill(p)
+	return base.JoinPath(p.Path).String(), nil
+}
+
+func (c *Config) fill(p Protocol) {
+	orDefault(&c.Name, p.Space+c.Model)
+	orDefault(&c.MaxBatch, p.Batch)
+	c.MaxBatch = min(c.MaxBatch, p.MaxBatch)
+	orDefault(&c.MaxBatchTokens, p.BatchTokens(c.Model))
 	orDefault(&c.Concurrency, 4)
 	orDefault(&c.Timeout, time.Minute)
+	orDefault(&c.QueryTimeout, 5*time.Second)
+	c.QueryTimeout = min(c.QueryTimeout, c.Timeout)
 	orDefault(&c.Retries, 2)
 	c.Retries = max(0, c.Retries)
 	orDefault(&c.MaxWait, 2*time.Second)
+	orDefault(&c.MaxPace, 30*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -96,7 +116,6 @@ func (c *Config) complete() (endpoint string, err error) {
 	if c.Jitter == nil {
 		c.Jitter = rand.Float64
 	}
-	return base.JoinPath("embeddings").String(), nil
 }
 
 func orDefault[T comparable](field *T, value T) {

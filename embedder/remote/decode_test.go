@@ -1,14 +1,16 @@
-package openai
+package remote
 
 import (
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 )
+
+// indexed is the least of a protocol that a response needs.
+var indexed = Protocol{Decode: DecodeIndexed}
 
 func TestDecode(t *testing.T) {
 	t.Parallel()
@@ -35,7 +37,7 @@ func TestDecode(t *testing.T) {
 		`{"data":null}`: "error", `null`: "error", `[]`: "error", ``: "error", `{"data":[`: "error",
 		`{"data":[{"index":0,"embedding":[NaN,0]},{"index":1,"embedding":[1,0]}]}`: "error",
 	} {
-		vectors, faults, err := decode([]byte(body), 2, 2)
+		vectors, faults, _, err := indexed.Vectors([]byte(body), 2, 2)
 		got := fmt.Sprint(vectors)
 		if err != nil {
 			got = "error"
@@ -53,7 +55,7 @@ func TestDecode(t *testing.T) {
 
 func TestDimensionsMustAgreeWhileUnknown(t *testing.T) {
 	t.Parallel()
-	_, _, err := decode([]byte(`{"data":[{"embedding":[1,0]},{"embedding":[1,0,0]}]}`), 2, 0)
+	_, _, _, err := indexed.Vectors([]byte(`{"data":[{"embedding":[1,0]},{"embedding":[1,0,0]}]}`), 2, 0)
 	if !errors.Is(err, errDimensions) {
 		t.Fatalf("got %v", err)
 	}
@@ -95,50 +97,6 @@ func TestRetryAfterForms(t *testing.T) {
 	}
 }
 
-// Whatever a server sends, what is accepted is complete, in place, finite and of
-// length 1.
-func FuzzDecode(f *testing.F) {
-	f.Add([]byte(`{"data":[{"index":1,"embedding":[0,2]},{"index":0,"embedding":"AACAPwAAAAA="}]}`), 2, 2)
-	f.Add([]byte(`{"data":[{"embedding":[1e-46,null]}]}`), 1, 0)
-	f.Add([]byte(`{"error":{"message":"x"}}`), 3, 4)
-	f.Fuzz(func(t *testing.T, body []byte, count, dimensions int) {
-		if count < 1 || count > 64 || dimensions < 0 || dimensions > maxDimensions {
-			t.Skip()
-		}
-		vectors, faults, err := decode(body, count, dimensions)
-		if err != nil {
-			if vectors != nil || faults != nil {
-				t.Fatal("an error together with vectors")
-			}
-			return
-		}
-		if len(vectors) != count {
-			t.Fatalf("%d vectors, want %d", len(vectors), count)
-		}
-		for i, v := range vectors {
-			if faults[i] != nil {
-				if v != nil {
-					t.Fatalf("text %d has both a vector and a fault", i)
-				}
-				continue
-			}
-			if dimensions == 0 {
-				dimensions = len(v)
-			}
-			if len(v) != dimensions {
-				t.Fatalf("text %d has %d components, want %d", i, len(v), dimensions)
-			}
-			var squares float64
-			for _, x := range v {
-				squares += float64(x) * float64(x)
-			}
-			if !(math.Abs(squares-1) < 1e-5) {
-				t.Fatalf("text %d has length² %v", i, squares)
-			}
-		}
-	})
-}
-
 func BenchmarkDecode(b *testing.B) {
 	item := `{"object":"embedding","index":%d,"embedding":[` + strings.TrimSuffix(strings.Repeat("-0.0123456789,", 1536), ",") + `]}`
 	items := make([]string, 64)
@@ -148,7 +106,7 @@ func BenchmarkDecode(b *testing.B) {
 	body := []byte(`{"data":[` + strings.Join(items, ",") + `]}`)
 	b.SetBytes(int64(len(body)))
 	for b.Loop() {
-		if _, _, err := decode(body, 64, 1536); err != nil {
+		if _, _, _, err := indexed.Vectors(body, 64, 1536); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,4 +1,4 @@
-package openai
+package remote
 
 import (
 	"context"
@@ -37,13 +37,16 @@ func newJob(m *Model, texts []string) *job {
 // exceeds the token limit by itself gets a request by itself.
 func (j *job) pack() (groups [][]int) {
 	var group []int
-	tokens := 0
+	tokens, most := 0, j.m.maxBatchTokens
+	if share := j.m.pace.share(); share > 0 {
+		most = min(most, share)
+	}
 	for i, input := range j.inputs {
 		if j.failed[i] != nil {
 			continue
 		}
-		n := len(input)/3 + 1 // a token has three bytes or more in most languages
-		if len(group) > 0 && (len(group) == j.m.maxBatch || tokens+n > j.m.maxBatchTokens) {
+		n := tokensOf(input)
+		if len(group) > 0 && (len(group) == j.m.maxBatch || tokens+n > most) {
 			groups, group, tokens = append(groups, group), nil, 0
 		}
 		group, tokens = append(group, i), tokens+n
@@ -52,6 +55,14 @@ func (j *job) pack() (groups [][]int) {
 		groups = append(groups, group)
 	}
 	return groups
+}
+
+// tokensOf reckons: a token has three bytes or more in most languages.
+func tokensOf(inputs ...string) (n int) {
+	for _, input := range inputs {
+		n += len(input)/3 + 1
+	}
+	return n
 }
 
 // run embeds a group and records the outcome of each of its texts.
@@ -74,7 +85,7 @@ func (j *job) request(ctx context.Context, group []int, retries int) *failure {
 	for k, i := range group {
 		inputs[k] = j.inputs[i]
 	}
-	vectors, bad, fail := j.m.send(ctx, j.m.documents, inputs, retries)
+	vectors, bad, fail := j.m.send(ctx, j.m.documents, errand{inputs: inputs, retries: retries, wait: j.m.maxPace})
 	if fail != nil {
 		return fail
 	}
@@ -162,7 +173,8 @@ func (s *search) try(ctx context.Context, group []int) {
 // condemn blames a single text, once a harmless one has gone through.
 func (s *search) condemn(ctx context.Context, text []int, fail *failure) {
 	if !s.alive {
-		if _, _, doubt := s.m.send(ctx, s.m.documents, []string{s.m.documentPrefix + canary}, 0); doubt != nil {
+		harmless := errand{inputs: []string{s.m.documentPrefix + canary}, harmless: true, wait: s.m.maxPace}
+		if _, _, doubt := s.m.send(ctx, s.m.documents, harmless); doubt != nil {
 			s.over = doubt.accuseNobody()
 			s.fail(text, s.over)
 			return

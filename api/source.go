@@ -220,7 +220,7 @@ func status(s ingest.TableStatus) *v1.TableStatus {
 		Error:    s.Error,
 		Backfill: backfill(s),
 		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending),
-		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved)},
+		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved), Tokens: s.Tokens},
 		SetAside: &v1.SetAside{Rows: count(s.Aside.Rows), Key: s.Aside.Newest.Key, Reason: s.Aside.Newest.Reason,
 			Time: timestamp(s.Aside.Newest.At)},
 	}

@@ -43,6 +43,9 @@ type FillerConfig struct {
 	Probe   time.Duration // between trials while the model is out of reach; default 1 s
 	Segment time.Duration // between looks for vectors without an approximate index; default 5 s
 	Log     *slog.Logger  // default: discards
+	// Meter begins to measure what calls of the model with the returned context
+	// cost, and returns what then tells the tokens of each text; default: nothing.
+	Meter func(context.Context) (context.Context, func(texts []string) []int64)
 	// Called is told of each call of the model: its texts, how many of them got no
 	// vector, and how long it took; may be nil. It returns at once.
 	Called func(texts, failed int, took time.Duration)
@@ -81,6 +84,11 @@ func NewFiller(c FillerConfig) (*Filler, error) {
 	def(&c.Segment, 5*time.Second)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Meter == nil {
+		c.Meter = func(ctx context.Context) (context.Context, func([]string) []int64) {
+			return ctx, func(texts []string) []int64 { return make([]int64, len(texts)) }
+		}
 	}
 	if c.Called == nil {
 		c.Called = func(int, int, time.Duration) {}
@@ -191,13 +199,15 @@ func (f *Filler) batch(ctx context.Context, space Space, n int) (int, error) {
 		texts[i] = it.text
 	}
 	asked := time.Now()
-	vectors, callErr := f.Model.Embed(ctx, texts)
+	metered, spent := f.Meter(ctx)
+	vectors, callErr := f.Model.Embed(metered, texts)
 	took := time.Since(asked)
 	if ctx.Err() != nil {
 		f.gate.leave()
 		return c.total, f.release(ctx, c)
 	}
 	out := f.outcome(c, vectors, callErr)
+	out.tokens = spent(texts)
 	f.Called(len(texts), len(out.failed), took)
 	if out.whole != nil {
 		outage := f.gate.failed(time.Now(), out.whole.RetryAfter)
@@ -229,6 +239,7 @@ type outcome struct {
 	embedded []int // indexes of items
 	vectors  [][]float32
 	failed   map[int]*Failure
+	tokens   []int64  // of each item, also of those that failed
 	whole    *Failure // the call failed as a whole
 }
 

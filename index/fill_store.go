@@ -136,9 +136,9 @@ from unnest(@digests::bytea[]) with ordinality d(digest, n)
 where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.embedding is null`
 
 const countMadeSQL = `
-insert into whence.embedding_calls as e (table_id, made)
-select n.table_id, n.made from unnest(@tables::int[], @counts::bigint[]) n(table_id, made) join whence.tables t on t.id = n.table_id order by 1
-on conflict (table_id) do update set made = e.made + excluded.made`
+insert into whence.embedding_calls as e (table_id, made, tokens)
+select n.table_id, n.made, n.tokens from unnest(@tables::int[], @counts::bigint[], @tokens::bigint[]) n(table_id, made, tokens) join whence.tables t on t.id = n.table_id order by 1
+on conflict (table_id) do update set made = e.made + excluded.made, tokens = e.tokens + excluded.tokens`
 
 const storeFailuresSQL = `
 update whence.vectors v
@@ -152,27 +152,35 @@ where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.emb
 func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, err error) {
 	var digests [][]byte
 	var flat []float32
-	made := map[int32]int64{}
+	made, spent := map[int32]int64{}, map[int32]int64{}
+	for i, n := range out.tokens {
+		if table := c.items[i].table; n > 0 {
+			spent[table] += n
+			made[table] += 0
+		}
+	}
 	for n, i := range out.embedded {
 		digests = append(digests, c.items[i].digest)
 		flat = append(flat, out.vectors[n]...)
 		made[c.items[i].table]++
 	}
 	tables := slices.Sorted(maps.Keys(made))
-	counts := make([]int64, len(tables))
+	counts, tokens := make([]int64, len(tables)), make([]int64, len(tables))
 	for i, t := range tables {
-		counts[i] = made[t]
+		counts[i], tokens[i] = made[t], spent[t]
 	}
 	err = x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
 		if len(digests) > 0 {
 			args := pgx.NamedArgs{"space": c.space.ID, "lease": c.lease, "digests": digests,
-				"flat": flat, "dimensions": c.space.Dimensions, "tables": tables, "counts": counts}
+				"flat": flat, "dimensions": c.space.Dimensions}
 			tag, err := tx.Exec(ctx, storeSQL, args)
 			if err != nil {
 				return err
 			}
 			stored = int(tag.RowsAffected())
-			if _, err := tx.Exec(ctx, countMadeSQL, args); err != nil {
+		}
+		if len(tables) > 0 {
+			if _, err := tx.Exec(ctx, countMadeSQL, pgx.NamedArgs{"tables": tables, "counts": counts, "tokens": tokens}); err != nil {
 				return err
 			}
 		}

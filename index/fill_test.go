@@ -31,10 +31,19 @@ func explain(err error) func(int) *index.Failure {
 	}
 }
 
+// meter sums up what a filler's calls cost.
+func (w *world) meter(ctx context.Context) (context.Context, func([]string) []int64) {
+	ctx, m := embedder.Measure(ctx)
+	return ctx, func(texts []string) []int64 {
+		w.spent.Add(m.Usage().Tokens)
+		return m.Usage().Split(texts)
+	}
+}
+
 // fill runs a filler until ready, and waits for its end.
 func (w *world) fill(model index.Model, ready func() bool) {
 	w.t.Helper()
-	f, err := index.NewFiller(index.FillerConfig{Index: w.x, Model: model, Explain: explain, Batch: 16,
+	f, err := index.NewFiller(index.FillerConfig{Index: w.x, Model: model, Explain: explain, Meter: w.meter, Batch: 16,
 		Poll: 10 * time.Millisecond, Probe: 20 * time.Millisecond, Heal: 100 * time.Millisecond})
 	if err != nil {
 		w.t.Fatal(err)
@@ -98,6 +107,9 @@ func TestFillEmbedsEachTextOnce(t *testing.T) {
 	}
 	if made := w.count(`select made from whence.embedding_calls`); made != 60 {
 		t.Errorf("%d calls are counted", made)
+	}
+	if tokens := w.count(`select tokens from whence.embedding_calls`); tokens == 0 || int64(tokens) != w.spent.Load() {
+		t.Errorf("%d tokens are booked, the calls took %d", tokens, w.spent.Load())
 	}
 	want, err := server.Vector(t.Context(), "text 7")
 	if err != nil {

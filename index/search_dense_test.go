@@ -140,7 +140,7 @@ func cmpFloat(a, b float64) int {
 func TestNearestAtAnySelectivity(t *testing.T) {
 	t.Parallel()
 	c := newCrowd(t)
-	const n = 40_000
+	const n = 24_000
 	c.add(n, func(i int) string {
 		switch {
 		case i%1000 == 500:
@@ -175,7 +175,7 @@ func TestNearestAtAnySelectivity(t *testing.T) {
 		{"narrowed", "c.subject in ('s1', 'far', 'half')", authztest.Scope(t, authz.ScopeSpec{AllTables: true, Subjects: []string{"s1", "far", "half"}, Actions: authz.Actions()}), nil, n / 2},
 	} {
 		var hits, wanted int
-		for range 20 {
+		for range 12 {
 			v := c.around(c.centres[c.random.IntN(crowdClusters)], 0.5)
 			want := c.exact(share.where, v, 10)
 			found := c.ask(share.scope, share.filter, v, 60)
@@ -198,7 +198,7 @@ func TestNearestAtAnySelectivity(t *testing.T) {
 	var scans int
 	if c.scan([]any{&scans}, `
 select sum(pg_stat_get_numscans(i.indexrelid) + pg_stat_get_xact_numscans(i.indexrelid)) from pg_index i join pg_class x on x.oid = i.indexrelid
-where x.relname like 'vectors\_%\_%\_%'`); scans < 20 {
+where x.relname like 'vectors\_%\_%\_%'`); scans < 12 {
 		t.Errorf("the approximate index was used %d times", scans)
 	}
 }

@@ -3,6 +3,7 @@ package index_test
 import (
 	"context"
 	"encoding/json"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ type world struct {
 	x      *index.Index
 	space  index.Space
 	tables map[string]whence.Table
+	spent  atomic.Int64 // tokens that fillers used
 }
 
 func newWorld(t testing.TB, tables ...string) *world {

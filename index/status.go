@@ -15,6 +15,7 @@ type Status struct {
 	Chunks  int64 // of their heads
 	Pending int64 // of those, without a vector in the current space
 	Made    int64 // texts sent to the model
+	Tokens  int64 // that these took, as the model's server reported or as reckoned from the texts
 	Saved   int64 // texts that needed no call: their vector was there or asked for
 }
 
@@ -24,7 +25,8 @@ select
     count(h.digest),
     count(h.digest) filter (where v.embedding is null),
     coalesce((select made from whence.embedding_calls where table_id = @table), 0),
-    coalesce((select saved from whence.embedding_calls where table_id = @table), 0)
+    coalesce((select saved from whence.embedding_calls where table_id = @table), 0),
+    coalesce((select tokens from whence.embedding_calls where table_id = @table), 0)
 from (select c.digest from whence.chunks c join whence.records r on r.id = c.record_id
       where r.table_id = @table and c.version = r.version) h
 left join whence.spaces s on s.current
@@ -33,7 +35,7 @@ left join whence.vectors v on v.space_id = s.id and v.digest = h.digest`
 // Status counts what the index holds of a table.
 func (x *Index) Status(ctx context.Context, table int32) (s Status, err error) {
 	err = x.pool.QueryRow(ctx, selectStatus, pgx.NamedArgs{"table": table}).
-		Scan(&s.Records, &s.Chunks, &s.Pending, &s.Made, &s.Saved)
+		Scan(&s.Records, &s.Chunks, &s.Pending, &s.Made, &s.Saved, &s.Tokens)
 	if err != nil {
 		return Status{}, fmt.Errorf("status of table %d: %w", table, pg.Translate(err))
 	}
@@ -43,7 +45,7 @@ func (x *Index) Status(ctx context.Context, table int32) (s Status, err error) {
 // Analyze gives the planner the statistics of tables that have just been
 // filled; autovacuum would take a minute to.
 func (x *Index) Analyze(ctx context.Context) error {
-	_, err := x.pool.Exec(ctx, `analyze whence.records, whence.versions, whence.chunks, whence.vectors`)
+	_, err := x.pool.Exec(ctx, `analyze (skip_locked) whence.records, whence.versions, whence.chunks, whence.vectors`)
 	if err != nil {
 		return fmt.Errorf("analyze: %w", pg.Translate(err))
 	}

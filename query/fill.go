@@ -1,6 +1,8 @@
 package query
 
 import (
+	"context"
+
 	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/index"
 )
@@ -19,4 +21,11 @@ func ExplainEmbedding(err error) func(i int) *index.Failure {
 			Whole: e.Temporary, // a model that is out of reach fails every text alike
 		}
 	}
+}
+
+// MeterEmbedding measures what calls of an embedder.Model cost, for the index's
+// filler.
+func MeterEmbedding(ctx context.Context) (context.Context, func(texts []string) []int64) {
+	ctx, meter := embedder.Measure(ctx)
+	return ctx, func(texts []string) []int64 { return meter.Usage().Split(texts) }
 }

@@ -126,7 +126,7 @@ func (s *process) wireMemory(ctx context.Context, secret seal.Key) (err error) {
 		return err
 	}
 	if s.filler, err = index.NewFiller(index.FillerConfig{Index: s.index, Model: s.model, Explain: query.ExplainEmbedding,
-		Called: s.metrics.Called, Log: s.log}); err != nil {
+		Called: s.metrics.Called, Meter: query.MeterEmbedding, Log: s.log}); err != nil {
 		return err
 	}
 	if s.registry, err = ingest.NewRegistry(ingest.Config{Pool: s.pool, Index: s.index, Seal: secret, Getenv: s.getenv, Log: s.log}); err != nil {

@@ -832,7 +832,10 @@ type EmbeddingCalls struct {
 	// Texts sent to the model.
 	Made uint32 `protobuf:"varint,1,opt,name=made,proto3" json:"made,omitempty"`
 	// Chunks that needed no call because their text had a vector already.
-	Saved         uint32 `protobuf:"varint,2,opt,name=saved,proto3" json:"saved,omitempty"`
+	Saved uint32 `protobuf:"varint,2,opt,name=saved,proto3" json:"saved,omitempty"`
+	// Tokens that the texts took, as the model's server reported or, where it does
+	// not, reckoned from the texts; 0 for the built-in model.
+	Tokens        int64 `protobuf:"varint,3,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -877,6 +880,13 @@ func (x *EmbeddingCalls) GetMade() uint32 {
 func (x *EmbeddingCalls) GetSaved() uint32 {
 	if x != nil {
 		return x.Saved
+	}
+	return 0
+}
+
+func (x *EmbeddingCalls) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
 	}
 	return 0
 }
@@ -2640,10 +2650,11 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\n" +
 	"rows_total\x18\x02 \x01(\rR\trowsTotal\x12&\n" +
 	"\x0frows_per_second\x18\x03 \x01(\x01R\rrowsPerSecond\x127\n" +
-	"\tremaining\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tremaining\":\n" +
+	"\tremaining\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tremaining\"R\n" +
 	"\x0eEmbeddingCalls\x12\x12\n" +
 	"\x04made\x18\x01 \x01(\rR\x04made\x12\x14\n" +
-	"\x05saved\x18\x02 \x01(\rR\x05saved\"i\n" +
+	"\x05saved\x18\x02 \x01(\rR\x05saved\x12\x16\n" +
+	"\x06tokens\x18\x03 \x01(\x03R\x06tokens\"i\n" +
 	"\x0fTableWithStatus\x12&\n" +
 	"\x05table\x18\x01 \x01(\v2\x10.whence.v1.TableR\x05table\x12.\n" +
 	"\x06status\x18\x02 \x01(\v2\x16.whence.v1.TableStatusR\x06status\"\x89\x02\n" +

@@ -36,6 +36,7 @@ func (m *memory) Query(ctx context.Context, req *v1.QueryRequest) (*v1.QueryResp
 	for _, h := range a.Hits {
 		out.Hits = append(out.Hits, hitMessage(h))
 	}
+	out.Explanation = explanation(a.Explained)
 	stored, err := answerOf(req, a, out.GetHits())
 	if err != nil {
 		return nil, err
@@ -48,7 +49,7 @@ func queryRequest(req *v1.QueryRequest) query.Request {
 	r := query.Request{
 		Text: req.GetText(), Subjects: req.GetSubjects(), Filter: req.GetFilter(), Limit: int(req.GetLimit()),
 		Recency:   query.Recency{HalfLife: req.GetRecency().GetHalfLife().AsDuration()},
-		FreshOnly: req.GetFreshOnly(), AsOf: fromTimestamp(req.GetAsOf()),
+		FreshOnly: req.GetFreshOnly(), Explain: req.GetExplain(), AsOf: fromTimestamp(req.GetAsOf()),
 		Consistency: query.Consistency{AtLeast: req.GetConsistency().GetAtLeast(), Verify: req.GetConsistency().GetVerify()},
 	}
 	if req.GetRecency() != nil {
@@ -67,15 +68,43 @@ func queryRequest(req *v1.QueryRequest) query.Request {
 func hitMessage(h query.Hit) *v1.Hit {
 	out := &v1.Hit{
 		ChunkId: fmt.Sprint(h.ChunkID), Text: h.Text, Origin: origin(h.Origin), Freshness: freshness(h.Freshness),
-		Score: &v1.Score{Final: h.Score.Final, Relevance: h.Score.Relevance, Recency: h.Score.Recency,
-			Dense: h.Score.Dense, Lexical: h.Score.Lexical},
-		Attributes: values(h.Attributes), LiveText: h.LiveText,
+		Score: score(h.Score), Attributes: values(h.Attributes), LiveText: h.LiveText, Legs: legs(h.Legs),
 	}
 	if h.MatchedText != "" {
 		out.MatchedText = &h.MatchedText
 	}
 	if h.Embedding != nil {
 		out.Embedding = &v1.Embedding{Model: h.Embedding.Model, EmbeddedAt: timestamp(h.Embedding.EmbeddedAt)}
+	}
+	return out
+}
+
+func score(s query.Score) *v1.Score {
+	return &v1.Score{Final: s.Final, Relevance: s.Relevance, Recency: s.Recency, Dense: s.Dense, Lexical: s.Lexical}
+}
+
+func legs(l index.Legs) (out []v1.Leg) {
+	for i, leg := range []v1.Leg{v1.Leg_LEG_DENSE, v1.Leg_LEG_LEXICAL, v1.Leg_LEG_RECENT} {
+		if l&(index.ByVector<<i) != 0 {
+			out = append(out, leg)
+		}
+	}
+	return out
+}
+
+func explanation(x *query.Explanation) *v1.Explanation {
+	if x == nil {
+		return nil
+	}
+	out := &v1.Explanation{DenseWeight: x.Dense, LexicalWeight: x.Lexical, DenseFloor: x.DenseFloor, RecencyWeight: x.RecencyWeight,
+		DenseCandidates: count(int64(x.ByVector)), LexicalCandidates: count(int64(x.ByTerms)), RecentCandidates: count(int64(x.ByRecency))}
+	for _, h := range x.LeftOut {
+		reason := v1.LeftOutReason_LEFT_OUT_REASON_BELOW_LIMIT
+		if h.Repeats {
+			reason = v1.LeftOutReason_LEFT_OUT_REASON_REPEATS
+		}
+		out.LeftOut = append(out.LeftOut, &v1.LeftOut{ChunkId: fmt.Sprint(h.ChunkID), Table: string(h.Origin.Table),
+			Key: values(h.Origin.Key.Values()), Score: score(h.Score), Legs: legs(h.Legs), Reason: reason})
 	}
 	return out
 }

@@ -13,6 +13,16 @@ import (
 	"github.com/whence-db/whence/internal/pg"
 )
 
+// Legs are the ways by which a chunk was found.
+type Legs uint8
+
+// The ways: by vector, by terms, and for being among the newest.
+const (
+	ByVector Legs = 1 << iota
+	ByTerms
+	ByTime
+)
+
 // SearchRequest says what to look for. Tables are the candidates, already found
 // in the registry; the scope narrows them further.
 type SearchRequest struct {
@@ -56,6 +66,7 @@ type Candidate struct {
 	Embedded   bool // the shown text has a vector in the space
 	OtherSpace bool // it has none in the space, but one in another
 
+	Legs    Legs     // that found the chunk that matched
 	Dense   *float64 // cosine similarity in [-1,1]; nil without a vector on either side
 	Lexical *float64 // in (0,1); nil when no term of the question is in the shown text
 }
@@ -137,28 +148,33 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 	if err != nil {
 		return nil, fmt.Errorf("search: %w", pg.Translate(err))
 	}
+	legs := map[int64]Legs{}
+	found := func(by Legs, ids []int64) {
+		for _, id := range ids {
+			legs[id] |= by
+		}
+	}
 	ids, err := x.lexicalLeg(ctx, tx, b, fresh, terms, r.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("search texts: %w", pg.Translate(err))
 	}
+	found(ByTerms, ids)
 	if r.Vector != nil {
-		dense, err := x.denseLeg(ctx, tx, b, fresh, r)
+		ids, err := x.denseLeg(ctx, tx, b, fresh, r)
 		if err != nil {
 			return nil, fmt.Errorf("search vectors: %w", pg.Translate(err))
 		}
-		ids = append(ids, dense...)
+		found(ByVector, ids)
 	}
-	recent, err := x.recentLeg(ctx, tx, b, fresh)
-	if err != nil {
+	if ids, err = x.recentLeg(ctx, tx, b, fresh); err != nil {
 		return nil, fmt.Errorf("search the newest: %w", pg.Translate(err))
 	}
-	ids = append(ids, recent...)
-	slices.Sort(ids)
-	found, err := x.score(ctx, tx, b, slices.Compact(ids), terms, r)
+	found(ByTime, ids)
+	out, err := x.score(ctx, tx, b, legs, terms, r)
 	if err != nil {
 		return nil, fmt.Errorf("score candidates: %w", pg.Translate(err))
 	}
-	return collapse(found), nil
+	return collapse(out), nil
 }
 
 // Candidates are held in memory, and compiling would take longer than running.
@@ -209,9 +225,11 @@ func collapse(found []Candidate) []Candidate {
 			out = append(out, c)
 			continue
 		}
+		legs := out[i].Legs | c.Legs
 		if better(c, out[i]) {
 			out[i] = c
 		}
+		out[i].Legs = legs
 	}
 	return out
 }

@@ -3,6 +3,8 @@ package index
 import (
 	"context"
 	"encoding/json"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -53,7 +55,8 @@ where ` + recordInBounds + `
 order by i.id`
 
 // score reads what a candidate needs to be shown, and scores all alike.
-func (x *Index) score(ctx context.Context, tx pgx.Tx, b bounds, ids []int64, t terms, r SearchRequest) ([]Candidate, error) {
+func (x *Index) score(ctx context.Context, tx pgx.Tx, b bounds, legs map[int64]Legs, t terms, r SearchRequest) ([]Candidate, error) {
+	ids := slices.Sorted(maps.Keys(legs))
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -72,10 +75,10 @@ func (x *Index) score(ctx context.Context, tx pgx.Tx, b bounds, ids []int64, t t
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, scanCandidate)
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Candidate, error) { return scanCandidate(row, legs) })
 }
 
-func scanCandidate(row pgx.CollectableRow) (Candidate, error) {
+func scanCandidate(row pgx.CollectableRow, legs map[int64]Legs) (Candidate, error) {
 	var c Candidate
 	var commit, event, embedded *time.Time
 	var matched string
@@ -88,6 +91,7 @@ func scanCandidate(row pgx.CollectableRow) (Candidate, error) {
 		return c, err
 	}
 	copy(c.Digest[:], digest)
+	c.Legs = legs[chunk]
 	c.CommitTime, c.EventTime, c.EmbeddedAt = timeOf(commit), timeOf(event), timeOf(embedded)
 	if chunk != c.ChunkID {
 		c.Matched = matched

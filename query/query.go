@@ -77,6 +77,7 @@ type Answer struct {
 	At        time.Time
 	Hits      []Hit
 	Watermark []whence.Watermark // of the sources that were asked, by name
+	Explained *Explanation       // nil when it was not asked for
 	Degraded  string             // which leg is missing and why, "REASON: words"; empty when none is
 }
 
@@ -91,6 +92,7 @@ type Hit struct {
 	Attributes  whence.Values
 	Embedding   *Embedding // of the text that matched; nil when it has none yet
 	Freshness   whence.Freshness
+	Legs        index.Legs
 	LiveText    *string // what the row reads now, where verifying found it changed
 	Score       Score
 }
@@ -204,7 +206,11 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 		}
 	}
 	rank(a.Hits)
-	a.Hits = a.Hits[:min(len(a.Hits), r.limit())]
+	kept, repeats := collapse(a.Hits)
+	a.Hits = kept[:min(len(kept), r.limit())]
+	if r.Explain {
+		a.Explained = e.explain(r, found, kept[len(a.Hits):], repeats)
+	}
 	return states, nil
 }
 
@@ -238,7 +244,7 @@ func (e *Engine) setAside(ctx context.Context, tx pgx.Tx, tables []whence.Table,
 func hit(c index.Candidate, t whence.Table, state whence.State, space index.Space) Hit {
 	h := Hit{
 		ChunkID: c.ChunkID, RecordID: c.RecordID, Text: c.Text, MatchedText: c.Matched,
-		Subject: c.Subject, Attributes: c.Attributes, Freshness: judge(c, t, state),
+		Subject: c.Subject, Attributes: c.Attributes, Freshness: judge(c, t, state), Legs: c.Legs,
 		Origin: whence.Origin{Source: t.Source, Table: t.Name(), Key: c.Key, Version: c.Version, LSN: c.LSN,
 			CommitTime: c.CommitTime, EventTime: c.EventTime, Columns: textColumns(t),
 			Start: c.Start, End: c.End, Digest: c.Digest},

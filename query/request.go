@@ -28,6 +28,7 @@ type Request struct {
 	Limit       int                // 1 to MaxLimit; 0: DefaultLimit
 	Recency     Recency
 	Consistency Consistency
+	Explain     bool      // say how the answer came about
 	FreshOnly   bool      // leave out what is not FRESH
 	AsOf        time.Time // not implemented: must be zero
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,6 +24,7 @@ type queryCmd struct {
 	RecencyWeight *float64          `help:"How much age may cost, 0 to 1."`
 	HalfLife      time.Duration     `help:"Age at which recency has fallen to one half."`
 	FreshOnly     bool              `help:"Only fresh hits."`
+	Explain       bool              `help:"Say how the answer came about and what came close."`
 	Verify        bool              `help:"Compare every hit with its row in the source."`
 	AtLeast       string            `help:"Wait until this position is applied: a token, an LSN or SOURCE@LSN." placeholder:"TOKEN"`
 }
@@ -33,7 +35,7 @@ func (c *queryCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	req := &v1.QueryRequest{Text: c.Text, Tables: c.Table, Subjects: c.Subject, Filter: c.Filter,
-		Limit: &c.Limit, FreshOnly: c.FreshOnly}
+		Limit: &c.Limit, FreshOnly: c.FreshOnly, Explain: c.Explain}
 	if c.Verify || c.AtLeast != "" {
 		req.Consistency = &v1.Consistency{Verify: c.Verify, AtLeast: c.AtLeast}
 	}
@@ -51,6 +53,9 @@ func (c *queryCmd) Run(ctx context.Context, a *app) error {
 		printHits(a, res.GetHits())
 		if res.GetDegraded() {
 			a.printf("degraded: %s\n", res.GetDegradedReason())
+		}
+		if x := res.GetExplanation(); x != nil {
+			printExplanation(a, res.GetHits(), x)
 		}
 		printWatermark(a, res.GetWatermark())
 		a.printf("answer %s; %d of %d calls left\n", res.GetAnswerId(),
@@ -96,6 +101,36 @@ func printHits(a *app, hits []*v1.Hit) {
 			a.printf("    reads now: %s\n", line(h.GetLiveText(), 150))
 		}
 	}
+}
+
+func printExplanation(a *app, hits []*v1.Hit, x *v1.Explanation) {
+	a.printf("relevance = (%g dense from %g on + %g lexical) / %g; age costs at most %g; candidates: %d dense, %d lexical, %d recent\n",
+		x.GetDenseWeight(), x.GetDenseFloor(), x.GetLexicalWeight(), x.GetDenseWeight()+x.GetLexicalWeight(), x.GetRecencyWeight(),
+		x.GetDenseCandidates(), x.GetLexicalCandidates(), x.GetRecentCandidates())
+	columns(a, "RANK\tFINAL\tRELEVANCE\tRECENCY\tDENSE\tLEXICAL\tFOUND BY\tROW", func(w *tabwriter.Writer) {
+		for i, h := range hits {
+			printScore(w, fmt.Sprint(i+1), h.GetScore(), h.GetLegs(), h.GetOrigin().GetTable()+" "+keyText(h.GetOrigin().GetKey()))
+		}
+		for _, l := range x.GetLeftOut() {
+			printScore(w, strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(l.GetReason().String(), "LEFT_OUT_REASON_"), "_", " ")),
+				l.GetScore(), l.GetLegs(), l.GetTable()+" "+keyText(l.GetKey()))
+		}
+	})
+}
+
+func printScore(w io.Writer, rank string, s *v1.Score, legs []v1.Leg, row string) {
+	part := func(v *float64) string {
+		if v == nil {
+			return "-"
+		}
+		return fmt.Sprintf("%.3f", *v)
+	}
+	var by []string
+	for _, l := range legs {
+		by = append(by, strings.ToLower(strings.TrimPrefix(l.String(), "LEG_")))
+	}
+	fmt.Fprintf(w, "%s\t%.3f\t%.3f\t%.3f\t%s\t%s\t%s\t%s\n", rank, s.GetFinal(), s.GetRelevance(), s.GetRecency(),
+		part(s.Dense), part(s.Lexical), strings.Join(by, "+"), row)
 }
 
 func printWatermark(a *app, ws []*v1.Watermark) {

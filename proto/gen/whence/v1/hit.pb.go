@@ -180,6 +180,116 @@ func (FreshnessReason) EnumDescriptor() ([]byte, []int) {
 	return file_whence_v1_hit_proto_rawDescGZIP(), []int{1}
 }
 
+// Leg is a way by which a chunk can be found.
+type Leg int32
+
+const (
+	// Not set; never sent.
+	Leg_LEG_UNSPECIFIED Leg = 0
+	// Its vector is near the question's.
+	Leg_LEG_DENSE Leg = 1
+	// It holds terms of the question.
+	Leg_LEG_LEXICAL Leg = 2
+	// It is among the newest.
+	Leg_LEG_RECENT Leg = 3
+)
+
+// Enum value maps for Leg.
+var (
+	Leg_name = map[int32]string{
+		0: "LEG_UNSPECIFIED",
+		1: "LEG_DENSE",
+		2: "LEG_LEXICAL",
+		3: "LEG_RECENT",
+	}
+	Leg_value = map[string]int32{
+		"LEG_UNSPECIFIED": 0,
+		"LEG_DENSE":       1,
+		"LEG_LEXICAL":     2,
+		"LEG_RECENT":      3,
+	}
+)
+
+func (x Leg) Enum() *Leg {
+	p := new(Leg)
+	*p = x
+	return p
+}
+
+func (x Leg) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Leg) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_hit_proto_enumTypes[2].Descriptor()
+}
+
+func (Leg) Type() protoreflect.EnumType {
+	return &file_whence_v1_hit_proto_enumTypes[2]
+}
+
+func (x Leg) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Leg.Descriptor instead.
+func (Leg) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{2}
+}
+
+// LeftOutReason says why a chunk is not in an answer.
+type LeftOutReason int32
+
+const (
+	// Not set; never sent.
+	LeftOutReason_LEFT_OUT_REASON_UNSPECIFIED LeftOutReason = 0
+	// There were enough better ones.
+	LeftOutReason_LEFT_OUT_REASON_BELOW_LIMIT LeftOutReason = 1
+	// It says what a better hit of the same record says.
+	LeftOutReason_LEFT_OUT_REASON_REPEATS LeftOutReason = 2
+)
+
+// Enum value maps for LeftOutReason.
+var (
+	LeftOutReason_name = map[int32]string{
+		0: "LEFT_OUT_REASON_UNSPECIFIED",
+		1: "LEFT_OUT_REASON_BELOW_LIMIT",
+		2: "LEFT_OUT_REASON_REPEATS",
+	}
+	LeftOutReason_value = map[string]int32{
+		"LEFT_OUT_REASON_UNSPECIFIED": 0,
+		"LEFT_OUT_REASON_BELOW_LIMIT": 1,
+		"LEFT_OUT_REASON_REPEATS":     2,
+	}
+)
+
+func (x LeftOutReason) Enum() *LeftOutReason {
+	p := new(LeftOutReason)
+	*p = x
+	return p
+}
+
+func (x LeftOutReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LeftOutReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_hit_proto_enumTypes[3].Descriptor()
+}
+
+func (LeftOutReason) Type() protoreflect.EnumType {
+	return &file_whence_v1_hit_proto_enumTypes[3]
+}
+
+func (x LeftOutReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LeftOutReason.Descriptor instead.
+func (LeftOutReason) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{3}
+}
+
 // Freshness is a state, why, and how far behind the source it may be.
 type Freshness struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -588,7 +698,9 @@ type Hit struct {
 	Attributes *structpb.Struct `protobuf:"bytes,8,opt,name=attributes,proto3" json:"attributes,omitempty"`
 	// How the row reads now, rendered whole: only with consistency.verify, where it
 	// differs from what was captured and is still within scope and request.
-	LiveText      *string `protobuf:"bytes,9,opt,name=live_text,json=liveText,proto3,oneof" json:"live_text,omitempty"`
+	LiveText *string `protobuf:"bytes,9,opt,name=live_text,json=liveText,proto3,oneof" json:"live_text,omitempty"`
+	// The legs that found it.
+	Legs          []Leg `protobuf:"varint,10,rep,packed,name=legs,proto3,enum=whence.v1.Leg" json:"legs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -686,6 +798,213 @@ func (x *Hit) GetLiveText() string {
 	return ""
 }
 
+func (x *Hit) GetLegs() []Leg {
+	if x != nil {
+		return x.Legs
+	}
+	return nil
+}
+
+// Explanation says how an answer came about.
+type Explanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Weight of the dense part of the relevance.
+	DenseWeight float64 `protobuf:"fixed64,1,opt,name=dense_weight,json=denseWeight,proto3" json:"dense_weight,omitempty"`
+	// Weight of the lexical part.
+	LexicalWeight float64 `protobuf:"fixed64,2,opt,name=lexical_weight,json=lexicalWeight,proto3" json:"lexical_weight,omitempty"`
+	// Similarity of texts that have nothing in common: dense counts from there on.
+	DenseFloor float64 `protobuf:"fixed64,3,opt,name=dense_floor,json=denseFloor,proto3" json:"dense_floor,omitempty"`
+	// The most that age could cost.
+	RecencyWeight float64 `protobuf:"fixed64,4,opt,name=recency_weight,json=recencyWeight,proto3" json:"recency_weight,omitempty"`
+	// Candidates that the dense leg found.
+	DenseCandidates uint32 `protobuf:"varint,5,opt,name=dense_candidates,json=denseCandidates,proto3" json:"dense_candidates,omitempty"`
+	// Candidates that the lexical leg found.
+	LexicalCandidates uint32 `protobuf:"varint,6,opt,name=lexical_candidates,json=lexicalCandidates,proto3" json:"lexical_candidates,omitempty"`
+	// Candidates that were among the newest.
+	RecentCandidates uint32 `protobuf:"varint,7,opt,name=recent_candidates,json=recentCandidates,proto3" json:"recent_candidates,omitempty"`
+	// The best of what was scored and is not in the answer, at most 20.
+	LeftOut       []*LeftOut `protobuf:"bytes,8,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Explanation) Reset() {
+	*x = Explanation{}
+	mi := &file_whence_v1_hit_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Explanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Explanation) ProtoMessage() {}
+
+func (x *Explanation) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_hit_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
+func (*Explanation) Descriptor() ([]byte, []int) {
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Explanation) GetDenseWeight() float64 {
+	if x != nil {
+		return x.DenseWeight
+	}
+	return 0
+}
+
+func (x *Explanation) GetLexicalWeight() float64 {
+	if x != nil {
+		return x.LexicalWeight
+	}
+	return 0
+}
+
+func (x *Explanation) GetDenseFloor() float64 {
+	if x != nil {
+		return x.DenseFloor
+	}
+	return 0
+}
+
+func (x *Explanation) GetRecencyWeight() float64 {
+	if x != nil {
+		return x.RecencyWeight
+	}
+	return 0
+}
+
+func (x *Explanation) GetDenseCandidates() uint32 {
+	if x != nil {
+		return x.DenseCandidates
+	}
+	return 0
+}
+
+func (x *Explanation) GetLexicalCandidates() uint32 {
+	if x != nil {
+		return x.LexicalCandidates
+	}
+	return 0
+}
+
+func (x *Explanation) GetRecentCandidates() uint32 {
+	if x != nil {
+		return x.RecentCandidates
+	}
+	return 0
+}
+
+func (x *Explanation) GetLeftOut() []*LeftOut {
+	if x != nil {
+		return x.LeftOut
+	}
+	return nil
+}
+
+// LeftOut is a chunk that was scored and is not in the answer.
+type LeftOut struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ID of the chunk.
+	ChunkId string `protobuf:"bytes,1,opt,name=chunk_id,json=chunkId,proto3" json:"chunk_id,omitempty"`
+	// Registered name of its table.
+	Table string `protobuf:"bytes,2,opt,name=table,proto3" json:"table,omitempty"`
+	// The row's key: key column to value.
+	Key *structpb.Struct `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// Its score.
+	Score *Score `protobuf:"bytes,4,opt,name=score,proto3" json:"score,omitempty"`
+	// The legs that found it.
+	Legs []Leg `protobuf:"varint,5,rep,packed,name=legs,proto3,enum=whence.v1.Leg" json:"legs,omitempty"`
+	// Why it is left out.
+	Reason        LeftOutReason `protobuf:"varint,6,opt,name=reason,proto3,enum=whence.v1.LeftOutReason" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeftOut) Reset() {
+	*x = LeftOut{}
+	mi := &file_whence_v1_hit_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeftOut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeftOut) ProtoMessage() {}
+
+func (x *LeftOut) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_hit_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeftOut.ProtoReflect.Descriptor instead.
+func (*LeftOut) Descriptor() ([]byte, []int) {
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LeftOut) GetChunkId() string {
+	if x != nil {
+		return x.ChunkId
+	}
+	return ""
+}
+
+func (x *LeftOut) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *LeftOut) GetKey() *structpb.Struct {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *LeftOut) GetScore() *Score {
+	if x != nil {
+		return x.Score
+	}
+	return nil
+}
+
+func (x *LeftOut) GetLegs() []Leg {
+	if x != nil {
+		return x.Legs
+	}
+	return nil
+}
+
+func (x *LeftOut) GetReason() LeftOutReason {
+	if x != nil {
+		return x.Reason
+	}
+	return LeftOutReason_LEFT_OUT_REASON_UNSPECIFIED
+}
+
 // Watermark is how far capture had applied one source.
 type Watermark struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -705,7 +1024,7 @@ type Watermark struct {
 
 func (x *Watermark) Reset() {
 	*x = Watermark{}
-	mi := &file_whence_v1_hit_proto_msgTypes[6]
+	mi := &file_whence_v1_hit_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +1036,7 @@ func (x *Watermark) String() string {
 func (*Watermark) ProtoMessage() {}
 
 func (x *Watermark) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[6]
+	mi := &file_whence_v1_hit_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +1049,7 @@ func (x *Watermark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watermark.ProtoReflect.Descriptor instead.
 func (*Watermark) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{6}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Watermark) GetSource() string {
@@ -806,7 +1125,7 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\alexical\x18\x05 \x01(\x01H\x01R\alexical\x88\x01\x01B\b\n" +
 	"\x06_denseB\n" +
 	"\n" +
-	"\b_lexical\"\x91\x03\n" +
+	"\b_lexical\"\xb5\x03\n" +
 	"\x03Hit\x12\x19\n" +
 	"\bchunk_id\x18\x01 \x01(\tR\achunkId\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12&\n" +
@@ -818,10 +1137,29 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\b \x01(\v2\x17.google.protobuf.StructR\n" +
 	"attributes\x12 \n" +
-	"\tlive_text\x18\t \x01(\tH\x01R\bliveText\x88\x01\x01B\x0f\n" +
+	"\tlive_text\x18\t \x01(\tH\x01R\bliveText\x88\x01\x01\x12\"\n" +
+	"\x04legs\x18\n" +
+	" \x03(\x0e2\x0e.whence.v1.LegR\x04legsB\x0f\n" +
 	"\r_matched_textB\f\n" +
 	"\n" +
-	"_live_text\"\xdd\x01\n" +
+	"_live_text\"\xd5\x02\n" +
+	"\vExplanation\x12!\n" +
+	"\fdense_weight\x18\x01 \x01(\x01R\vdenseWeight\x12%\n" +
+	"\x0elexical_weight\x18\x02 \x01(\x01R\rlexicalWeight\x12\x1f\n" +
+	"\vdense_floor\x18\x03 \x01(\x01R\n" +
+	"denseFloor\x12%\n" +
+	"\x0erecency_weight\x18\x04 \x01(\x01R\rrecencyWeight\x12)\n" +
+	"\x10dense_candidates\x18\x05 \x01(\rR\x0fdenseCandidates\x12-\n" +
+	"\x12lexical_candidates\x18\x06 \x01(\rR\x11lexicalCandidates\x12+\n" +
+	"\x11recent_candidates\x18\a \x01(\rR\x10recentCandidates\x12-\n" +
+	"\bleft_out\x18\b \x03(\v2\x12.whence.v1.LeftOutR\aleftOut\"\xe3\x01\n" +
+	"\aLeftOut\x12\x19\n" +
+	"\bchunk_id\x18\x01 \x01(\tR\achunkId\x12\x14\n" +
+	"\x05table\x18\x02 \x01(\tR\x05table\x12)\n" +
+	"\x03key\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x03key\x12&\n" +
+	"\x05score\x18\x04 \x01(\v2\x10.whence.v1.ScoreR\x05score\x12\"\n" +
+	"\x04legs\x18\x05 \x03(\x0e2\x0e.whence.v1.LegR\x04legs\x120\n" +
+	"\x06reason\x18\x06 \x01(\x0e2\x18.whence.v1.LeftOutReasonR\x06reason\"\xdd\x01\n" +
 	"\tWatermark\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x10\n" +
 	"\x03lsn\x18\x02 \x01(\tR\x03lsn\x12;\n" +
@@ -846,7 +1184,17 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\x1fFRESHNESS_REASON_CAPTURE_PAUSED\x10\x06\x12#\n" +
 	"\x1fFRESHNESS_REASON_CAPTURE_BROKEN\x10\a\x12#\n" +
 	"\x1fFRESHNESS_REASON_SCHEMA_CHANGED\x10\b\x12\"\n" +
-	"\x1eFRESHNESS_REASON_ROW_SET_ASIDE\x10\tB:Z8github.com/whence-db/whence/proto/gen/whence/v1;whencev1b\x06proto3"
+	"\x1eFRESHNESS_REASON_ROW_SET_ASIDE\x10\t*J\n" +
+	"\x03Leg\x12\x13\n" +
+	"\x0fLEG_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tLEG_DENSE\x10\x01\x12\x0f\n" +
+	"\vLEG_LEXICAL\x10\x02\x12\x0e\n" +
+	"\n" +
+	"LEG_RECENT\x10\x03*n\n" +
+	"\rLeftOutReason\x12\x1f\n" +
+	"\x1bLEFT_OUT_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bLEFT_OUT_REASON_BELOW_LIMIT\x10\x01\x12\x1b\n" +
+	"\x17LEFT_OUT_REASON_REPEATS\x10\x02B:Z8github.com/whence-db/whence/proto/gen/whence/v1;whencev1b\x06proto3"
 
 var (
 	file_whence_v1_hit_proto_rawDescOnce sync.Once
@@ -860,44 +1208,54 @@ func file_whence_v1_hit_proto_rawDescGZIP() []byte {
 	return file_whence_v1_hit_proto_rawDescData
 }
 
-var file_whence_v1_hit_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_whence_v1_hit_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_whence_v1_hit_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_whence_v1_hit_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_whence_v1_hit_proto_goTypes = []any{
 	(FreshnessState)(0),           // 0: whence.v1.FreshnessState
 	(FreshnessReason)(0),          // 1: whence.v1.FreshnessReason
-	(*Freshness)(nil),             // 2: whence.v1.Freshness
-	(*Span)(nil),                  // 3: whence.v1.Span
-	(*Origin)(nil),                // 4: whence.v1.Origin
-	(*Embedding)(nil),             // 5: whence.v1.Embedding
-	(*Score)(nil),                 // 6: whence.v1.Score
-	(*Hit)(nil),                   // 7: whence.v1.Hit
-	(*Watermark)(nil),             // 8: whence.v1.Watermark
-	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 10: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(Leg)(0),                      // 2: whence.v1.Leg
+	(LeftOutReason)(0),            // 3: whence.v1.LeftOutReason
+	(*Freshness)(nil),             // 4: whence.v1.Freshness
+	(*Span)(nil),                  // 5: whence.v1.Span
+	(*Origin)(nil),                // 6: whence.v1.Origin
+	(*Embedding)(nil),             // 7: whence.v1.Embedding
+	(*Score)(nil),                 // 8: whence.v1.Score
+	(*Hit)(nil),                   // 9: whence.v1.Hit
+	(*Explanation)(nil),           // 10: whence.v1.Explanation
+	(*LeftOut)(nil),               // 11: whence.v1.LeftOut
+	(*Watermark)(nil),             // 12: whence.v1.Watermark
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_whence_v1_hit_proto_depIdxs = []int32{
 	0,  // 0: whence.v1.Freshness.state:type_name -> whence.v1.FreshnessState
 	1,  // 1: whence.v1.Freshness.reasons:type_name -> whence.v1.FreshnessReason
-	9,  // 2: whence.v1.Freshness.behind:type_name -> google.protobuf.Duration
-	10, // 3: whence.v1.Origin.key:type_name -> google.protobuf.Struct
-	11, // 4: whence.v1.Origin.commit_time:type_name -> google.protobuf.Timestamp
-	11, // 5: whence.v1.Origin.event_time:type_name -> google.protobuf.Timestamp
-	3,  // 6: whence.v1.Origin.span:type_name -> whence.v1.Span
-	11, // 7: whence.v1.Embedding.embedded_at:type_name -> google.protobuf.Timestamp
-	4,  // 8: whence.v1.Hit.origin:type_name -> whence.v1.Origin
-	5,  // 9: whence.v1.Hit.embedding:type_name -> whence.v1.Embedding
-	2,  // 10: whence.v1.Hit.freshness:type_name -> whence.v1.Freshness
-	6,  // 11: whence.v1.Hit.score:type_name -> whence.v1.Score
-	10, // 12: whence.v1.Hit.attributes:type_name -> google.protobuf.Struct
-	11, // 13: whence.v1.Watermark.commit_time:type_name -> google.protobuf.Timestamp
-	11, // 14: whence.v1.Watermark.caught_up_at:type_name -> google.protobuf.Timestamp
-	9,  // 15: whence.v1.Watermark.lag:type_name -> google.protobuf.Duration
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	13, // 2: whence.v1.Freshness.behind:type_name -> google.protobuf.Duration
+	14, // 3: whence.v1.Origin.key:type_name -> google.protobuf.Struct
+	15, // 4: whence.v1.Origin.commit_time:type_name -> google.protobuf.Timestamp
+	15, // 5: whence.v1.Origin.event_time:type_name -> google.protobuf.Timestamp
+	5,  // 6: whence.v1.Origin.span:type_name -> whence.v1.Span
+	15, // 7: whence.v1.Embedding.embedded_at:type_name -> google.protobuf.Timestamp
+	6,  // 8: whence.v1.Hit.origin:type_name -> whence.v1.Origin
+	7,  // 9: whence.v1.Hit.embedding:type_name -> whence.v1.Embedding
+	4,  // 10: whence.v1.Hit.freshness:type_name -> whence.v1.Freshness
+	8,  // 11: whence.v1.Hit.score:type_name -> whence.v1.Score
+	14, // 12: whence.v1.Hit.attributes:type_name -> google.protobuf.Struct
+	2,  // 13: whence.v1.Hit.legs:type_name -> whence.v1.Leg
+	11, // 14: whence.v1.Explanation.left_out:type_name -> whence.v1.LeftOut
+	14, // 15: whence.v1.LeftOut.key:type_name -> google.protobuf.Struct
+	8,  // 16: whence.v1.LeftOut.score:type_name -> whence.v1.Score
+	2,  // 17: whence.v1.LeftOut.legs:type_name -> whence.v1.Leg
+	3,  // 18: whence.v1.LeftOut.reason:type_name -> whence.v1.LeftOutReason
+	15, // 19: whence.v1.Watermark.commit_time:type_name -> google.protobuf.Timestamp
+	15, // 20: whence.v1.Watermark.caught_up_at:type_name -> google.protobuf.Timestamp
+	13, // 21: whence.v1.Watermark.lag:type_name -> google.protobuf.Duration
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_hit_proto_init() }
@@ -912,8 +1270,8 @@ func file_whence_v1_hit_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_hit_proto_rawDesc), len(file_whence_v1_hit_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   7,
+			NumEnums:      4,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

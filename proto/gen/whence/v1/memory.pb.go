@@ -348,7 +348,9 @@ type QueryRequest struct {
 	// Leave out every hit that is neither FRESH nor VERIFIED.
 	FreshOnly bool `protobuf:"varint,8,opt,name=fresh_only,json=freshOnly,proto3" json:"fresh_only,omitempty"`
 	// Answer from the versions that were current at this moment.
-	AsOf          *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	AsOf *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	// Say how the answer came about and what came close.
+	Explain       bool `protobuf:"varint,10,opt,name=explain,proto3" json:"explain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -446,6 +448,13 @@ func (x *QueryRequest) GetAsOf() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *QueryRequest) GetExplain() bool {
+	if x != nil {
+		return x.Explain
+	}
+	return false
+}
+
 // QueryResponse is an answer.
 type QueryResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -460,7 +469,9 @@ type QueryResponse struct {
 	// Which leg, and why; empty when not degraded.
 	DegradedReason string `protobuf:"bytes,5,opt,name=degraded_reason,json=degradedReason,proto3" json:"degraded_reason,omitempty"`
 	// What the task has left.
-	Budget        *Budget `protobuf:"bytes,6,opt,name=budget,proto3" json:"budget,omitempty"`
+	Budget *Budget `protobuf:"bytes,6,opt,name=budget,proto3" json:"budget,omitempty"`
+	// How the answer came about; absent when it was not asked for.
+	Explanation   *Explanation `protobuf:"bytes,7,opt,name=explanation,proto3" json:"explanation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -533,6 +544,13 @@ func (x *QueryResponse) GetDegradedReason() string {
 func (x *QueryResponse) GetBudget() *Budget {
 	if x != nil {
 		return x.Budget
+	}
+	return nil
+}
+
+func (x *QueryResponse) GetExplanation() *Explanation {
+	if x != nil {
+		return x.Explanation
 	}
 	return nil
 }
@@ -1637,7 +1655,7 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\bat_least\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\aatLeast\x12P\n" +
 	"\rmax_staleness\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x06\b\x80\xbc\xe0\xdf\v2\x00R\fmaxStaleness\x12\x16\n" +
-	"\x06verify\x18\x03 \x01(\bR\x06verify\"\xce\x04\n" +
+	"\x06verify\x18\x03 \x01(\bR\x06verify\"\xe8\x04\n" +
 	"\fQueryRequest\x12g\n" +
 	"\x04text\x18\x01 \x01(\tBS\xbaHP\xba\x01F\n" +
 	"\x10query.text.blank\x12\x11must not be blank\x1a\x1fthis == '' || this.trim() != ''r\x05\x10\x01\x18\x80@R\x04text\x12+\n" +
@@ -1650,18 +1668,21 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\vconsistency\x18\a \x01(\v2\x16.whence.v1.ConsistencyR\vconsistency\x12\x1d\n" +
 	"\n" +
 	"fresh_only\x18\b \x01(\bR\tfreshOnly\x12/\n" +
-	"\x05as_of\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x1a9\n" +
+	"\x05as_of\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x12\x18\n" +
+	"\aexplain\x18\n" +
+	" \x01(\bR\aexplain\x1a9\n" +
 	"\vFilterEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_limit\"\xf4\x01\n" +
+	"\x06_limit\"\xae\x02\n" +
 	"\rQueryResponse\x12\x1b\n" +
 	"\tanswer_id\x18\x01 \x01(\tR\banswerId\x12\"\n" +
 	"\x04hits\x18\x02 \x03(\v2\x0e.whence.v1.HitR\x04hits\x122\n" +
 	"\twatermark\x18\x03 \x03(\v2\x14.whence.v1.WatermarkR\twatermark\x12\x1a\n" +
 	"\bdegraded\x18\x04 \x01(\bR\bdegraded\x12'\n" +
 	"\x0fdegraded_reason\x18\x05 \x01(\tR\x0edegradedReason\x12)\n" +
-	"\x06budget\x18\x06 \x01(\v2\x11.whence.v1.BudgetR\x06budget\"\xfa\x03\n" +
+	"\x06budget\x18\x06 \x01(\v2\x11.whence.v1.BudgetR\x06budget\x128\n" +
+	"\vexplanation\x18\a \x01(\v2\x16.whence.v1.ExplanationR\vexplanation\"\xfa\x03\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12)\n" +
 	"\x03key\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x03key\x12,\n" +
@@ -1836,9 +1857,10 @@ var file_whence_v1_memory_proto_goTypes = []any{
 	(*Hit)(nil),                   // 24: whence.v1.Hit
 	(*Watermark)(nil),             // 25: whence.v1.Watermark
 	(*Budget)(nil),                // 26: whence.v1.Budget
-	(*structpb.Struct)(nil),       // 27: google.protobuf.Struct
-	(*Freshness)(nil),             // 28: whence.v1.Freshness
-	(FreshnessReason)(0),          // 29: whence.v1.FreshnessReason
+	(*Explanation)(nil),           // 27: whence.v1.Explanation
+	(*structpb.Struct)(nil),       // 28: google.protobuf.Struct
+	(*Freshness)(nil),             // 29: whence.v1.Freshness
+	(FreshnessReason)(0),          // 30: whence.v1.FreshnessReason
 }
 var file_whence_v1_memory_proto_depIdxs = []int32{
 	22, // 0: whence.v1.Recency.half_life:type_name -> google.protobuf.Duration
@@ -1850,53 +1872,54 @@ var file_whence_v1_memory_proto_depIdxs = []int32{
 	24, // 6: whence.v1.QueryResponse.hits:type_name -> whence.v1.Hit
 	25, // 7: whence.v1.QueryResponse.watermark:type_name -> whence.v1.Watermark
 	26, // 8: whence.v1.QueryResponse.budget:type_name -> whence.v1.Budget
-	27, // 9: whence.v1.Record.key:type_name -> google.protobuf.Struct
-	0,  // 10: whence.v1.Record.state:type_name -> whence.v1.RecordState
-	23, // 11: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
-	23, // 12: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
-	27, // 13: whence.v1.Record.columns:type_name -> google.protobuf.Struct
-	27, // 14: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
-	28, // 15: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
-	23, // 16: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
-	23, // 17: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
-	27, // 18: whence.v1.Version.columns:type_name -> google.protobuf.Struct
-	27, // 19: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
-	7,  // 20: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
-	26, // 21: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
-	27, // 22: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
-	8,  // 23: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
-	26, // 24: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
-	1,  // 25: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
-	23, // 26: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
-	27, // 27: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
-	7,  // 28: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
-	26, // 29: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
-	27, // 30: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
-	26, // 31: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
-	2,  // 32: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
-	26, // 33: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
-	27, // 34: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
-	29, // 35: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
-	23, // 36: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
-	5,  // 37: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
-	9,  // 38: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
-	11, // 39: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
-	13, // 40: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
-	15, // 41: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
-	17, // 42: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
-	19, // 43: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
-	6,  // 44: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
-	10, // 45: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
-	12, // 46: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
-	14, // 47: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
-	16, // 48: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
-	18, // 49: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
-	20, // 50: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
-	44, // [44:51] is the sub-list for method output_type
-	37, // [37:44] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	27, // 9: whence.v1.QueryResponse.explanation:type_name -> whence.v1.Explanation
+	28, // 10: whence.v1.Record.key:type_name -> google.protobuf.Struct
+	0,  // 11: whence.v1.Record.state:type_name -> whence.v1.RecordState
+	23, // 12: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
+	23, // 13: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
+	28, // 14: whence.v1.Record.columns:type_name -> google.protobuf.Struct
+	28, // 15: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
+	29, // 16: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
+	23, // 17: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
+	23, // 18: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
+	28, // 19: whence.v1.Version.columns:type_name -> google.protobuf.Struct
+	28, // 20: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
+	7,  // 21: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
+	26, // 22: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
+	28, // 23: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
+	8,  // 24: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
+	26, // 25: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
+	1,  // 26: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
+	23, // 27: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
+	28, // 28: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
+	7,  // 29: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
+	26, // 30: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
+	28, // 31: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
+	26, // 32: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
+	2,  // 33: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
+	26, // 34: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
+	28, // 35: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
+	30, // 36: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
+	23, // 37: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
+	5,  // 38: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
+	9,  // 39: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
+	11, // 40: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
+	13, // 41: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
+	15, // 42: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
+	17, // 43: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
+	19, // 44: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
+	6,  // 45: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
+	10, // 46: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
+	12, // 47: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
+	14, // 48: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
+	16, // 49: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
+	18, // 50: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
+	20, // 51: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
+	45, // [45:52] is the sub-list for method output_type
+	38, // [38:45] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_memory_proto_init() }

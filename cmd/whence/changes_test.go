@@ -67,6 +67,29 @@ func (w *running) testChangesShow(t *testing.T) {
 	}
 }
 
+// testPreviewAndVerify is a data team's first look, and an agent that wants to be sure.
+func (w *running) testPreviewAndVerify(t *testing.T) {
+	t.Parallel()
+	w.exec(t, `create table public.harbour (id int primary key, what text not null)`)
+	w.exec(t, `insert into public.harbour values (1, 'the ochre crane lifts nine tons'), (2, 'the ochre crane is being painted')`)
+	preview := w.cli(t, "table", "preview", "app", "public.harbour", "--text", "what")
+	preview.is(t, 0, `{"id":"1"}`, "the ochre crane lifts nine tons", "about 2 rows: 2 chunks, 2 texts to embed")
+	w.cli(t, "table", "preview", "app", "public.harbour", "--text", "where").is(t, 0, "cannot be registered", "where")
+	w.register(t, &v1.RegisterTableRequest{Table: "public.harbour", TextColumns: []string{"what"}})
+
+	ask := &v1.QueryRequest{Text: "ochre crane", Tables: []string{"app.public.harbour"}, Explain: true, Consistency: &v1.Consistency{Verify: true}}
+	answer := w.agent().query(t, ask)
+	if len(answer.GetHits()) != 2 || answer.GetExplanation().GetLexicalCandidates() != 2 {
+		t.Fatalf("%v", answer)
+	}
+	for _, h := range answer.GetHits() {
+		if h.GetFreshness().GetState() != v1.FreshnessState_FRESHNESS_STATE_VERIFIED || len(h.GetLegs()) < 2 || h.LiveText != nil {
+			t.Errorf("%v", h)
+		}
+	}
+	w.cli(t, "query", "ochre crane", "--table", "app.public.harbour", "--verify", "--explain").is(t, 0, "VERIFIED", "FOUND BY", "dense+lexical")
+}
+
 // edition is one committed text of a row, as the writer knows it.
 type edition struct {
 	number int

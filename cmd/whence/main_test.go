@@ -46,6 +46,7 @@ func TestDevelopmentServer(t *testing.T) {
 	w := startDev(t)
 	t.Run("Together", func(t *testing.T) {
 		t.Run("ChangesShow", w.testChangesShow)
+		t.Run("PreviewAndVerify", w.testPreviewAndVerify)
 		t.Run("NoGapNoLie", w.testNoGapNoLie)
 		t.Run("Budget", w.testBudget)
 		t.Run("Refusals", w.testRefusals)

@@ -318,7 +318,9 @@ type Origin struct {
 	// learn it, as for rows that were there before the table was registered.
 	CommitTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=commit_time,json=commitTime,proto3" json:"commit_time,omitempty"`
 	// When what the text tells of happened: the table's time column, else the
-	// commit time.
+	// commit time. Absent when neither is known, and when the time lies before
+	// year 1 or after year 9999, which a Timestamp cannot say; recency heeds it all
+	// the same.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// Names of the columns that the text was rendered from.
 	Columns []string `protobuf:"bytes,8,rep,name=columns,proto3" json:"columns,omitempty"`

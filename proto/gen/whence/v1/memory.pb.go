@@ -552,7 +552,7 @@ type Record struct {
 	Lsn string `protobuf:"bytes,5,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	// When it committed, by the source's clock; absent when not known.
 	CommitTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=commit_time,json=commitTime,proto3" json:"commit_time,omitempty"`
-	// When what the record tells of happened.
+	// When what the record tells of happened; absent as in Origin.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// Whom or what it is about; absent when there is no subject.
 	Subject *string `protobuf:"bytes,8,opt,name=subject,proto3,oneof" json:"subject,omitempty"`

@@ -1652,7 +1652,8 @@ type RenderedRow struct {
 	Chunks []*Span `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"`
 	// The subject; absent when there is none.
 	Subject *string `protobuf:"bytes,4,opt,name=subject,proto3,oneof" json:"subject,omitempty"`
-	// The event time; absent when the commit time would be it.
+	// The event time; absent when the commit time would be it, and when it lies
+	// before year 1 or after year 9999.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// The attributes.
 	Attributes *structpb.Struct `protobuf:"bytes,6,opt,name=attributes,proto3" json:"attributes,omitempty"`

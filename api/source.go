@@ -197,9 +197,11 @@ func (s *sources) UnregisterTable(ctx context.Context, req *v1.UnregisterTableRe
 }
 
 func sourceMessage(s ingest.Source) *v1.Source {
-	var safe *int64
-	if s.SafeWAL >= 0 {
-		safe = &s.SafeWAL
+	bytes := func(n int64) *int64 {
+		if n < 0 {
+			return nil
+		}
+		return &n
 	}
 	var rate *float64
 	if s.ApplyRate >= 0 {
@@ -209,8 +211,8 @@ func sourceMessage(s ingest.Source) *v1.Source {
 		Name: s.Name, State: v1.SourceState(v1.SourceState_value["SOURCE_STATE_"+string(s.State)]), Error: s.Error,
 		Slot: s.Slot, Publication: s.Publication, SystemId: s.SystemID, Lsn: s.LSN.String(),
 		CommitTime: timestamp(s.CommitTime), CaughtUpAt: timestamp(s.CaughtUpAt), Lag: known(s.Lag),
-		LagBytes: s.LagBytes, Tables: uint32(s.Tables), CreateTime: timestamp(s.CreateTime),
-		RetainedWalBytes: s.RetainedWAL, SafeWalBytes: safe, Warning: s.Warning, ApplyRate: rate,
+		LagBytes: bytes(s.LagBytes), Tables: uint32(s.Tables), CreateTime: timestamp(s.CreateTime),
+		RetainedWalBytes: bytes(s.RetainedWAL), SafeWalBytes: bytes(s.SafeWAL), Warning: s.Warning, ApplyRate: rate,
 	}
 }
 

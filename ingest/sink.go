@@ -181,7 +181,7 @@ func (s *sink) Tables(ctx context.Context) ([]whence.Table, error) {
 const (
 	moveCheckpoint = `
 update whence.checkpoints
-set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes, ` + countApplied + `,
+set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes, lag_at = clock_timestamp(), ` + countApplied + `,
     caught_up_at = greatest(caught_up_at, transaction_timestamp() + @since_began::interval)
 where source_id = @id and lsn = @known::pg_lsn`
 

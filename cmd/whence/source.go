@@ -143,9 +143,16 @@ func printSources(a *app, sources ...*v1.Source) {
 			commit = s.GetCommitTime().AsTime().Local().Format(time.DateTime)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", s.GetName(), plain(s.GetState()), s.GetLsn(), lag,
-			size(s.GetLagBytes()), size(s.GetRetainedWalBytes()), rate, commit, s.GetTables(), trouble)
+			sizeIfKnown(s.LagBytes), sizeIfKnown(s.RetainedWalBytes), rate, commit, s.GetTables(), trouble)
 	}
 	_ = w.Flush()
+}
+
+func sizeIfKnown(n *int64) string {
+	if n == nil {
+		return "not known"
+	}
+	return size(*n)
 }
 
 // size prints a number of bytes for people.

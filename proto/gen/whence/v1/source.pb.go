@@ -233,18 +233,22 @@ type Source struct {
 	CaughtUpAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=caught_up_at,json=caughtUpAt,proto3" json:"caught_up_at,omitempty"`
 	// Now minus caughtUpAt; absent when not known.
 	Lag *durationpb.Duration `protobuf:"bytes,10,opt,name=lag,proto3" json:"lag,omitempty"`
-	// Bytes of log that the database had written beyond `lsn`; a string in JSON.
-	LagBytes int64 `protobuf:"varint,11,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	// Bytes of log that the database had written beyond `lsn`; absent while nobody
+	// has been able to ask it for half a minute. A string in JSON.
+	LagBytes *int64 `protobuf:"varint,11,opt,name=lag_bytes,json=lagBytes,proto3,oneof" json:"lag_bytes,omitempty"`
 	// Number of registered tables.
 	Tables uint32 `protobuf:"varint,12,opt,name=tables,proto3" json:"tables,omitempty"`
 	// When the source was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Bytes of log that the slot keeps on the database's disk; a string in JSON.
-	RetainedWalBytes int64 `protobuf:"varint,14,opt,name=retained_wal_bytes,json=retainedWalBytes,proto3" json:"retained_wal_bytes,omitempty"`
-	// Bytes that the database may yet write before it gives the slot up; absent
-	// when max_slot_wal_keep_size sets no bound. A string in JSON.
+	// Bytes of log that the slot keeps on the database's disk, also while the
+	// source is paused or broken; absent like lagBytes. A string in JSON.
+	RetainedWalBytes *int64 `protobuf:"varint,14,opt,name=retained_wal_bytes,json=retainedWalBytes,proto3,oneof" json:"retained_wal_bytes,omitempty"`
+	// Bytes that the database may yet write before it gives the slot up, 0 once it
+	// has; absent when max_slot_wal_keep_size sets no bound, and like lagBytes. A
+	// string in JSON.
 	SafeWalBytes *int64 `protobuf:"varint,15,opt,name=safe_wal_bytes,json=safeWalBytes,proto3,oneof" json:"safe_wal_bytes,omitempty"`
-	// What to do before the slot is lost; empty while there is no danger.
+	// What to do before the slot is lost, or that it is, or that nobody knows;
+	// empty while there is no danger.
 	Warning string `protobuf:"bytes,16,opt,name=warning,proto3" json:"warning,omitempty"`
 	// Changes of rows applied a second, over the last 10 to 20 seconds of capture;
 	// absent while that is not known. While capture stands still it falls towards 0.
@@ -354,8 +358,8 @@ func (x *Source) GetLag() *durationpb.Duration {
 }
 
 func (x *Source) GetLagBytes() int64 {
-	if x != nil {
-		return x.LagBytes
+	if x != nil && x.LagBytes != nil {
+		return *x.LagBytes
 	}
 	return 0
 }
@@ -375,8 +379,8 @@ func (x *Source) GetCreateTime() *timestamppb.Timestamp {
 }
 
 func (x *Source) GetRetainedWalBytes() int64 {
-	if x != nil {
-		return x.RetainedWalBytes
+	if x != nil && x.RetainedWalBytes != nil {
+		return *x.RetainedWalBytes
 	}
 	return 0
 }
@@ -2577,7 +2581,7 @@ var File_whence_v1_source_proto protoreflect.FileDescriptor
 
 const file_whence_v1_source_proto_rawDesc = "" +
 	"\n" +
-	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\x98\x05\n" +
+	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\xc7\x05\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.whence.v1.SourceStateR\x05state\x12\x14\n" +
@@ -2591,16 +2595,19 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\fcaught_up_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"caughtUpAt\x12+\n" +
 	"\x03lag\x18\n" +
-	" \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12\x1b\n" +
-	"\tlag_bytes\x18\v \x01(\x03R\blagBytes\x12\x16\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12 \n" +
+	"\tlag_bytes\x18\v \x01(\x03H\x00R\blagBytes\x88\x01\x01\x12\x16\n" +
 	"\x06tables\x18\f \x01(\rR\x06tables\x12;\n" +
 	"\vcreate_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12,\n" +
-	"\x12retained_wal_bytes\x18\x0e \x01(\x03R\x10retainedWalBytes\x12)\n" +
-	"\x0esafe_wal_bytes\x18\x0f \x01(\x03H\x00R\fsafeWalBytes\x88\x01\x01\x12\x18\n" +
+	"createTime\x121\n" +
+	"\x12retained_wal_bytes\x18\x0e \x01(\x03H\x01R\x10retainedWalBytes\x88\x01\x01\x12)\n" +
+	"\x0esafe_wal_bytes\x18\x0f \x01(\x03H\x02R\fsafeWalBytes\x88\x01\x01\x12\x18\n" +
 	"\awarning\x18\x10 \x01(\tR\awarning\x12\"\n" +
 	"\n" +
-	"apply_rate\x18\x11 \x01(\x01H\x01R\tapplyRate\x88\x01\x01B\x11\n" +
+	"apply_rate\x18\x11 \x01(\x01H\x03R\tapplyRate\x88\x01\x01B\f\n" +
+	"\n" +
+	"_lag_bytesB\x15\n" +
+	"\x13_retained_wal_bytesB\x11\n" +
 	"\x0f_safe_wal_bytesB\r\n" +
 	"\v_apply_rate\"\xac\x04\n" +
 	"\x05Table\x12\x12\n" +

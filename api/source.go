@@ -74,10 +74,11 @@ func (s *sources) ResumeSource(ctx context.Context, req *v1.ResumeSourceRequest)
 
 // DeleteSource forgets a source.
 func (s *sources) DeleteSource(ctx context.Context, req *v1.DeleteSourceRequest) (*v1.DeleteSourceResponse, error) {
-	if err := s.registry.DeleteSource(ctx, req.GetName(), req.GetForce()); err != nil {
+	left, err := s.registry.DeleteSource(ctx, req.GetName(), req.GetForce())
+	if err != nil {
 		return nil, err
 	}
-	return &v1.DeleteSourceResponse{}, nil
+	return &v1.DeleteSourceResponse{Left: left}, nil
 }
 
 // definition is what a request says of a table, to try it or to register it.

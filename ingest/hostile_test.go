@@ -86,7 +86,7 @@ func TestHostileNames(t *testing.T) {
 			}
 		}
 	}
-	if err := w.r.DeleteSource(t.Context(), "app", false); err != nil {
+	if _, err := w.r.DeleteSource(t.Context(), "app", false); err != nil {
 		t.Fatal(err)
 	}
 	w.want("what is left", w.query(w.memory.Pool, `select key from whence.records union all select relation from whence.tables`))

@@ -212,8 +212,12 @@ func (r *Runner) drop(ctx context.Context, s Source, _ *capture) {
 	if sleep(ctx, pause) != nil { // whoever asked for it is at it
 		return
 	}
-	err := r.Registry.dropSource(ctx, s, false)
-	if err != nil && !errors.Is(err, errCaptured) && ctx.Err() == nil {
+	left, err := r.Registry.dropSource(ctx, s, false)
+	if err == nil {
+		r.Log.InfoContext(ctx, "the source is deleted", "source", s.Name, "left", left)
+		return
+	}
+	if !errors.Is(err, errCaptured) && ctx.Err() == nil {
 		r.Log.WarnContext(ctx, "cannot delete the source, trying again", "source", s.Name, "error", err)
 	}
 }

@@ -231,7 +231,7 @@ func TestSecrets(t *testing.T) {
 	_, err = w.r.RegisterTable(t.Context(), TableSpec{Source: "link", Table: "capture.docs", TextColumns: []string{"title"}})
 	said.say(err)
 	for _, name := range []string{"app", "env"} {
-		if err := w.r.DeleteSource(t.Context(), name, false); reason(err) != "SOURCE_UNREACHABLE" {
+		if _, err := w.r.DeleteSource(t.Context(), name, false); reason(err) != "SOURCE_UNREACHABLE" {
 			t.Error(err)
 		} else {
 			said.say(err)

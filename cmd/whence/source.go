@@ -108,6 +108,7 @@ func (c *sourceResume) Run(ctx context.Context, a *app) error {
 
 type sourceDelete struct {
 	sourceName `embed:""`
+	Force      bool `help:"Forget it even if its slot and publication cannot be dropped."`
 }
 
 func (c *sourceDelete) Run(ctx context.Context, a *app) error {
@@ -115,11 +116,16 @@ func (c *sourceDelete) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	res, err := client.DeleteSource(ctx, &v1.DeleteSourceRequest{Name: c.Name})
+	res, err := client.DeleteSource(ctx, &v1.DeleteSourceRequest{Name: c.Name, Force: c.Force})
 	if err != nil {
 		return err
 	}
-	return show(a, res, func() { a.printf("source %s is deleted\n", c.Name) })
+	return show(a, res, func() {
+		a.printf("source %s is deleted\n", c.Name)
+		if res.GetLeft() != "" {
+			a.printf("%s\n", res.GetLeft())
+		}
+	})
 }
 
 func printSources(a *app, sources ...*v1.Source) {

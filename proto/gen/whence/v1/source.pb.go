@@ -1416,9 +1416,9 @@ type DeleteSourceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The source's name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Forget the source even if its database cannot be reached. Its slot and
-	// publication then stay there, and the slot holds back log until somebody
-	// drops it.
+	// Forget the source even if its slot and publication cannot be dropped, for
+	// instance because the database cannot be reached. They then stay there, and the
+	// slot holds back log until somebody drops it.
 	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1470,7 +1470,10 @@ func (x *DeleteSourceRequest) GetForce() bool {
 
 // DeleteSourceResponse says that the source is gone.
 type DeleteSourceResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What stays in the database and how to remove it, such as a publication that
+	// its owner made; empty when nothing does.
+	Left          string `protobuf:"bytes,1,opt,name=left,proto3" json:"left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1503,6 +1506,13 @@ func (x *DeleteSourceResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DeleteSourceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSourceResponse) Descriptor() ([]byte, []int) {
 	return file_whence_v1_source_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DeleteSourceResponse) GetLeft() string {
+	if x != nil {
+		return x.Left
+	}
+	return ""
 }
 
 // PreviewTableRequest is a definition to try.
@@ -2681,8 +2691,9 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x06source\x18\x01 \x01(\v2\x11.whence.v1.SourceR\x06source\"J\n" +
 	"\x13DeleteSourceRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14DeleteSourceResponse\"\x92\x05\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"*\n" +
+	"\x14DeleteSourceResponse\x12\x12\n" +
+	"\x04left\x18\x01 \x01(\tR\x04left\"\x92\x05\n" +
 	"\x13PreviewTableRequest\x12!\n" +
 	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12 \n" +
 	"\x05table\x18\x02 \x01(\tB\n" +

@@ -337,7 +337,9 @@ type QueryRequest struct {
 	Tables []string `protobuf:"bytes,2,rep,name=tables,proto3" json:"tables,omitempty"`
 	// Only records about these subjects, at most 1,000; empty: all in scope.
 	Subjects []string `protobuf:"bytes,3,rep,name=subjects,proto3" json:"subjects,omitempty"`
-	// Only records whose attributes have these values, at most 32.
+	// Only records whose attributes have these values, at most 32. A name that no
+	// asked table has as an attribute is refused with FILTER_UNKNOWN, which lists
+	// those there are.
 	Filter map[string]string `protobuf:"bytes,4,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The most hits to return, 1 to 200; absent: 10.
 	Limit *uint32 `protobuf:"varint,5,opt,name=limit,proto3,oneof" json:"limit,omitempty"`

@@ -17,6 +17,7 @@ import (
 func TestUnknownFilter(t *testing.T) {
 	w := newWorld(t, lexical.Default())
 	w.put(row{"1", "ann", "en", "alpha", 0})
+	const docs = whence.TableName("app.public.docs")
 	vault := w.state.Tables[0]
 	vault.ID, vault.Relation, vault.AttributeColumns = vault.ID+1, "vault", []string{"clearance"}
 	bare := vault

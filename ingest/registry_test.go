@@ -39,7 +39,7 @@ func TestCreateSourceRefusals(t *testing.T) {
 		{"other", "", "NO_SUCH", "DSN_ENV_NOT_SET"},
 		{"other", "postgres://someone:hunter2@host:port/x", "", "DSN_INVALID"},
 		{"other", unreachable, "", "SOURCE_UNREACHABLE"},
-		{"other", strings.Replace(w.source.DSN, w.source.Name, "no_such_database", 1), "", "SOURCE_UNREACHABLE"},
+		{"other", strings.Replace(w.source.DSN, w.source.Name, "no_such_database", 1), "", "SOURCE_REFUSED"},
 		{"app", w.source.DSN, "", "SOURCE_EXISTS"},
 	} {
 		_, err := w.r.CreateSource(t.Context(), c.name, c.dsn, c.env)

@@ -171,7 +171,18 @@ func (w *running) testCommandLine(t *testing.T) {
 		w.cli(t, c.args...).is(t, c.status, c.words...)
 	}
 	command(t, "query", "x", "--url", w.url).is(t, 1, "WHENCE_AGENT_TOKEN")
-	command(t, "query", "x", "--url", "http://127.0.0.1:1", "--token", "x").is(t, 1)
+	command(t, "query", "x", "--url", "http://127.0.0.1:1", "--token", "x").is(t, 1, "refused", "WHENCE_URL", "whence serve")
+	w.cli(t, "source", "create", "wrong", "--dsn", strings.Replace(source, "/app", "/nowhere", 1)).is(t, 1, "SOURCE_REFUSED", "correct the connection string")
+
+	// Errors are JSON for who asked for that.
+	for reason, args := range map[string][]string{"TABLE_NOT_REGISTERED": {"table", "get", "app.public.cellar"}, "": {"query", "x", "--tabel", "y"},
+		"SOURCE_NOT_FOUND": {"source", "delete", "nobody", "--force"}} {
+		var said struct{ Error failure }
+		o := w.cli(t, append(args, "--json")...)
+		if err := json.Unmarshal([]byte(o.err), &said); err != nil || said.Error.Reason != reason || said.Error.Message == "" || o.status == 0 {
+			t.Errorf("whence %s: status %d, %v, %+v in %s", o.line(), o.status, err, said, o.err)
+		}
+	}
 
 	// Tokens that the command line prints work.
 	token := strings.TrimSpace(w.cli(t, "token", "exchange", "helper", "count jars", "--table", "app.public.larder", "--subject", "ann").out)

@@ -140,6 +140,7 @@ func printSources(a *app, sources ...*v1.Source) {
 		if trouble == "" {
 			trouble = s.GetWarning()
 		}
+		trouble = line(trouble, 1000) // in one line of the table
 		rate := "not known"
 		if s.ApplyRate != nil {
 			rate = fmt.Sprintf("%.1f/s", s.GetApplyRate())

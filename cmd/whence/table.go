@@ -278,7 +278,7 @@ func printTables(a *app, tables ...*v1.TableWithStatus) {
 	for _, t := range tables {
 		st := t.GetStatus()
 		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%d\t%d\t%d\t%d\t%s\n", t.GetTable().GetName(), plain(st.GetState()),
-			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetRecords(), st.GetChunks(), st.GetPending(), st.GetSetAside().GetRows(), st.GetError())
+			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetRecords(), st.GetChunks(), st.GetPending(), st.GetSetAside().GetRows(), line(st.GetError(), 1000))
 	}
 	_ = w.Flush()
 }

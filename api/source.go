@@ -160,7 +160,17 @@ func (s *sources) GetTable(ctx context.Context, req *v1.GetTableRequest) (*v1.Ge
 	if err != nil {
 		return nil, err
 	}
-	return &v1.GetTableResponse{Table: table(info.Table), Status: status(info.Status)}, nil
+	out := &v1.GetTableResponse{Table: table(info.Table), Status: status(info.Status)}
+	if req.GetSetAside() > 0 {
+		aside, err := s.registry.ListAside(ctx, info.Table, int(req.GetSetAside()))
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range aside {
+			out.SetAside = append(out.SetAside, &v1.SetAsideRow{Key: a.Key, Reason: a.Reason, Time: timestamp(a.At)})
+		}
+	}
+	return out, nil
 }
 
 // WatchTable sends a table's status whenever it has changed.
@@ -221,6 +231,7 @@ func status(s ingest.TableStatus) *v1.TableStatus {
 	return &v1.TableStatus{
 		State:    v1.TableState(v1.TableState_value["TABLE_STATE_"+string(s.State)]),
 		Error:    s.Error,
+		WaitsFor: s.WaitsFor,
 		Backfill: backfill(s),
 		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending),
 		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved)},

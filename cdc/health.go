@@ -11,7 +11,12 @@ import (
 
 const healthSQL = `
 select pg_current_wal_lsn(), coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint,
-       coalesce(s.safe_wal_size, -1), coalesce(s.wal_status, ''), s.slot_name is null
+       coalesce(s.safe_wal_size, -1), coalesce(s.wal_status, ''), s.slot_name is null,
+       array(select distinct b.pid
+               from pg_stat_activity a, unnest(pg_blocking_pids(a.pid)) b(pid)
+              where a.datname = current_database() and a.usename = current_user
+                and a.application_name like 'whence%' and a.wait_event_type = 'Lock'
+              order by b.pid)
   from (select) one
   left join pg_replication_slots s on s.slot_name = @slot`
 
@@ -25,7 +30,7 @@ type rower interface {
 
 func readHealth(ctx context.Context, q rower, slot string) (h Health, err error) {
 	var end whence.LSN
-	err = q.QueryRow(ctx, healthSQL, pgx.NamedArgs{"slot": slot}).Scan(&end, &h.RetainedWAL, &h.SafeWAL, &h.WALStatus, &h.Gone)
+	err = q.QueryRow(ctx, healthSQL, pgx.NamedArgs{"slot": slot}).Scan(&end, &h.RetainedWAL, &h.SafeWAL, &h.WALStatus, &h.Gone, &h.Awaits)
 	if err != nil {
 		return Health{}, fmt.Errorf("look after the replication slot: %w", err)
 	}

@@ -3,6 +3,8 @@ package ingest
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,26 +24,40 @@ const (
 // the source's position may be of another history.
 const noteHealth = `
 update whence.checkpoints
-set retained_wal = @retained, safe_wal = @safe, warning = nullif(@warning, ''), health_at = clock_timestamp(),
+set retained_wal = @retained, safe_wal = @safe, warning = nullif(@warning, ''), awaits = @awaits, health_at = clock_timestamp(),
     lag_bytes = case when told or @gone then lag_bytes else greatest(0, @end::pg_lsn - lsn)::bigint end,
     lag_at = case when told or @gone then lag_at else clock_timestamp() end
 from (select coalesce(lag_at > clock_timestamp() - interval '15 s', false) as told from whence.checkpoints where source_id = @id) t
 where source_id = @id`
 
 func (r *Runner) noteHealth(ctx context.Context, s Source, h cdc.Health) {
-	args := pgx.NamedArgs{"id": s.ID, "retained": h.RetainedWAL, "safe": h.SafeWAL, "warning": h.Warning, "gone": h.Gone, "end": h.End}
+	args := pgx.NamedArgs{"id": s.ID, "retained": h.RetainedWAL, "safe": h.SafeWAL, "warning": h.Warning, "gone": h.Gone, "end": h.End,
+		"awaits": backends(h.Awaits)}
 	if _, err := r.Registry.pool.Exec(ctx, noteHealth, args); err != nil && ctx.Err() == nil {
 		r.Log.WarnContext(ctx, "cannot record how the slot is", "source", s.Name, "error", err)
 	}
 }
 
-// healthNoter writes how the slot is now and then, and at once when a warning
-// comes or goes.
+// backends names those that capture waits for.
+func backends(pids []int32) string {
+	var names []string
+	for _, pid := range pids {
+		name := "backend " + strconv.Itoa(int(pid))
+		if pid == 0 {
+			name = "a prepared transaction"
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// healthNoter writes how the slot is now and then, and at once when a warning or
+// something to wait for comes or goes.
 func (r *Runner) healthNoter(ctx context.Context, s Source) func(cdc.Health) {
 	var next time.Time
 	var last cdc.Health
 	return func(h cdc.Health) {
-		if time.Now().Before(next) && (h.Warning == "") == (last.Warning == "") {
+		if time.Now().Before(next) && (h.Warning == "") == (last.Warning == "") && (len(h.Awaits) == 0) == (len(last.Awaits) == 0) {
 			return
 		}
 		next, last = time.Now().Add(healthEvery), h
@@ -113,7 +129,7 @@ func (s *Source) ageHealth(lag, health float64, at *time.Time) {
 	if health >= 0 && s.healthAge <= healthLimit {
 		return
 	}
-	s.RetainedWAL, s.SafeWAL = -1, -1
+	s.RetainedWAL, s.SafeWAL, s.awaits = -1, -1, ""
 	if at == nil || s.deleting {
 		return
 	}

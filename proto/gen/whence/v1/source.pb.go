@@ -590,7 +590,11 @@ type TableStatus struct {
 	// What embedding the table has cost.
 	Calls *EmbeddingCalls `protobuf:"bytes,7,opt,name=calls,proto3" json:"calls,omitempty"`
 	// Rows that are not taken over whole.
-	SetAside      *SetAside `protobuf:"bytes,8,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	SetAside *SetAside `protobuf:"bytes,8,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	// What keeps a PENDING or BACKFILLING table from getting on, as far as is known:
+	// its source is paused or broken, or transactions are open that its copy waits
+	// for. Else empty.
+	WaitsFor      string `protobuf:"bytes,9,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -679,6 +683,13 @@ func (x *TableStatus) GetSetAside() *SetAside {
 		return x.SetAside
 	}
 	return nil
+}
+
+func (x *TableStatus) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
 }
 
 // SetAside is about the rows of a table that could not be taken over whole now:
@@ -2205,7 +2216,9 @@ func (x *ListTablesResponse) GetTables() []*TableWithStatus {
 type GetTableRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The registered name, "source.schema.name".
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// List up to this many of the rows that are set aside, at most 1,000.
+	SetAside      uint32 `protobuf:"varint,2,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2247,13 +2260,22 @@ func (x *GetTableRequest) GetName() string {
 	return ""
 }
 
+func (x *GetTableRequest) GetSetAside() uint32 {
+	if x != nil {
+		return x.SetAside
+	}
+	return 0
+}
+
 // GetTableResponse returns a table.
 type GetTableResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The table.
 	Table *Table `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
 	// Its status.
-	Status        *TableStatus `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Status *TableStatus `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// Rows that are set aside, newest first, as many as were asked for.
+	SetAside      []*SetAsideRow `protobuf:"bytes,3,rep,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2302,6 +2324,77 @@ func (x *GetTableResponse) GetStatus() *TableStatus {
 	return nil
 }
 
+func (x *GetTableResponse) GetSetAside() []*SetAsideRow {
+	if x != nil {
+		return x.SetAside
+	}
+	return nil
+}
+
+// SetAsideRow is a row that is not taken over whole.
+type SetAsideRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The row's key, as a JSON object; of a key that is too long, the beginning.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// What is missing of it and what to do about it.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it was set aside.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAsideRow) Reset() {
+	*x = SetAsideRow{}
+	mi := &file_whence_v1_source_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAsideRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAsideRow) ProtoMessage() {}
+
+func (x *SetAsideRow) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_source_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAsideRow.ProtoReflect.Descriptor instead.
+func (*SetAsideRow) Descriptor() ([]byte, []int) {
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SetAsideRow) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SetAsideRow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SetAsideRow) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // WatchTableRequest names a table.
 type WatchTableRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2313,7 +2406,7 @@ type WatchTableRequest struct {
 
 func (x *WatchTableRequest) Reset() {
 	*x = WatchTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2325,7 +2418,7 @@ func (x *WatchTableRequest) String() string {
 func (*WatchTableRequest) ProtoMessage() {}
 
 func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2338,7 +2431,7 @@ func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableRequest.ProtoReflect.Descriptor instead.
 func (*WatchTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchTableRequest) GetName() string {
@@ -2361,7 +2454,7 @@ type WatchTableResponse struct {
 
 func (x *WatchTableResponse) Reset() {
 	*x = WatchTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2466,7 @@ func (x *WatchTableResponse) String() string {
 func (*WatchTableResponse) ProtoMessage() {}
 
 func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2479,7 @@ func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableResponse.ProtoReflect.Descriptor instead.
 func (*WatchTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchTableResponse) GetTable() *Table {
@@ -2414,7 +2507,7 @@ type ReembedTableRequest struct {
 
 func (x *ReembedTableRequest) Reset() {
 	*x = ReembedTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2426,7 +2519,7 @@ func (x *ReembedTableRequest) String() string {
 func (*ReembedTableRequest) ProtoMessage() {}
 
 func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2439,7 +2532,7 @@ func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableRequest.ProtoReflect.Descriptor instead.
 func (*ReembedTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReembedTableRequest) GetName() string {
@@ -2462,7 +2555,7 @@ type ReembedTableResponse struct {
 
 func (x *ReembedTableResponse) Reset() {
 	*x = ReembedTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2474,7 +2567,7 @@ func (x *ReembedTableResponse) String() string {
 func (*ReembedTableResponse) ProtoMessage() {}
 
 func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2487,7 +2580,7 @@ func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableResponse.ProtoReflect.Descriptor instead.
 func (*ReembedTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReembedTableResponse) GetTable() *Table {
@@ -2515,7 +2608,7 @@ type UnregisterTableRequest struct {
 
 func (x *UnregisterTableRequest) Reset() {
 	*x = UnregisterTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[33]
+	mi := &file_whence_v1_source_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2527,7 +2620,7 @@ func (x *UnregisterTableRequest) String() string {
 func (*UnregisterTableRequest) ProtoMessage() {}
 
 func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[33]
+	mi := &file_whence_v1_source_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2540,7 +2633,7 @@ func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{33}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UnregisterTableRequest) GetName() string {
@@ -2559,7 +2652,7 @@ type UnregisterTableResponse struct {
 
 func (x *UnregisterTableResponse) Reset() {
 	*x = UnregisterTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[34]
+	mi := &file_whence_v1_source_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2664,7 @@ func (x *UnregisterTableResponse) String() string {
 func (*UnregisterTableResponse) ProtoMessage() {}
 
 func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[34]
+	mi := &file_whence_v1_source_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2677,7 @@ func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{34}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{35}
 }
 
 var File_whence_v1_source_proto protoreflect.FileDescriptor
@@ -2638,7 +2731,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x10freshness_target\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0ffreshnessTarget\x120\n" +
 	"\ton_delete\x18\r \x01(\x0e2\x13.whence.v1.OnDeleteR\bonDelete\x12;\n" +
 	"\vcreate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xb0\x02\n" +
+	"createTime\"\xcd\x02\n" +
 	"\vTableStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.whence.v1.TableStateR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12/\n" +
@@ -2647,7 +2740,8 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x06chunks\x18\x05 \x01(\rR\x06chunks\x12\x18\n" +
 	"\apending\x18\x06 \x01(\rR\apending\x12/\n" +
 	"\x05calls\x18\a \x01(\v2\x19.whence.v1.EmbeddingCallsR\x05calls\x120\n" +
-	"\tset_aside\x18\b \x01(\v2\x13.whence.v1.SetAsideR\bsetAside\"x\n" +
+	"\tset_aside\x18\b \x01(\v2\x13.whence.v1.SetAsideR\bsetAside\x12\x1b\n" +
+	"\twaits_for\x18\t \x01(\tR\bwaitsFor\"x\n" +
 	"\bSetAside\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
@@ -2764,13 +2858,19 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x11ListTablesRequest\x12\x1f\n" +
 	"\x06source\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06source\"H\n" +
 	"\x12ListTablesResponse\x122\n" +
-	"\x06tables\x18\x01 \x03(\v2\x1a.whence.v1.TableWithStatusR\x06tables\"1\n" +
+	"\x06tables\x18\x01 \x03(\v2\x1a.whence.v1.TableWithStatusR\x06tables\"X\n" +
 	"\x0fGetTableRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01(\xff\x01R\x04name\"j\n" +
+	"\xbaH\ar\x05\x10\x01(\xff\x01R\x04name\x12%\n" +
+	"\tset_aside\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bsetAside\"\x9f\x01\n" +
 	"\x10GetTableResponse\x12&\n" +
 	"\x05table\x18\x01 \x01(\v2\x10.whence.v1.TableR\x05table\x12.\n" +
-	"\x06status\x18\x02 \x01(\v2\x16.whence.v1.TableStatusR\x06status\"3\n" +
+	"\x06status\x18\x02 \x01(\v2\x16.whence.v1.TableStatusR\x06status\x123\n" +
+	"\tset_aside\x18\x03 \x03(\v2\x16.whence.v1.SetAsideRowR\bsetAside\"g\n" +
+	"\vSetAsideRow\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"3\n" +
 	"\x11WatchTableRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\xff\x01R\x04name\"l\n" +
@@ -2836,7 +2936,7 @@ func file_whence_v1_source_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_source_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_whence_v1_source_proto_goTypes = []any{
 	(SourceState)(0),                // 0: whence.v1.SourceState
 	(TableState)(0),                 // 1: whence.v1.TableState
@@ -2870,33 +2970,34 @@ var file_whence_v1_source_proto_goTypes = []any{
 	(*ListTablesResponse)(nil),      // 29: whence.v1.ListTablesResponse
 	(*GetTableRequest)(nil),         // 30: whence.v1.GetTableRequest
 	(*GetTableResponse)(nil),        // 31: whence.v1.GetTableResponse
-	(*WatchTableRequest)(nil),       // 32: whence.v1.WatchTableRequest
-	(*WatchTableResponse)(nil),      // 33: whence.v1.WatchTableResponse
-	(*ReembedTableRequest)(nil),     // 34: whence.v1.ReembedTableRequest
-	(*ReembedTableResponse)(nil),    // 35: whence.v1.ReembedTableResponse
-	(*UnregisterTableRequest)(nil),  // 36: whence.v1.UnregisterTableRequest
-	(*UnregisterTableResponse)(nil), // 37: whence.v1.UnregisterTableResponse
-	(*timestamppb.Timestamp)(nil),   // 38: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 39: google.protobuf.Duration
-	(*structpb.Struct)(nil),         // 40: google.protobuf.Struct
-	(*Span)(nil),                    // 41: whence.v1.Span
+	(*SetAsideRow)(nil),             // 32: whence.v1.SetAsideRow
+	(*WatchTableRequest)(nil),       // 33: whence.v1.WatchTableRequest
+	(*WatchTableResponse)(nil),      // 34: whence.v1.WatchTableResponse
+	(*ReembedTableRequest)(nil),     // 35: whence.v1.ReembedTableRequest
+	(*ReembedTableResponse)(nil),    // 36: whence.v1.ReembedTableResponse
+	(*UnregisterTableRequest)(nil),  // 37: whence.v1.UnregisterTableRequest
+	(*UnregisterTableResponse)(nil), // 38: whence.v1.UnregisterTableResponse
+	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
+	(*structpb.Struct)(nil),         // 41: google.protobuf.Struct
+	(*Span)(nil),                    // 42: whence.v1.Span
 }
 var file_whence_v1_source_proto_depIdxs = []int32{
 	0,  // 0: whence.v1.Source.state:type_name -> whence.v1.SourceState
-	38, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
-	38, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
-	39, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
-	38, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
-	39, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
-	39, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
+	39, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
+	39, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
+	40, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
+	39, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
+	40, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
+	40, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 7: whence.v1.Table.on_delete:type_name -> whence.v1.OnDelete
-	38, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
+	39, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
 	1,  // 9: whence.v1.TableStatus.state:type_name -> whence.v1.TableState
 	7,  // 10: whence.v1.TableStatus.backfill:type_name -> whence.v1.Backfill
 	8,  // 11: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
 	6,  // 12: whence.v1.TableStatus.set_aside:type_name -> whence.v1.SetAside
-	38, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
-	39, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
+	39, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
+	40, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
 	4,  // 15: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
 	5,  // 16: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
 	3,  // 17: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
@@ -2904,59 +3005,61 @@ var file_whence_v1_source_proto_depIdxs = []int32{
 	3,  // 19: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
 	3,  // 20: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
 	3,  // 21: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
-	39, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
-	39, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	40, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
+	40, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 24: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	40, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
-	41, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
-	38, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
-	40, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
+	41, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
+	42, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
+	39, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
+	41, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
 	4,  // 29: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
 	23, // 30: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
 	24, // 31: whence.v1.PreviewTableResponse.estimate:type_name -> whence.v1.TableEstimate
-	39, // 32: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
-	39, // 33: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	40, // 32: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
+	40, // 33: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 34: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
 	4,  // 35: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
 	5,  // 36: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
 	9,  // 37: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
 	4,  // 38: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
 	5,  // 39: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 40: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
-	5,  // 41: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 42: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
-	5,  // 43: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
-	10, // 44: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
-	12, // 45: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
-	14, // 46: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
-	16, // 47: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
-	18, // 48: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
-	20, // 49: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
-	22, // 50: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
-	26, // 51: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
-	28, // 52: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
-	30, // 53: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
-	32, // 54: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
-	34, // 55: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
-	36, // 56: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
-	11, // 57: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
-	13, // 58: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
-	15, // 59: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
-	17, // 60: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
-	19, // 61: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
-	21, // 62: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
-	25, // 63: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
-	27, // 64: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
-	29, // 65: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
-	31, // 66: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
-	33, // 67: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
-	35, // 68: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
-	37, // 69: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
-	57, // [57:70] is the sub-list for method output_type
-	44, // [44:57] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	32, // 40: whence.v1.GetTableResponse.set_aside:type_name -> whence.v1.SetAsideRow
+	39, // 41: whence.v1.SetAsideRow.time:type_name -> google.protobuf.Timestamp
+	4,  // 42: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
+	5,  // 43: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 44: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
+	5,  // 45: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
+	10, // 46: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
+	12, // 47: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
+	14, // 48: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
+	16, // 49: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
+	18, // 50: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
+	20, // 51: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
+	22, // 52: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
+	26, // 53: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
+	28, // 54: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
+	30, // 55: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
+	33, // 56: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
+	35, // 57: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
+	37, // 58: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
+	11, // 59: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
+	13, // 60: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
+	15, // 61: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
+	17, // 62: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
+	19, // 63: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
+	21, // 64: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
+	25, // 65: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
+	27, // 66: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
+	29, // 67: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
+	31, // 68: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
+	34, // 69: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
+	36, // 70: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
+	38, // 71: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
+	59, // [59:72] is the sub-list for method output_type
+	46, // [46:59] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_source_proto_init() }
@@ -2974,7 +3077,7 @@ func file_whence_v1_source_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_source_proto_rawDesc), len(file_whence_v1_source_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,7 +25,7 @@ func (w *running) testOperate(t *testing.T) {
 	w.exec(t, `alter table public.sty drop column what`)
 	eventually(t, startLimit, "doctor names what is wrong", func() error {
 		o := doctor()
-		for _, word := range []string{"ok    source app", "MEND  table app.public.barn: 2 rows", "--aside", "MEND  table app.public.sty: it is SCHEMA_CHANGED"} {
+		for _, word := range []string{"ok    memory database", "ok    migrations", "ok    source app", "MEND  table app.public.barn: 2 rows", "--aside", "MEND  table app.public.sty: it is SCHEMA_CHANGED"} {
 			if o.status != 1 || !strings.Contains(o.out, word) {
 				return errors.New(word + " is not in " + o.out + o.err)
 			}

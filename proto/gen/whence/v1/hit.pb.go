@@ -112,9 +112,10 @@ const (
 	FreshnessReason_FRESHNESS_REASON_MODEL_CHANGED FreshnessReason = 3
 	// The table's text is rendered differently by now. State STALE.
 	FreshnessReason_FRESHNESS_REASON_DEFINITION_CHANGED FreshnessReason = 4
-	// Capture is further behind than the table's target. State UNKNOWN.
+	// Capture is further behind than the table's target, or the table's rows are
+	// still being copied or compared. State UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_CAPTURE_LAGGING FreshnessReason = 5
-	// An operator paused the source. State UNKNOWN.
+	// An operator paused the source, or is deleting it. State UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_CAPTURE_PAUSED FreshnessReason = 6
 	// Capture cannot go on by itself. State UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_CAPTURE_BROKEN FreshnessReason = 7

@@ -364,9 +364,10 @@ const (
 	ModelChanged FreshnessReason = "MODEL_CHANGED"
 	// DefinitionChanged means the table is rendered otherwise by now.
 	DefinitionChanged FreshnessReason = "DEFINITION_CHANGED"
-	// CaptureLagging means capture is further behind than the table's target.
+	// CaptureLagging means capture is further behind than the table's target, or
+	// the table's rows are still being copied or compared.
 	CaptureLagging FreshnessReason = "CAPTURE_LAGGING"
-	// CapturePaused means an operator paused the source.
+	// CapturePaused means an operator paused the source, or is deleting it.
 	CapturePaused FreshnessReason = "CAPTURE_PAUSED"
 	// CaptureBroken means capture cannot go on by itself.
 	CaptureBroken FreshnessReason = "CAPTURE_BROKEN"

@@ -11,12 +11,16 @@ import (
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 )
 
-// timestamp leaves the zero time out of the message.
+// timestamp leaves out of the message the zero time and what a Timestamp cannot
+// say: Postgres has years before 1 and after 9999.
 func timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil
 	}
-	return timestamppb.New(t)
+	if ts := timestamppb.New(t); ts.IsValid() {
+		return ts
+	}
+	return nil
 }
 
 func fromTimestamp(t *timestamppb.Timestamp) time.Time {

@@ -74,10 +74,11 @@ func (s *sources) ResumeSource(ctx context.Context, req *v1.ResumeSourceRequest)
 
 // DeleteSource forgets a source.
 func (s *sources) DeleteSource(ctx context.Context, req *v1.DeleteSourceRequest) (*v1.DeleteSourceResponse, error) {
-	if err := s.registry.DeleteSource(ctx, req.GetName(), req.GetForce()); err != nil {
+	left, err := s.registry.DeleteSource(ctx, req.GetName(), req.GetForce())
+	if err != nil {
 		return nil, err
 	}
-	return &v1.DeleteSourceResponse{}, nil
+	return &v1.DeleteSourceResponse{Left: left}, nil
 }
 
 // definition is what a request says of a table, to try it or to register it.
@@ -159,7 +160,17 @@ func (s *sources) GetTable(ctx context.Context, req *v1.GetTableRequest) (*v1.Ge
 	if err != nil {
 		return nil, err
 	}
-	return &v1.GetTableResponse{Table: table(info.Table), Status: status(info.Status)}, nil
+	out := &v1.GetTableResponse{Table: table(info.Table), Status: status(info.Status)}
+	if req.GetSetAside() > 0 {
+		aside, err := s.registry.ListAside(ctx, info.Table, int(req.GetSetAside()))
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range aside {
+			out.SetAside = append(out.SetAside, &v1.SetAsideRow{Key: a.Key, Reason: a.Reason, Time: timestamp(a.At)})
+		}
+	}
+	return out, nil
 }
 
 // WatchTable sends a table's status whenever it has changed.
@@ -197,9 +208,11 @@ func (s *sources) UnregisterTable(ctx context.Context, req *v1.UnregisterTableRe
 }
 
 func sourceMessage(s ingest.Source) *v1.Source {
-	var safe *int64
-	if s.SafeWAL >= 0 {
-		safe = &s.SafeWAL
+	bytes := func(n int64) *int64 {
+		if n < 0 {
+			return nil
+		}
+		return &n
 	}
 	var rate *float64
 	if s.ApplyRate >= 0 {
@@ -209,8 +222,8 @@ func sourceMessage(s ingest.Source) *v1.Source {
 		Name: s.Name, State: v1.SourceState(v1.SourceState_value["SOURCE_STATE_"+string(s.State)]), Error: s.Error,
 		Slot: s.Slot, Publication: s.Publication, SystemId: s.SystemID, Lsn: s.LSN.String(),
 		CommitTime: timestamp(s.CommitTime), CaughtUpAt: timestamp(s.CaughtUpAt), Lag: known(s.Lag),
-		LagBytes: s.LagBytes, Tables: uint32(s.Tables), CreateTime: timestamp(s.CreateTime),
-		RetainedWalBytes: s.RetainedWAL, SafeWalBytes: safe, Warning: s.Warning, ApplyRate: rate,
+		LagBytes: bytes(s.LagBytes), Tables: uint32(s.Tables), CreateTime: timestamp(s.CreateTime),
+		RetainedWalBytes: bytes(s.RetainedWAL), SafeWalBytes: bytes(s.SafeWAL), Warning: s.Warning, ApplyRate: rate,
 	}
 }
 
@@ -218,6 +231,7 @@ func status(s ingest.TableStatus) *v1.TableStatus {
 	return &v1.TableStatus{
 		State:    v1.TableState(v1.TableState_value["TABLE_STATE_"+string(s.State)]),
 		Error:    s.Error,
+		WaitsFor: s.WaitsFor,
 		Backfill: backfill(s),
 		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending),
 		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved), Tokens: s.Tokens},

@@ -402,7 +402,7 @@ func TestPasswordStaysOut(t *testing.T) {
 			_ = c.Run(ctx)
 			cancel()
 		}
-		if err := DropSlot(t.Context(), dsn, "s", "p"); err != nil {
+		if _, err := DropSlot(t.Context(), dsn, "s", "p"); err != nil {
 			said = append(said, err.Error())
 		}
 		if len(said) < 2 || strings.Contains(strings.Join(said, " "), "sekret") {
@@ -416,12 +416,12 @@ func TestDropSlot(t *testing.T) {
 	s := newSource(t, notesDDL, notes)
 	_, stop := s.start()
 	s.settle()
-	if err := DropSlot(t.Context(), s.cfg.ConnString, s.cfg.Slot, s.cfg.Publication); err != nil {
+	if _, err := DropSlot(t.Context(), s.cfg.ConnString, s.cfg.Slot, s.cfg.Publication); err != nil {
 		t.Errorf("while a stream is on: %v", err)
 	}
 	_ = stop()
 	// The capture may have been about to make them again as it was stopped.
-	if err := DropSlot(t.Context(), s.cfg.ConnString, s.cfg.Slot, s.cfg.Publication); err != nil {
+	if _, err := DropSlot(t.Context(), s.cfg.ConnString, s.cfg.Slot, s.cfg.Publication); err != nil {
 		t.Errorf("what is absent: %v", err)
 	}
 	var n int

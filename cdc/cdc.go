@@ -143,10 +143,13 @@ type Cluster struct {
 
 // Health is what the source says of the slot.
 type Health struct {
-	RetainedWAL int64  // bytes of log that the slot keeps on the source
-	SafeWAL     int64  // bytes that may yet be written before it is lost; negative: without bound
-	WALStatus   string // pg_replication_slots.wal_status: reserved, extended, unreserved or lost
-	Warning     string // what to do before the slot is lost; empty while there is no danger
+	RetainedWAL int64      // bytes of log that the slot keeps on the source
+	SafeWAL     int64      // bytes that may yet be written before it is lost; negative: without bound
+	WALStatus   string     // pg_replication_slots.wal_status: reserved, extended, unreserved or lost
+	Gone        bool       // there is no such slot; never told to Config.Health
+	Awaits      []int32    // backends that a connection of capture's waits for; 0 is a prepared transaction
+	End         whence.LSN // the source's position; zero when the slot is gone
+	Warning     string     // what to do before the slot is lost, or that it is; empty while there is no danger
 }
 
 // Unit is one transaction of the sink's store.

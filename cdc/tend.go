@@ -32,6 +32,7 @@ type tender struct {
 // run is one backfill. started and err are written by its goroutine before it
 // closes the channel beside them.
 type run struct {
+	table      whence.TableName
 	definition int32
 	cancel     context.CancelFunc
 	started    chan struct{} // closed once the sink said BACKFILLING
@@ -133,7 +134,7 @@ func (t *tender) collect(ctx context.Context) (started map[int32]bool) {
 		case <-r.done:
 			delete(t.runs, id)
 			r.cancel()
-			t.ended(ctx, id, r.err)
+			t.ended(ctx, id, r)
 			continue
 		default:
 		}
@@ -146,8 +147,8 @@ func (t *tender) collect(ctx context.Context) (started map[int32]bool) {
 	return started
 }
 
-func (t *tender) ended(ctx context.Context, id int32, err error) {
-	if err == nil || errors.Is(err, context.Canceled) {
+func (t *tender) ended(ctx context.Context, id int32, r *run) {
+	if r.err == nil || errors.Is(r.err, context.Canceled) {
 		delete(t.later, id)
 		return
 	}
@@ -155,7 +156,7 @@ func (t *tender) ended(ctx context.Context, id int32, err error) {
 	l.pause = min(max(2*l.pause, t.cfg.Look), t.cfg.MaximumBackoff)
 	l.at = t.cfg.Now().Add(l.pause)
 	t.later[id] = l
-	t.log.WarnContext(ctx, "a backfill failed and will go on", "table", id, "in", l.pause, "error", err)
+	t.log.WarnContext(ctx, "a backfill failed and will go on", "table", r.table, "in", l.pause, "error", r.err)
 }
 
 // stopOutdated cancels backfills whose table is gone or was registered anew.
@@ -182,7 +183,7 @@ func (t *tender) launch(ctx context.Context, table whence.Table) {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r := &run{definition: table.Definition, cancel: cancel, started: make(chan struct{}), done: make(chan struct{})}
+	r := &run{table: table.Name(), definition: table.Definition, cancel: cancel, started: make(chan struct{}), done: make(chan struct{})}
 	if !t.group.TryGo(func() error {
 		defer t.Poke() // there is room for the next
 		defer close(r.done)

@@ -216,6 +216,22 @@ func (r *Registry) asideStatus(ctx context.Context, t whence.Table) (s AsideStat
 	return s, nil
 }
 
+const listAside = `select key, reason, at from whence.set_aside where table_id = @table order by at desc, key limit @limit`
+
+// ListAside returns the rows of a table that are not taken over whole, newest
+// first, limit at most.
+func (r *Registry) ListAside(ctx context.Context, t whence.Table, limit int) ([]Aside, error) {
+	rows, err := r.pool.Query(ctx, listAside, pgx.NamedArgs{"table": t.ID, "limit": limit})
+	if err != nil {
+		return nil, fmt.Errorf("list what is set aside: %w", pg.Translate(err))
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Aside])
+	if err != nil {
+		return nil, fmt.Errorf("list what is set aside: %w", pg.Translate(err))
+	}
+	return out, nil
+}
+
 const selectAsideKeys = `
 select key_digest from whence.set_aside where table_id = @table and key_digest = any(@digests)`
 

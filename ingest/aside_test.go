@@ -42,6 +42,9 @@ func TestSetAsideFollowsTheRow(t *testing.T) {
 	w.run()
 	info := w.live(docs)
 	w.aside(`{"id":"2"}|subject`, `{"id":"3"}|not searchable`, `{"id":"4"}|subject`)
+	if all, err := w.r.ListAside(t.Context(), info.Table, 2); err != nil || len(all) != 2 || all[0].At.Before(all[1].At) || all[1].Key == "" || all[1].Reason == "" {
+		t.Errorf("listed are %+v, %v", all, err)
+	}
 	w.want("subjects", w.query(w.memory.Pool, `select coalesce(subject, '-') from whence.records order by key`), "ann", "-", "-", "-")
 
 	w.exec(w.source, `update docs set lang = 'en' where id = 2; update docs set owner = 'eve' where id = 4`)

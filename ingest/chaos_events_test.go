@@ -248,7 +248,7 @@ func (s *chaos) eventIdentity() {
 
 func (s *chaos) eventRecreate() {
 	s.persist("delete the source", func(ctx context.Context) error {
-		err := s.r.DeleteSource(ctx, "app", false)
+		_, err := s.r.DeleteSource(ctx, "app", false)
 		if isReason(err, "SOURCE_NOT_FOUND") {
 			return nil
 		}

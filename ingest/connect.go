@@ -53,21 +53,33 @@ func connect(ctx context.Context, name, dsn string) (*pgx.Conn, error) {
 	if err == nil {
 		return conn, nil
 	}
+	e := &whence.Error{Kind: whence.ErrUnavailable, Reason: "SOURCE_UNREACHABLE", RetryAfter: 5 * time.Second,
+		Metadata: map[string]string{"source": name}}
 	why := "it did not answer in time"
 	var pe *pgconn.PgError
 	switch {
 	case errors.As(err, &pe):
 		why = pe.Message
+		if refuses(pe.Code) {
+			e.Kind, e.Reason, e.Field, e.RetryAfter = whence.ErrPrecondition, "SOURCE_REFUSED", "dsn", 0
+			why += "; correct the connection string, or let the role in"
+		}
 	case !errors.Is(err, context.DeadlineExceeded):
 		why = err.Error()
 	}
 	if cfg.Password != "" {
 		why = strings.ReplaceAll(why, cfg.Password, "…")
 	}
-	return nil, &whence.Error{Kind: whence.ErrUnavailable, Reason: "SOURCE_UNREACHABLE", RetryAfter: 5 * time.Second,
-		Metadata: map[string]string{"source": name},
-		Message: fmt.Sprintf("cannot connect to the source %q at %s:%d, database %q, as %q: %s",
-			name, cfg.Host, cfg.Port, cfg.Database, cfg.User, why)}
+	e.Message = fmt.Sprintf("cannot connect to the source %q at %s:%d, database %q, as %q: %s",
+		name, cfg.Host, cfg.Port, cfg.Database, cfg.User, why)
+	return nil, e
+}
+
+// refuses tells whether a server that answers so would do so again: the role, its
+// password, the database or a parameter is not as it takes it.
+func refuses(code string) bool {
+	class := code[:min(2, len(code))]
+	return class == "28" || class == "3D" || class == "42"
 }
 
 func closeConn(ctx context.Context, conn *pgx.Conn) {

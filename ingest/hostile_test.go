@@ -86,7 +86,7 @@ func TestHostileNames(t *testing.T) {
 			}
 		}
 	}
-	if err := w.r.DeleteSource(t.Context(), "app", false); err != nil {
+	if _, err := w.r.DeleteSource(t.Context(), "app", false); err != nil {
 		t.Fatal(err)
 	}
 	w.want("what is left", w.query(w.memory.Pool, `select key from whence.records union all select relation from whence.tables`))
@@ -118,7 +118,7 @@ func TestHostileRequests(t *testing.T) {
 		_, err = w.r.CreateSource(t.Context(), "other", "", name)
 		refused("environment", err, "DSN_ENV_NOT_SET")
 		_, err = w.r.CreateSource(t.Context(), "other", "host="+name+" connect_timeout=1", "")
-		refused("dsn", err, "DSN_INVALID", "SOURCE_UNREACHABLE")
+		refused("dsn", err, "DSN_INVALID", "SOURCE_UNREACHABLE", "SOURCE_REFUSED")
 		_, err = w.r.GetTable(t.Context(), whence.TableName(name))
 		refused("get table", err, "TABLE_NOT_REGISTERED")
 		refused("unregister", w.r.UnregisterTable(t.Context(), whence.NewTableName("app", "public", name)), "TABLE_NOT_REGISTERED")

@@ -39,7 +39,7 @@ func TestCreateSourceRefusals(t *testing.T) {
 		{"other", "", "NO_SUCH", "DSN_ENV_NOT_SET"},
 		{"other", "postgres://someone:hunter2@host:port/x", "", "DSN_INVALID"},
 		{"other", unreachable, "", "SOURCE_UNREACHABLE"},
-		{"other", strings.Replace(w.source.DSN, w.source.Name, "no_such_database", 1), "", "SOURCE_UNREACHABLE"},
+		{"other", strings.Replace(w.source.DSN, w.source.Name, "no_such_database", 1), "", "SOURCE_REFUSED"},
 		{"app", w.source.DSN, "", "SOURCE_EXISTS"},
 	} {
 		_, err := w.r.CreateSource(t.Context(), c.name, c.dsn, c.env)
@@ -61,7 +61,7 @@ func TestCreateSourceRefusals(t *testing.T) {
 		"get":    func() error { _, err := w.r.GetSource(t.Context(), "none"); return err },
 		"pause":  func() error { _, err := w.r.PauseSource(t.Context(), "none"); return err },
 		"resume": func() error { _, err := w.r.ResumeSource(t.Context(), "none"); return err },
-		"delete": func() error { return w.r.DeleteSource(t.Context(), "none", false) },
+		"delete": func() error { _, err := w.r.DeleteSource(t.Context(), "none", false); return err },
 		"tables": func() error { _, err := w.r.ListTables(t.Context(), "none"); return err },
 		"table": func() error {
 			_, err := w.r.RegisterTable(t.Context(), TableSpec{Source: "none", Table: "a.b", TextColumns: []string{"c"}})
@@ -214,7 +214,7 @@ func TestBrokenSourceWaitsForItsOperator(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 	w.until("capture is broken again", broken)
-	if err := w.r.DeleteSource(t.Context(), "app", false); err != nil {
+	if _, err := w.r.DeleteSource(t.Context(), "app", false); err != nil {
 		t.Fatal(err)
 	}
 	w.want("what is left in memory", w.query(w.memory.Pool, `
@@ -231,8 +231,8 @@ func TestDeleteSource(t *testing.T) {
 	w.register(docsSpec)
 	w.run()
 	w.live(docs)
-	if err := w.r.DeleteSource(t.Context(), "app", false); err != nil {
-		t.Fatal(err)
+	if left, err := w.r.DeleteSource(t.Context(), "app", false); err != nil || left != "" {
+		t.Fatal(left, err)
 	}
 	w.want("in memory", w.query(w.memory.Pool, `
 select 'a record' from whence.records union all select 'a chunk' from whence.chunks union all select 'a vector' from whence.vectors
@@ -263,7 +263,7 @@ func TestDeleteSourceThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.exec(w.memory, `update whence.sources set dsn_sealed = $1`, w.r.seal.Seal(sealPurpose+" app", []byte("postgres://a:hunter2@127.0.0.1:1/x")))
-	err = w.r.DeleteSource(t.Context(), "app", false)
+	_, err = w.r.DeleteSource(t.Context(), "app", false)
 	if reason(err) != "SOURCE_UNREACHABLE" || !strings.Contains(err.Error(), s.Slot) || strings.Contains(err.Error(), "hunter2") {
 		t.Error(err)
 	}
@@ -273,12 +273,43 @@ func TestDeleteSourceThatIsGone(t *testing.T) {
 	if _, err := w.r.PauseSource(t.Context(), "app"); reason(err) != "SOURCE_DELETING" {
 		t.Error(err)
 	}
-	if err := w.r.DeleteSource(t.Context(), "app", true); err != nil {
-		t.Error(err)
+	if left, err := w.r.DeleteSource(t.Context(), "app", true); err != nil || !strings.Contains(left, s.Slot) {
+		t.Error(left, err)
 	}
 	if _, err := w.r.GetSource(t.Context(), "app"); reason(err) != "SOURCE_NOT_FOUND" {
 		t.Error(err)
 	}
+}
+
+// A publication that its owner made is the owner's: the deletion leaves it and says so.
+func TestDeleteSourceOfLeastPrivilege(t *testing.T) {
+	w := newWorld(t)
+	w.exec(w.source, createDocs)
+	role := "least_" + w.source.Name[max(0, len(w.source.Name)-40):]
+	w.exec(w.source, fmt.Sprintf(`create role %q login replication; grant select on docs to %[1]q`, role))
+	t.Cleanup(func() {
+		w.exec(w.source, fmt.Sprintf(`select pg_terminate_backend(pid) from pg_stat_activity where usename = '%s'; drop owned by %[1]q; drop role %[1]q`, role))
+	})
+	cfg, err := pgx.ParseConfig(w.source.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dsn := fmt.Sprintf("host=%s port=%d user=%s dbname=%s sslmode=disable", cfg.Host, cfg.Port, role, w.source.Name)
+	s, err := w.r.CreateSource(t.Context(), "app", dsn, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.exec(w.source, fmt.Sprintf(`create publication %q for table docs with (publish_via_partition_root = true)`, s.Publication))
+	w.register(docsSpec)
+	w.run()
+	w.live(docs)
+	left, err := w.r.DeleteSource(t.Context(), "app", false)
+	if err != nil || !strings.Contains(left, "DROP PUBLICATION") || !strings.Contains(left, s.Publication) || strings.Contains(left, "slot") {
+		t.Errorf("left %q, %v", left, err)
+	}
+	w.want("in memory", w.query(w.memory.Pool, `select name from whence.sources`))
+	w.want("in the source", w.query(w.source.Pool, `
+select pubname::text from pg_publication union all select slot_name from pg_replication_slots where database = current_database() and not temporary`), s.Publication)
 }
 
 func TestPurge(t *testing.T) {

@@ -72,6 +72,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	g.Go(func() error { return r.listen(ctx, changed) })
 	g.Go(func() error { return r.supervise(ctx, g, changed) })
 	g.Go(func() error { return r.tidy(ctx) })
+	g.Go(func() error { return r.watchSlots(ctx) })
 	return g.Wait()
 }
 
@@ -211,8 +212,12 @@ func (r *Runner) drop(ctx context.Context, s Source, _ *capture) {
 	if sleep(ctx, pause) != nil { // whoever asked for it is at it
 		return
 	}
-	err := r.Registry.dropSource(ctx, s, false)
-	if err != nil && !errors.Is(err, errCaptured) && ctx.Err() == nil {
+	left, err := r.Registry.dropSource(ctx, s, false)
+	if err == nil {
+		r.Log.InfoContext(ctx, "the source is deleted", "source", s.Name, "left", left)
+		return
+	}
+	if !errors.Is(err, errCaptured) && ctx.Err() == nil {
 		r.Log.WarnContext(ctx, "cannot delete the source, trying again", "source", s.Name, "error", err)
 	}
 }
@@ -342,29 +347,6 @@ func (r *Runner) note(ctx context.Context, s Source, message string, retrying, e
 		r.Log.WarnContext(ctx, "cannot record the state of the source", "source", s.Name, "error", err)
 	}
 	return err == nil
-}
-
-const (
-	noteHealth = `
-update whence.checkpoints set retained_wal = @retained, safe_wal = @safe, warning = nullif(@warning, '') where source_id = @id`
-	healthEvery = 5 * time.Second
-)
-
-// healthNoter writes how the slot is now and then, and at once when a warning
-// comes or goes.
-func (r *Runner) healthNoter(ctx context.Context, s Source) func(cdc.Health) {
-	var next time.Time
-	var last cdc.Health
-	return func(h cdc.Health) {
-		if time.Now().Before(next) && (h.Warning == "") == (last.Warning == "") {
-			return
-		}
-		next, last = time.Now().Add(healthEvery), h
-		args := pgx.NamedArgs{"id": s.ID, "retained": h.RetainedWAL, "safe": h.SafeWAL, "warning": h.Warning}
-		if _, err := r.Registry.pool.Exec(ctx, noteHealth, args); err != nil && ctx.Err() == nil {
-			r.Log.WarnContext(ctx, "cannot record how the slot is", "source", s.Name, "error", err)
-		}
-	}
 }
 
 // listen turns announcements into signals. Without it changes are still seen

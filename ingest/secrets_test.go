@@ -172,12 +172,12 @@ func TestSecrets(t *testing.T) {
 	for name, tt := range map[string]struct{ dsn, reason, says string }{
 		"another authority":   {link(secret, host, "&sslrootcert="+url.QueryEscape(others.file())), "SOURCE_UNREACHABLE", "unknown authority"},
 		"another host's name": {link(secret, "localhost", ""), "SOURCE_UNREACHABLE", "x509: certificate"},
-		"no encryption":       {strings.Replace(link(secret, host, ""), "verify-full", "disable", 1), "SOURCE_UNREACHABLE", "no encryption"},
+		"no encryption":       {strings.Replace(link(secret, host, ""), "verify-full", "disable", 1), "SOURCE_REFUSED", "no encryption"},
 		"no such file":        {link(secret, host, "&sslrootcert=/nowhere"), "DSN_INVALID", ""},
-		"a wrong password":    {link(secret+"x", host, ""), "SOURCE_UNREACHABLE", "password authentication failed"},
-		"the same in words":   {words(secret + "x"), "SOURCE_UNREACHABLE", "password authentication failed"},
+		"a wrong password":    {link(secret+"x", host, ""), "SOURCE_REFUSED", "password authentication failed"},
+		"the same in words":   {words(secret + "x"), "SOURCE_REFUSED", "password authentication failed"},
 		"no server":           {strings.Replace(link(secret, host, ""), ":"+port, ":1", 1), "SOURCE_UNREACHABLE", "refused"},
-		"a parameter unknown": {link(secret, host, "&passwort="+url.QueryEscape(secret)), "SOURCE_UNREACHABLE", "passwort"},
+		"a parameter unknown": {link(secret, host, "&passwort="+url.QueryEscape(secret)), "SOURCE_REFUSED", "passwort"},
 		"not escaped":         {"postgres://capture:" + secret + "@" + address + "/postgres", "DSN_INVALID", ""},
 		"a quote too many":    {"host=" + host + " password='" + secret + "'", "DSN_INVALID", ""},
 		"a bad port":          {"host=" + host + " port=x password=" + url.QueryEscape(secret), "DSN_INVALID", ""},
@@ -231,7 +231,7 @@ func TestSecrets(t *testing.T) {
 	_, err = w.r.RegisterTable(t.Context(), TableSpec{Source: "link", Table: "capture.docs", TextColumns: []string{"title"}})
 	said.say(err)
 	for _, name := range []string{"app", "env"} {
-		if err := w.r.DeleteSource(t.Context(), name, false); reason(err) != "SOURCE_UNREACHABLE" {
+		if _, err := w.r.DeleteSource(t.Context(), name, false); reason(err) != "SOURCE_UNREACHABLE" {
 			t.Error(err)
 		} else {
 			said.say(err)

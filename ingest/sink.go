@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -181,7 +182,7 @@ func (s *sink) Tables(ctx context.Context) ([]whence.Table, error) {
 const (
 	moveCheckpoint = `
 update whence.checkpoints
-set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes, ` + countApplied + `,
+set lsn = @lsn, commit_time = coalesce(@commit::timestamptz, commit_time), lag_bytes = @lag_bytes, lag_at = clock_timestamp(), ` + countApplied + `,
     caught_up_at = greatest(caught_up_at, transaction_timestamp() + @since_began::interval)
 where source_id = @id and lsn = @known::pg_lsn`
 
@@ -225,15 +226,21 @@ func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {
 
 const failTable = `
 update whence.tables set state = @state, error = @error
-where id = @id and source_id = @source and definition = @definition and state <> 'UNREGISTERING'`
+where id = @id and source_id = @source and definition = @definition and state <> 'UNREGISTERING'
+returning schema_name, relation`
 
 // TableFailed sets a table's state.
 func (s *sink) TableFailed(ctx context.Context, table, definition int32, state whence.TableState, message string) error {
 	args := pgx.NamedArgs{"id": table, "source": s.id, "definition": definition, "state": string(state), "error": message}
-	if _, err := s.r.pool.Exec(ctx, failTable, args); err != nil {
+	t := whence.Table{Source: s.source}
+	err := s.r.pool.QueryRow(ctx, failTable, args).Scan(&t.Schema, &t.Relation)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil // it is another's by now, or gone
+	}
+	if err != nil {
 		return fmt.Errorf("set the state of a table: %w", pg.Translate(err))
 	}
-	s.r.log.WarnContext(ctx, "a table cannot be captured", "source", s.source, "table", table, "state", state, "reason", message)
+	s.r.log.WarnContext(ctx, "a table cannot be captured", "table", t.Name(), "state", state, "reason", message)
 	return nil
 }
 

@@ -45,11 +45,11 @@ type Source struct {
 	CommitTime        time.Time     // of the last transaction applied, the source's clock; zero: none
 	CaughtUpAt        time.Time     // every commit up to then is applied, the memory database's clock; zero: not known
 	Lag               time.Duration // now minus CaughtUpAt; negative: not known
-	LagBytes          int64
-	ApplyRate         float64 // changes a second, over the last 10 to 20 seconds of capture; negative: not known
-	RetainedWAL       int64   // bytes of log that the slot keeps on the source
-	SafeWAL           int64   // bytes that may yet be written before the source gives the slot up; negative: without bound
-	Warning           string  // what to do before that; empty while there is no danger
+	LagBytes          int64         // negative: not known
+	ApplyRate         float64       // changes a second, over the last 10 to 20 seconds of capture; negative: not known
+	RetainedWAL       int64         // bytes of log that the slot keeps on the source; negative: not known
+	SafeWAL           int64         // bytes that may yet be written before the source gives the slot up; negative: without bound, or not known
+	Warning           string        // what to do before that; empty while there is no danger
 	Tables            int
 	CreateTime        time.Time
 
@@ -57,12 +57,17 @@ type Source struct {
 	paused   bool
 	retrying bool
 	deleting bool
+
+	healthAge time.Duration // since somebody told how the slot is
+	awaits    string        // whose transactions the copying of tables waits for
 }
 
 const selectSources = `
 select s.id, s.name, coalesce(s.error, ''), s.slot, s.publication, coalesce(s.system_id, ''), c.lsn, c.commit_time,
-    c.caught_up_at, coalesce(extract(epoch from clock_timestamp() - c.caught_up_at), -1)::float8, coalesce(c.lag_bytes, 0),
-    coalesce(c.retained_wal, 0), coalesce(c.safe_wal, -1), coalesce(c.warning, ''), coalesce(` + applyRate + `, -1),
+    c.caught_up_at, coalesce(extract(epoch from clock_timestamp() - c.caught_up_at), -1)::float8, coalesce(c.lag_bytes, -1),
+    coalesce(c.retained_wal, -1), coalesce(c.safe_wal, -1), coalesce(c.warning, ''), coalesce(` + applyRate + `, -1),
+    coalesce(extract(epoch from clock_timestamp() - c.lag_at), -1)::float8,
+    coalesce(extract(epoch from clock_timestamp() - c.health_at), -1)::float8, c.health_at, coalesce(c.awaits, ''),
     (select count(*) from whence.tables t where t.source_id = s.id and t.state <> 'UNREGISTERING'),
     s.created_at, s.dsn_env, s.dsn_sealed, s.paused, s.retrying, s.deleting
 from whence.sources s left join whence.checkpoints c on c.source_id = s.id
@@ -75,10 +80,12 @@ func readSources(ctx context.Context, q querier, name string) ([]Source, error) 
 		return nil, fmt.Errorf("read sources: %w", pg.Translate(err))
 	}
 	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Source, err error) {
-		var commit, caught *time.Time
-		var lag float64
+		var commit, caught, told *time.Time
+		var lag, lagAge, healthAge float64
 		err = row.Scan(&s.ID, &s.Name, &s.Error, &s.Slot, &s.Publication, &s.SystemID, &s.LSN, &commit,
-			&caught, &lag, &s.LagBytes, &s.RetainedWAL, &s.SafeWAL, &s.Warning, &s.ApplyRate, &s.Tables, &s.CreateTime, &s.secrets.env, &s.secrets.sealed, &s.paused, &s.retrying, &s.deleting)
+			&caught, &lag, &s.LagBytes, &s.RetainedWAL, &s.SafeWAL, &s.Warning, &s.ApplyRate,
+			&lagAge, &healthAge, &told, &s.awaits, &s.Tables, &s.CreateTime, &s.secrets.env, &s.secrets.sealed, &s.paused, &s.retrying, &s.deleting)
+		s.ageHealth(lagAge, healthAge, told)
 		s.Lag = -1
 		if commit != nil {
 			s.CommitTime = *commit

@@ -31,13 +31,14 @@ const handover = 15 * time.Second
 var errCaptured = errors.New("the source is being captured")
 
 // DeleteSource stops the capture of a source, drops its slot and publication
-// there and everything that was captured from it here. When the source cannot be
-// reached it stays marked for deletion, and the error holds the statements to
-// run by hand; with force it goes without them.
-func (r *Registry) DeleteSource(ctx context.Context, name string, force bool) error {
+// there and everything that was captured from it here. When its slot cannot be
+// dropped it stays marked for deletion, and the error holds the statements to run
+// by hand; with force it goes all the same. left tells what stays in the source
+// and how to remove it; of a publication that its owner made that is no failure.
+func (r *Registry) DeleteSource(ctx context.Context, name string, force bool) (left string, err error) {
 	s, err := r.GetSource(ctx, name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	err = pg.InTx(ctx, r.pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, markDeleting, pgx.NamedArgs{"name": name}); err != nil {
@@ -47,37 +48,36 @@ func (r *Registry) DeleteSource(ctx context.Context, name string, force bool) er
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("delete source: %w", err)
+		return "", fmt.Errorf("delete source: %w", err)
 	}
 	for deadline := time.Now().Add(handover); ; {
-		err := r.dropSource(ctx, s, force)
+		left, err := r.dropSource(ctx, s, force)
 		if !errors.Is(err, errCaptured) {
-			return err
+			return left, err
 		}
 		if time.Now().After(deadline) {
-			return deletingError(name)
+			return "", deletingError(name)
 		}
 		if err := sleep(ctx, 50*time.Millisecond); err != nil {
-			return err
+			return "", err
 		}
 	}
 }
 
 // dropSource removes a source that is marked for deletion, once nobody captures it.
-func (r *Registry) dropSource(ctx context.Context, s Source, force bool) error {
+func (r *Registry) dropSource(ctx context.Context, s Source, force bool) (left string, err error) {
 	lock, err := lockSource(ctx, r.pool, s.ID)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if lock == nil {
-		return errCaptured
+		return "", errCaptured
 	}
 	defer closeConn(ctx, lock)
-	if !force {
-		if err := r.dropSlot(ctx, s); err != nil {
-			_, _ = r.pool.Exec(ctx, noteError, pgx.NamedArgs{"id": s.ID, "error": err.Error(), "retrying": true, "elsewhere": false})
-			return err
-		}
+	left, err = r.dropSlot(ctx, s)
+	if err != nil && !force {
+		_, _ = r.pool.Exec(ctx, noteError, pgx.NamedArgs{"id": s.ID, "error": err.Error(), "retrying": true, "elsewhere": false})
+		return "", err
 	}
 	var tables []int32
 	err = pg.InTx(ctx, r.pool, func(tx pgx.Tx) error {
@@ -93,39 +93,56 @@ func (r *Registry) dropSource(ctx context.Context, s Source, force bool) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("delete source: %w", err)
+		return "", fmt.Errorf("delete source: %w", err)
 	}
 	for _, t := range tables {
 		if err := r.dropTable(ctx, t); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if _, err := r.pool.Exec(ctx, deleteSource, pgx.NamedArgs{"id": s.ID}); err != nil {
-		return fmt.Errorf("delete source: %w", pg.Translate(err))
+		return "", fmt.Errorf("delete source: %w", pg.Translate(err))
 	}
-	return nil
+	return left, nil
 }
 
-func (r *Registry) dropSlot(ctx context.Context, s Source) error {
-	byHand := fmt.Sprintf("to remove what it left there by hand, run in the source database: "+
-		"SELECT pg_drop_replication_slot('%s'); DROP PUBLICATION IF EXISTS %s; then delete the source with force",
-		s.Slot, pgx.Identifier{s.Publication}.Sanitize())
+// dropSlot tells what it had to leave, also beside an error.
+func (r *Registry) dropSlot(ctx context.Context, s Source) (string, error) {
+	left, reason := cdc.Left{Slot: true, Publication: true}, "SOURCE_UNREACHABLE"
 	dsn, err := r.dsn(s.Name, s.secrets)
 	if err == nil {
 		var conn *pgx.Conn
 		if conn, err = connect(ctx, s.Name, dsn); err == nil {
 			closeConn(ctx, conn)
+			reason = "SLOT_NOT_DROPPED"
 			ctx, cancel := context.WithTimeout(ctx, 3*connectTimeout)
 			defer cancel()
-			err = cdc.DropSlot(ctx, dsn, s.Slot, s.Publication)
+			left, err = cdc.DropSlot(ctx, dsn, s.Slot, s.Publication)
 		}
 	}
+	byHand := statements(s, left)
 	if err == nil {
-		return nil
+		return byHand, nil
 	}
-	return &whence.Error{Kind: whence.ErrUnavailable, Reason: "SOURCE_UNREACHABLE", RetryAfter: 10 * time.Second,
+	return byHand, &whence.Error{Kind: whence.ErrUnavailable, Reason: reason, RetryAfter: 10 * time.Second,
 		Metadata: map[string]string{"source": s.Name, "slot": s.Slot, "publication": s.Publication},
-		Message:  fmt.Sprintf("the source %q is marked for deletion, but its slot could not be dropped (%v); it is tried again; %s", s.Name, err, byHand)}
+		Message: fmt.Sprintf("the source %q is marked for deletion, but what it has there could not be dropped (%v); it is tried again; %s; "+
+			"or delete the source with force, which leaves what cannot be dropped", s.Name, err, byHand)}
+}
+
+// statements say how to remove by hand what is left; empty when nothing is.
+func statements(s Source, left cdc.Left) string {
+	publication := pgx.Identifier{s.Publication}.Sanitize()
+	switch {
+	case left.Owners:
+		return fmt.Sprintf("the publication %s belongs to another role and stays; its owner can remove it: DROP PUBLICATION %s", s.Publication, publication)
+	case left.Slot:
+		return fmt.Sprintf("to remove it by hand, run in the source database: SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "+
+			"WHERE slot_name = '%s'; DROP PUBLICATION IF EXISTS %s", s.Slot, publication)
+	case left.Publication:
+		return fmt.Sprintf("to remove it by hand, run in the source database: DROP PUBLICATION IF EXISTS %s", publication)
+	}
+	return ""
 }
 
 const (

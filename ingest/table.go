@@ -25,6 +25,7 @@ type TableStatus struct {
 	RowsDone  int64   // of the running or last backfill
 	RowsTotal int64   // an estimate until that ends
 	RowRate   float64 // rows copied a second since the running backfill began or went on; 0 when none runs
+	WaitsFor  string  // what keeps it from getting on with its copy, as far as is known; else empty
 	Aside     AsideStatus
 	index.Status
 }
@@ -88,8 +89,12 @@ func (r *Registry) ListTables(ctx context.Context, source string) ([]TableInfo, 
 	if err != nil {
 		return nil, err
 	}
+	sources, err := readSources(ctx, r.pool, source)
+	if err != nil {
+		return nil, err
+	}
 	for i := range tables {
-		if err := r.fillStatus(ctx, &tables[i]); err != nil {
+		if err := r.fillStatus(ctx, &tables[i], sources); err != nil {
 			return nil, err
 		}
 	}
@@ -105,13 +110,23 @@ func (r *Registry) GetTable(ctx context.Context, name whence.TableName) (TableIn
 	}
 	for _, t := range tables {
 		if t.Name() == name {
-			return t, r.fillStatus(ctx, &t)
+			sources, err := readSources(ctx, r.pool, t.Source)
+			if err != nil {
+				return TableInfo{}, err
+			}
+			err = r.fillStatus(ctx, &t, sources)
+			return t, err
 		}
 	}
 	return TableInfo{}, notRegistered(name, tables)
 }
 
-func (r *Registry) fillStatus(ctx context.Context, t *TableInfo) (err error) {
+func (r *Registry) fillStatus(ctx context.Context, t *TableInfo, sources []Source) (err error) {
+	for _, s := range sources {
+		if s.ID == t.SourceID {
+			t.Status.WaitsFor = waitsFor(t.State, s)
+		}
+	}
 	if t.Status.Status, err = r.index.Status(ctx, t.ID); err != nil {
 		return err
 	}

@@ -51,9 +51,10 @@ func TestScrape(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	if _, err := db.Pool.Exec(t.Context(), `
-insert into whence.sources (name, dsn_env, slot, publication, paused) values ('app', 'X', 's', 'p', true), ('new', 'X', 's2', 'p2', false);
-insert into whence.checkpoints (source_id, lsn, lag_bytes, caught_up_at, prior_at, applied) select id, '0/10', 77, now() - interval '1 hour', now() - interval '100 s', 5000
-from whence.sources where name = 'app';
+insert into whence.sources (name, dsn_env, slot, publication, paused) values ('app', 'X', 's', 'p', true), ('new', 'X', 's2', 'p2', false), ('old', 'X', 's3', 'p3', false);
+insert into whence.checkpoints (source_id, lsn, lag_bytes, lag_at, retained_wal, safe_wal, health_at, caught_up_at, prior_at, applied)
+select id, '0/10'::pg_lsn, 77, now(), 78, 79, now(), now() - interval '1 hour', now() - interval '100 s', 5000 from whence.sources where name = 'app'
+union all select id, '0/10'::pg_lsn, 77, now() - interval '1 min', 78, 79, now() - interval '1 min', now(), now(), 0 from whence.sources where name = 'old';
 insert into whence.tables (source_id, schema_name, relation, key_columns, text_columns, text_template, subject_column, time_column,
     attribute_columns, half_life, freshness_target, on_delete, state, rows_done, rows_total)
 select id, 'public', 'a "b"', '{id}', '{body}', '', '', '', '{}', '30 days', '10 s', 'TOMBSTONE', 'BACKFILLING', 0, 9 from whence.sources where name = 'app';
@@ -88,7 +89,9 @@ insert into whence.backfills (table_id, part, file, blocks, rows) select id, 1, 
 		`whence_memory_database_up`:                        "1",
 		`whence_source_state{source="app",state="PAUSED"}`: "1", `whence_source_state{source="app",state="STREAMING"}`: "0",
 		`whence_source_state{source="new",state="CONNECTING"}`: "1", `whence_source_lag_bytes{source="app"}`: "77",
-		`whence_source_tables{source="app"}`: "1", `whence_source_safe_wal_bytes{source="app"}`: "",
+		`whence_source_tables{source="app"}`: "1", `whence_source_retained_wal_bytes{source="app"}`: "78", `whence_source_safe_wal_bytes{source="app"}`: "79",
+		`whence_source_lag_bytes{source="old"}`: "", `whence_source_retained_wal_bytes{source="old"}`: "", `whence_source_safe_wal_bytes{source="old"}`: "",
+		`whence_source_lag_bytes{source="new"}`: "", `whence_source_retained_wal_bytes{source="new"}`: "",
 		`whence_source_last_commit_timestamp_seconds{source="app"}`: "", `whence_source_lag_seconds{source="new"}`: "",
 		`whence_source_apply_rate{source="new"}`:                            "",
 		`whence_table_state{source="app",state="BACKFILLING",` + name + `}`: "1", `whence_table_state{source="app",state="LIVE",` + name + `}`: "0",

@@ -40,10 +40,10 @@ func newState(r *ingest.Registry, log *slog.Logger) *state {
 		up: prometheus.NewDesc("whence_memory_database_up", "1 when the memory database answered this scrape; else the gauges that come from it are absent.", nil, nil),
 
 		sourceState: source("state", "1 for the state that capture of the source is in.", "state"),
-		lagBytes:    source("lag_bytes", "Log that the source had written, when last asked, beyond what is applied."),
+		lagBytes:    source("lag_bytes", "Log that the source had written, when last asked, beyond what is applied; absent while that is not known."),
 		lag:         source("lag_seconds", "Age of the moment up to which everything committed is applied; absent while that is not known."),
-		retained:    source("retained_wal_bytes", "Log that the replication slot keeps on the source."),
-		safe:        source("safe_wal_bytes", "Log that the source may yet write before it gives the slot up; absent without a bound."),
+		retained:    source("retained_wal_bytes", "Log that the replication slot keeps on the source; absent while that is not known."),
+		safe:        source("safe_wal_bytes", "Log that the source may yet write before it gives the slot up; 0 when the slot is lost; absent without a bound and while that is not known."),
 		commit:      source("last_commit_timestamp_seconds", "Commit time of the last transaction applied, by the source's clock; absent when there is none."),
 		rate:        source("apply_rate", "Changes of rows applied a second, over the last 10 to 20 seconds of capture, by whichever process captures; absent while not known."),
 		tables:      source("tables", "Registered tables."),
@@ -97,11 +97,15 @@ func (s *state) source(src ingest.Source, gauge func(*prometheus.Desc, float64, 
 	for _, st := range sourceStates {
 		gauge(s.sourceState, is(st == src.State), src.Name, string(st))
 	}
-	gauge(s.lagBytes, float64(src.LagBytes), src.Name)
-	gauge(s.retained, float64(src.RetainedWAL), src.Name)
 	gauge(s.tables, float64(src.Tables), src.Name)
 	if src.Lag >= 0 {
 		gauge(s.lag, src.Lag.Seconds(), src.Name)
+	}
+	if src.LagBytes >= 0 {
+		gauge(s.lagBytes, float64(src.LagBytes), src.Name)
+	}
+	if src.RetainedWAL >= 0 {
+		gauge(s.retained, float64(src.RetainedWAL), src.Name)
 	}
 	if src.SafeWAL >= 0 {
 		gauge(s.safe, float64(src.SafeWAL), src.Name)

@@ -57,7 +57,7 @@ func (r Ranking) score(now time.Time, c index.Candidate, t whence.Table, dense b
 	if asked.Weight != nil {
 		w = *asked.Weight
 	}
-	s.Recency = recency(now.Sub(eventTime(c)), halfLife)
+	s.Recency = recency(seconds(eventTime(c), now), halfLife)
 	s.Final = s.Relevance * (1 - w + w*s.Recency)
 	return s
 }
@@ -85,12 +85,17 @@ func eventTime(c index.Candidate) time.Time {
 	return c.CapturedAt
 }
 
+// seconds is how long after from to is; a [time.Duration] ends at 292 years.
+func seconds(from, to time.Time) float64 {
+	return float64(to.Unix()-from.Unix()) + float64(to.Nanosecond()-from.Nanosecond())/1e9
+}
+
 // recency is 1 for what is new or still to come, ½ at one half-life.
-func recency(age, halfLife time.Duration) float64 {
+func recency(age float64, halfLife time.Duration) float64 {
 	if age <= 0 || halfLife <= 0 {
 		return 1
 	}
-	return math.Exp2(-float64(age) / float64(halfLife))
+	return math.Exp2(-age / halfLife.Seconds())
 }
 
 func clamp(v float64) float64 { return max(0, min(1, v)) }

@@ -151,3 +151,19 @@ func TestAgeCostsAtMostTheWeight(t *testing.T) {
 		}
 	})
 }
+
+// Times that are farther apart than a Duration reaches still rank by age.
+func TestAgesBeyondADuration(t *testing.T) {
+	t.Parallel()
+	one := 1.0
+	at := func(year int) float64 {
+		c := index.Candidate{Lexical: &one, EventTime: time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)}
+		return query.ScoreOf(query.DefaultRanking, now, c, whence.Table{HalfLife: 100 * 365 * 24 * time.Hour}, false, query.Recency{}).Recency
+	}
+	if !(at(-43) < at(1000) && at(1000) < at(1600) && at(1600) < at(2000)) || at(-43) > 1e-5 {
+		t.Errorf("recency falls from %v over %v and %v to %v", at(2000), at(1600), at(1000), at(-43))
+	}
+	if at(20000) != 1 || at(294276) != 1 {
+		t.Errorf("what is still to come has the recency %v, %v", at(20000), at(294276))
+	}
+}

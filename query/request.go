@@ -2,6 +2,7 @@ package query
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -91,9 +92,44 @@ func unimplemented(field string) error {
 		Message: field + " is not yet implemented; leave it out"}
 }
 
-// resolve finds the tables that a request may search. What the scope does not
-// allow is refused in the same words whether it exists or not.
+// resolve finds the tables that a request may search, and refuses a filter that
+// none of them can meet. What the scope does not allow is refused in the same
+// words whether it exists or not.
 func resolve(state whence.State, scope authz.Scope, r Request) ([]whence.Table, error) {
+	tables, err := asked(state, scope, r)
+	if err != nil {
+		return nil, err
+	}
+	return tables, filterable(tables, r.Filter)
+}
+
+// filterable names only attributes of the given tables, which are within the scope.
+func filterable(tables []whence.Table, filter map[string]string) error {
+	if len(tables) == 0 {
+		return nil // there is nothing to find either way
+	}
+	var there []string
+	for _, t := range tables {
+		there = append(there, t.AttributeColumns...)
+	}
+	slices.Sort(there)
+	there = slices.Compact(there)
+	for _, name := range slices.Sorted(maps.Keys(filter)) {
+		if slices.Contains(there, name) {
+			continue
+		}
+		advice := "they have none, so leave filter out"
+		if len(there) > 0 {
+			advice = "filter by one of these: " + strings.Join(there[:min(len(there), 64)], ", ")
+		}
+		e := whence.Invalid("filter", "FILTER_UNKNOWN", fmt.Sprintf("no table that is asked has an attribute %q; %s", name, advice))
+		e.Metadata = map[string]string{"attribute": name, "attributes": strings.Join(there, ",")}
+		return e
+	}
+	return nil
+}
+
+func asked(state whence.State, scope authz.Scope, r Request) ([]whence.Table, error) {
 	for _, s := range r.Subjects {
 		if !scope.AllowsSubject(s) {
 			return nil, &whence.Error{Kind: whence.ErrDenied, Reason: "SUBJECT_OUT_OF_SCOPE", Field: "subjects",

@@ -125,8 +125,7 @@ func (w *running) testCommandLine(t *testing.T) {
 		{[]string{"task", "delegate", "helper", "count jars", "--all-tables", "--subject", "ann", "--calls", "3"}, []string{"ey"}},
 		{[]string{"token", "exchange", "helper", "count jars", "--all-tables", "--all-subjects", "--calls", "3"}, []string{"ey"}},
 		{[]string{"token", "operator", "ops", "--role", "viewer", "--database-url", memory, "--secret-key", secret, "--issuer", w.env["WHENCE_ISSUER"]}, []string{"ey"}},
-		{[]string{"doctor", "--database-url", memory, "--source-url", source, "--secret-key", secret, "--url", w.url},
-			[]string{"ok    memory database", "ok    migrations", "ok    secret key", "ok    source", "ok    server"}},
+		{[]string{"doctor", "--source-url", source, "--secret-key", secret, "--url", w.url}, []string{"ok    secret key", "ok    source", "ok    server"}},
 		{[]string{"migrate", "--database-url", memory}, []string{"up to date"}},
 		{[]string{"--help"}, []string{"Usage: whence", "doctor", "token"}},
 		{[]string{"query", "--help"}, []string{"Usage: whence query", "--fresh-only"}},
@@ -171,7 +170,18 @@ func (w *running) testCommandLine(t *testing.T) {
 		w.cli(t, c.args...).is(t, c.status, c.words...)
 	}
 	command(t, "query", "x", "--url", w.url).is(t, 1, "WHENCE_AGENT_TOKEN")
-	command(t, "query", "x", "--url", "http://127.0.0.1:1", "--token", "x").is(t, 1)
+	command(t, "query", "x", "--url", "http://127.0.0.1:1", "--token", "x").is(t, 1, "refused", "WHENCE_URL", "whence serve")
+	w.cli(t, "source", "create", "wrong", "--dsn", strings.Replace(source, "/app", "/nowhere", 1)).is(t, 1, "SOURCE_REFUSED", "correct the connection string")
+
+	// Errors are JSON for who asked for that.
+	for reason, args := range map[string][]string{"TABLE_NOT_REGISTERED": {"table", "get", "app.public.cellar"}, "": {"query", "x", "--tabel", "y"},
+		"SOURCE_NOT_FOUND": {"source", "delete", "nobody", "--force"}} {
+		var said struct{ Error failure }
+		o := w.cli(t, append(args, "--json")...)
+		if err := json.Unmarshal([]byte(o.err), &said); err != nil || said.Error.Reason != reason || said.Error.Message == "" || o.status == 0 {
+			t.Errorf("whence %s: status %d, %v, %+v in %s", o.line(), o.status, err, said, o.err)
+		}
+	}
 
 	// Tokens that the command line prints work.
 	token := strings.TrimSpace(w.cli(t, "token", "exchange", "helper", "count jars", "--table", "app.public.larder", "--subject", "ann").out)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -60,7 +61,9 @@ func dial(url, token, variable string) (*connect.Client, error) {
 			return next(ctx, spec)
 		}
 	}
-	return connect.NewClient(connecthttp.NewTransport(http.DefaultClient, strings.TrimRight(url, "/")), authorize), nil
+	// A record may be as large as its row.
+	transport := connecthttp.NewTransport(http.DefaultClient, strings.TrimRight(url, "/"), connecthttp.WithReadMaxBytes(0))
+	return connect.NewClient(transport, authorize), nil
 }
 
 func (f operatorFlags) sources() (whencev1connect.SourceServiceClient, error) {
@@ -112,27 +115,63 @@ func showJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
+// failure is an error as scripts read it.
+type failure struct {
+	Code       string            `json:"code,omitempty"` // of the call; absent when none was made
+	Message    string            `json:"message"`
+	Reason     string            `json:"reason,omitempty"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
+	RetryAfter string            `json:"retryAfter,omitempty"`
+}
+
+// failureOf takes an error apart into what its details say.
+func failureOf(err error) failure {
+	f := failure{Message: err.Error()}
+	var ce *connect.Error
+	if errors.As(err, &ce) {
+		f.Code, f.Message = ce.Code().String(), ce.Message()
+		for _, d := range ce.Details() {
+			m, err := connectproto.UnmarshalErrorDetail(d)
+			if err != nil {
+				continue
+			}
+			switch m := m.(type) {
+			case *errdetails.ErrorInfo:
+				f.Reason, f.Metadata = m.GetReason(), m.GetMetadata()
+			case *errdetails.RetryInfo:
+				f.RetryAfter = m.GetRetryDelay().AsDuration().String()
+			}
+		}
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		f.Message += "; start the server (whence dev, or whence serve), or say by WHENCE_URL or --url where it is"
+	}
+	return f
+}
+
 // explain adds what an error's details say to its message.
 func explain(err error) string {
-	var ce *connect.Error
-	if !errors.As(err, &ce) {
-		return err.Error()
+	f := failureOf(err)
+	s := f.Message
+	if f.Code != "" {
+		s = f.Code + ": " + s
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s", ce.Code(), ce.Message())
-	for _, d := range ce.Details() {
-		m, err := connectproto.UnmarshalErrorDetail(d)
-		if err != nil {
-			continue
-		}
-		switch m := m.(type) {
-		case *errdetails.ErrorInfo:
-			fmt.Fprintf(&b, " (%s)", m.GetReason())
-		case *errdetails.RetryInfo:
-			fmt.Fprintf(&b, "; try again in %s", m.GetRetryDelay().AsDuration())
-		}
+	if f.Reason != "" {
+		s += " (" + f.Reason + ")"
 	}
-	return b.String()
+	if f.RetryAfter != "" {
+		s += "; try again in " + f.RetryAfter
+	}
+	return s
+}
+
+// complain writes an error to stderr: a line, or as JSON when that was asked for.
+func complain(stderr io.Writer, asJSON bool, err error) {
+	if asJSON {
+		_ = showJSON(stderr, map[string]failure{"error": failureOf(err)})
+		return
+	}
+	fmt.Fprintln(stderr, "whence:", explain(err))
 }
 
 // interactive tells whether w is a terminal, where progress may be drawn over.

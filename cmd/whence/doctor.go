@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -52,6 +53,9 @@ func (c *doctorCmd) Run(ctx context.Context, a *app) error {
 		}
 		return err
 	})
+	if c.DatabaseURL != "" && sound(found) {
+		found = append(found, checkCaptures(ctx, c.DatabaseURL)...)
+	}
 	check("secret key", c.SecretKey, func(context.Context) error {
 		_, err := seal.ParseKey(c.SecretKey)
 		return err
@@ -69,6 +73,10 @@ func (c *doctorCmd) Run(ctx context.Context, a *app) error {
 		return errors.New("nothing to check: set WHENCE_DATABASE_URL, WHENCE_SOURCE_URL, WHENCE_SECRET_KEY or WHENCE_URL, or give their flags")
 	}
 	return report(a, found)
+}
+
+func sound(found []finding) bool {
+	return !slices.ContainsFunc(found, func(f finding) bool { return !f.OK })
 }
 
 func report(a *app, found []finding) error {

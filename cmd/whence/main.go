@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -68,13 +69,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return status
 	}
 	if err != nil {
-		fmt.Fprintln(stderr, "whence:", err)
-		fmt.Fprintln(stderr, "Run whence --help for the commands.")
+		asJSON := slices.Contains(args, "--json") || slices.Contains(args, "-j")
+		complain(stderr, asJSON, err)
+		if !asJSON {
+			fmt.Fprintln(stderr, "Run whence --help for the commands.")
+		}
 		return 2
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	if err := parsed.Run(&app{out: stdout, err: stderr, json: c.JSON}); err != nil && !errors.Is(err, context.Canceled) {
-		fmt.Fprintln(stderr, "whence:", explain(err))
+		complain(stderr, c.JSON, err)
 		return 1
 	}
 	return 0

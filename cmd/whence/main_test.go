@@ -61,6 +61,11 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("MetricsSay", w.testMetricsSay)
 		t.Run("MetricsWithoutAPI", w.testMetricsWithoutAPI)
 		t.Run("JSONShape", w.testJSONShape)
+		t.Run("TimesBeyondTheContract", w.testTimesBeyondTheContract)
+	})
+	// Afterwards, for it has doctor find fault.
+	t.Run("Apart", func(t *testing.T) {
+		t.Run("Operate", w.testOperate)
 	})
 	// Afterwards, for its tens of thousands of chunks go before others' to be embedded.
 	t.Run("TenMegabyteRow", w.testTenMegabyteRow)

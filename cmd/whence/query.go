@@ -139,7 +139,7 @@ func printWatermark(a *app, ws []*v1.Watermark) {
 		if w.Lag != nil {
 			lag = ago(w.GetLag().AsDuration()) + " ago"
 		}
-		a.printf("source %s applied to %s, complete as of %s\n", w.GetSource(), w.GetLsn(), lag)
+		a.printf("source %s applied to %s, its log as of %s\n", w.GetSource(), w.GetLsn(), lag)
 	}
 }
 

@@ -214,5 +214,6 @@ func (w *running) testTenMegabyteRow(t *testing.T) {
 		return errors.New("not found")
 	})
 	t.Logf("a row of %d bytes shows after %v; the slowest question took %v", size, time.Since(start).Round(time.Millisecond), slowest.Round(time.Millisecond))
+	w.cli(t, "record", "app.public.tome", "id=1").is(t, 0, "Chapter 1 tells")
 	w.exec(t, `delete from public.tome`)
 }

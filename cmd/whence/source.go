@@ -108,6 +108,7 @@ func (c *sourceResume) Run(ctx context.Context, a *app) error {
 
 type sourceDelete struct {
 	sourceName `embed:""`
+	Force      bool `help:"Forget it even if its slot and publication cannot be dropped."`
 }
 
 func (c *sourceDelete) Run(ctx context.Context, a *app) error {
@@ -115,11 +116,16 @@ func (c *sourceDelete) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	res, err := client.DeleteSource(ctx, &v1.DeleteSourceRequest{Name: c.Name})
+	res, err := client.DeleteSource(ctx, &v1.DeleteSourceRequest{Name: c.Name, Force: c.Force})
 	if err != nil {
 		return err
 	}
-	return show(a, res, func() { a.printf("source %s is deleted\n", c.Name) })
+	return show(a, res, func() {
+		a.printf("source %s is deleted\n", c.Name)
+		if res.GetLeft() != "" {
+			a.printf("%s\n", res.GetLeft())
+		}
+	})
 }
 
 func printSources(a *app, sources ...*v1.Source) {
@@ -134,6 +140,7 @@ func printSources(a *app, sources ...*v1.Source) {
 		if trouble == "" {
 			trouble = s.GetWarning()
 		}
+		trouble = line(trouble, 1000) // in one line of the table
 		rate := "not known"
 		if s.ApplyRate != nil {
 			rate = fmt.Sprintf("%.1f/s", s.GetApplyRate())
@@ -143,9 +150,16 @@ func printSources(a *app, sources ...*v1.Source) {
 			commit = s.GetCommitTime().AsTime().Local().Format(time.DateTime)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", s.GetName(), plain(s.GetState()), s.GetLsn(), lag,
-			size(s.GetLagBytes()), size(s.GetRetainedWalBytes()), rate, commit, s.GetTables(), trouble)
+			sizeIfKnown(s.LagBytes), sizeIfKnown(s.RetainedWalBytes), rate, commit, s.GetTables(), trouble)
 	}
 	_ = w.Flush()
+}
+
+func sizeIfKnown(n *int64) string {
+	if n == nil {
+		return "not known"
+	}
+	return size(*n)
 }
 
 // size prints a number of bytes for people.

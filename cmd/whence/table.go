@@ -20,7 +20,7 @@ type tableCmd struct {
 	Register   tableRegister   `cmd:"" help:"Start to remember a table."`
 	List       tableList       `cmd:"" default:"withargs" help:"List registered tables."`
 	Get        tableGet        `cmd:"" help:"Show one table and its status."`
-	Watch      tableWatch      `cmd:"" help:"Follow a table's backfill until all of it can be found."`
+	Watch      tableWatch      `cmd:"" help:"Follow a table's copy until the rows that were there when it began can be found; what was committed just now may come later."`
 	Unregister tableUnregister `cmd:"" help:"Forget a table with its records."`
 }
 
@@ -141,6 +141,7 @@ func (c *tableList) Run(ctx context.Context, a *app) error {
 type tableGet struct {
 	operatorFlags `embed:""`
 	Name          string `arg:"" help:"The registered name, source.schema.name."`
+	Aside         uint32 `help:"List up to so many of the rows that are not taken over whole, at most 1000." placeholder:"N"`
 }
 
 func (c *tableGet) Run(ctx context.Context, a *app) error {
@@ -148,15 +149,21 @@ func (c *tableGet) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	res, err := client.GetTable(ctx, &v1.GetTableRequest{Name: c.Name})
+	res, err := client.GetTable(ctx, &v1.GetTableRequest{Name: c.Name, SetAside: c.Aside})
 	if err != nil {
 		return err
 	}
 	return show(a, res, func() {
 		printTables(a, &v1.TableWithStatus{Table: res.GetTable(), Status: res.GetStatus()})
+		if why := res.GetStatus().GetWaitsFor(); why != "" {
+			a.printf("waits: %s\n", why)
+		}
 		a.printf("embedding calls: %d made, %d saved\n", res.GetStatus().GetCalls().GetMade(), res.GetStatus().GetCalls().GetSaved())
-		if aside := res.GetStatus().GetSetAside(); aside.GetRows() > 0 {
-			a.printf("rows not taken over whole: %d; the newest is %s: %s\n", aside.GetRows(), aside.GetKey(), aside.GetReason())
+		if aside := res.GetStatus().GetSetAside(); aside.GetRows() > 0 && c.Aside == 0 {
+			a.printf("rows not taken over whole: %d; the newest is %s: %s; --aside lists them\n", aside.GetRows(), aside.GetKey(), aside.GetReason())
+		}
+		for _, row := range res.GetSetAside() {
+			a.printf("not taken over whole: %s at %s: %s\n", row.GetKey(), row.GetTime().AsTime().Format(time.RFC3339), row.GetReason())
 		}
 	})
 }
@@ -194,7 +201,12 @@ func (c *tableWatch) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
+	why := ""
 	report := func(st *v1.TableStatus) {
+		if st.GetState() == v1.TableState_TABLE_STATE_PENDING {
+			a.printf("%-11s waits to be copied\n", plain(st.GetState()))
+			return
+		}
 		pace := ""
 		if f := st.GetBackfill(); f.GetRemaining() != nil {
 			pace = fmt.Sprintf(" (%.0f/s, %v left)", f.GetRowsPerSecond(), f.GetRemaining().AsDuration())
@@ -202,10 +214,12 @@ func (c *tableWatch) Run(ctx context.Context, a *app) error {
 		a.printf("%-11s rows %d/%d%s  chunks %d  pending %d\n", plain(st.GetState()),
 			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), pace, st.GetChunks(), st.GetPending())
 	}
+	say := func(why string) { a.printf("%-11s %s\n", "", why) }
 	if interactive(a.out) && !a.json {
 		bars := newBars(ctx, a)
 		defer bars.done()
 		report = bars.set
+		say = func(why string) { fmt.Fprintln(bars.progress, why) }
 	}
 	for {
 		res, err := stream.Receive()
@@ -222,6 +236,11 @@ func (c *tableWatch) Run(ctx context.Context, a *app) error {
 			}
 		} else {
 			report(st)
+			if now := line(st.GetWaitsFor(), 1000); now != why {
+				if why = now; why != "" {
+					say("waits: " + why)
+				}
+			}
 		}
 		switch st.GetState() {
 		case v1.TableState_TABLE_STATE_BROKEN, v1.TableState_TABLE_STATE_SCHEMA_CHANGED:
@@ -244,9 +263,19 @@ type bars struct {
 func newBars(ctx context.Context, a *app) *bars {
 	p := mpb.NewWithContext(ctx, mpb.WithOutput(a.out), mpb.WithWidth(48))
 	bar := func(name string) *mpb.Bar {
+		// Until there is something to do no total, rate or end would be true.
+		known := func(d decor.Decorator) decor.Decorator {
+			return decor.Any(func(s decor.Statistics) string {
+				if s.Total <= 0 {
+					return ""
+				}
+				text, _ := d.Decor(s)
+				return text
+			})
+		}
 		return p.AddBar(0,
-			mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR), decor.CountersNoUnit("%d / %d", decor.WCSyncSpace)),
-			mpb.AppendDecorators(decor.Percentage(decor.WCSyncSpace), decor.AverageSpeed(0, " %.0f/s"), decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace)))
+			mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR), known(decor.CountersNoUnit(" %d / %d"))),
+			mpb.AppendDecorators(known(decor.Percentage()), known(decor.AverageSpeed(0, " %.0f/s")), known(decor.AverageETA(decor.ET_STYLE_GO, decor.WC{W: 8}))))
 	}
 	return &bars{progress: p, rows: bar("rows copied"), texts: bar("chunks embedded")}
 }
@@ -254,12 +283,15 @@ func newBars(ctx context.Context, a *app) *bars {
 func (b *bars) set(st *v1.TableStatus) {
 	f := st.GetBackfill()
 	live := st.GetState() == v1.TableState_TABLE_STATE_LIVE
-	b.rows.SetTotal(int64(max(f.GetRowsTotal(), f.GetRowsDone(), 1)), false)
+	if st.GetState() == v1.TableState_TABLE_STATE_PENDING {
+		return
+	}
+	b.rows.SetTotal(int64(max(f.GetRowsTotal(), f.GetRowsDone())), false)
 	b.rows.SetCurrent(int64(f.GetRowsDone()))
 	if live {
 		b.rows.SetTotal(-1, true)
 	}
-	b.texts.SetTotal(int64(max(st.GetChunks(), 1)), false)
+	b.texts.SetTotal(int64(st.GetChunks()), false)
 	b.texts.SetCurrent(int64(st.GetChunks()) - int64(st.GetPending()))
 	if live && st.GetPending() == 0 {
 		b.texts.SetTotal(-1, true)
@@ -278,7 +310,7 @@ func printTables(a *app, tables ...*v1.TableWithStatus) {
 	for _, t := range tables {
 		st := t.GetStatus()
 		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%d\t%d\t%d\t%d\t%s\n", t.GetTable().GetName(), plain(st.GetState()),
-			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetRecords(), st.GetChunks(), st.GetPending(), st.GetSetAside().GetRows(), st.GetError())
+			st.GetBackfill().GetRowsDone(), st.GetBackfill().GetRowsTotal(), st.GetRecords(), st.GetChunks(), st.GetPending(), st.GetSetAside().GetRows(), line(st.GetError(), 1000))
 	}
 	_ = w.Flush()
 }

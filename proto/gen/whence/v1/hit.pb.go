@@ -112,9 +112,10 @@ const (
 	FreshnessReason_FRESHNESS_REASON_MODEL_CHANGED FreshnessReason = 3
 	// The table's text is rendered differently by now. State STALE.
 	FreshnessReason_FRESHNESS_REASON_DEFINITION_CHANGED FreshnessReason = 4
-	// Capture is further behind than the table's target. State UNKNOWN.
+	// Capture is further behind than the table's target, or the table's rows are
+	// still being copied or compared. State UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_CAPTURE_LAGGING FreshnessReason = 5
-	// An operator paused the source. State UNKNOWN.
+	// An operator paused the source, or is deleting it. State UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_CAPTURE_PAUSED FreshnessReason = 6
 	// Capture cannot go on by itself. State UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_CAPTURE_BROKEN FreshnessReason = 7
@@ -428,7 +429,9 @@ type Origin struct {
 	// learn it, as for rows that were there before the table was registered.
 	CommitTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=commit_time,json=commitTime,proto3" json:"commit_time,omitempty"`
 	// When what the text tells of happened: the table's time column, else the
-	// commit time.
+	// commit time. Absent when neither is known, and when the time lies before
+	// year 1 or after year 9999, which a Timestamp cannot say; recency heeds it all
+	// the same.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// Names of the columns that the text was rendered from.
 	Columns []string `protobuf:"bytes,8,rep,name=columns,proto3" json:"columns,omitempty"`

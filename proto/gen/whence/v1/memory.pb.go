@@ -337,7 +337,9 @@ type QueryRequest struct {
 	Tables []string `protobuf:"bytes,2,rep,name=tables,proto3" json:"tables,omitempty"`
 	// Only records about these subjects, at most 1,000; empty: all in scope.
 	Subjects []string `protobuf:"bytes,3,rep,name=subjects,proto3" json:"subjects,omitempty"`
-	// Only records whose attributes have these values, at most 32.
+	// Only records whose attributes have these values, at most 32. A name that no
+	// asked table has as an attribute is refused with FILTER_UNKNOWN, which lists
+	// those there are.
 	Filter map[string]string `protobuf:"bytes,4,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The most hits to return, 1 to 200; absent: 10.
 	Limit *uint32 `protobuf:"varint,5,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
@@ -570,7 +572,7 @@ type Record struct {
 	Lsn string `protobuf:"bytes,5,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	// When it committed, by the source's clock; absent when not known.
 	CommitTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=commit_time,json=commitTime,proto3" json:"commit_time,omitempty"`
-	// When what the record tells of happened.
+	// When what the record tells of happened; absent as in Origin.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// Whom or what it is about; absent when there is no subject.
 	Subject *string `protobuf:"bytes,8,opt,name=subject,proto3,oneof" json:"subject,omitempty"`

@@ -233,18 +233,22 @@ type Source struct {
 	CaughtUpAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=caught_up_at,json=caughtUpAt,proto3" json:"caught_up_at,omitempty"`
 	// Now minus caughtUpAt; absent when not known.
 	Lag *durationpb.Duration `protobuf:"bytes,10,opt,name=lag,proto3" json:"lag,omitempty"`
-	// Bytes of log that the database had written beyond `lsn`; a string in JSON.
-	LagBytes int64 `protobuf:"varint,11,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	// Bytes of log that the database had written beyond `lsn`; absent while nobody
+	// has been able to ask it for half a minute. A string in JSON.
+	LagBytes *int64 `protobuf:"varint,11,opt,name=lag_bytes,json=lagBytes,proto3,oneof" json:"lag_bytes,omitempty"`
 	// Number of registered tables.
 	Tables uint32 `protobuf:"varint,12,opt,name=tables,proto3" json:"tables,omitempty"`
 	// When the source was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Bytes of log that the slot keeps on the database's disk; a string in JSON.
-	RetainedWalBytes int64 `protobuf:"varint,14,opt,name=retained_wal_bytes,json=retainedWalBytes,proto3" json:"retained_wal_bytes,omitempty"`
-	// Bytes that the database may yet write before it gives the slot up; absent
-	// when max_slot_wal_keep_size sets no bound. A string in JSON.
+	// Bytes of log that the slot keeps on the database's disk, also while the
+	// source is paused or broken; absent like lagBytes. A string in JSON.
+	RetainedWalBytes *int64 `protobuf:"varint,14,opt,name=retained_wal_bytes,json=retainedWalBytes,proto3,oneof" json:"retained_wal_bytes,omitempty"`
+	// Bytes that the database may yet write before it gives the slot up, 0 once it
+	// has; absent when max_slot_wal_keep_size sets no bound, and like lagBytes. A
+	// string in JSON.
 	SafeWalBytes *int64 `protobuf:"varint,15,opt,name=safe_wal_bytes,json=safeWalBytes,proto3,oneof" json:"safe_wal_bytes,omitempty"`
-	// What to do before the slot is lost; empty while there is no danger.
+	// What to do before the slot is lost, or that it is, or that nobody knows;
+	// empty while there is no danger.
 	Warning string `protobuf:"bytes,16,opt,name=warning,proto3" json:"warning,omitempty"`
 	// Changes of rows applied a second, over the last 10 to 20 seconds of capture;
 	// absent while that is not known. While capture stands still it falls towards 0.
@@ -354,8 +358,8 @@ func (x *Source) GetLag() *durationpb.Duration {
 }
 
 func (x *Source) GetLagBytes() int64 {
-	if x != nil {
-		return x.LagBytes
+	if x != nil && x.LagBytes != nil {
+		return *x.LagBytes
 	}
 	return 0
 }
@@ -375,8 +379,8 @@ func (x *Source) GetCreateTime() *timestamppb.Timestamp {
 }
 
 func (x *Source) GetRetainedWalBytes() int64 {
-	if x != nil {
-		return x.RetainedWalBytes
+	if x != nil && x.RetainedWalBytes != nil {
+		return *x.RetainedWalBytes
 	}
 	return 0
 }
@@ -586,7 +590,11 @@ type TableStatus struct {
 	// What embedding the table has cost.
 	Calls *EmbeddingCalls `protobuf:"bytes,7,opt,name=calls,proto3" json:"calls,omitempty"`
 	// Rows that are not taken over whole.
-	SetAside      *SetAside `protobuf:"bytes,8,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	SetAside *SetAside `protobuf:"bytes,8,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
+	// What keeps a PENDING or BACKFILLING table from getting on, as far as is known:
+	// its source is paused or broken, or transactions are open that its copy waits
+	// for. Else empty.
+	WaitsFor      string `protobuf:"bytes,9,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -675,6 +683,13 @@ func (x *TableStatus) GetSetAside() *SetAside {
 		return x.SetAside
 	}
 	return nil
+}
+
+func (x *TableStatus) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
 }
 
 // SetAside is about the rows of a table that could not be taken over whole now:
@@ -1422,9 +1437,9 @@ type DeleteSourceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The source's name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Forget the source even if its database cannot be reached. Its slot and
-	// publication then stay there, and the slot holds back log until somebody
-	// drops it.
+	// Forget the source even if its slot and publication cannot be dropped, for
+	// instance because the database cannot be reached. They then stay there, and the
+	// slot holds back log until somebody drops it.
 	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1476,7 +1491,10 @@ func (x *DeleteSourceRequest) GetForce() bool {
 
 // DeleteSourceResponse says that the source is gone.
 type DeleteSourceResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What stays in the database and how to remove it, such as a publication that
+	// its owner made; empty when nothing does.
+	Left          string `protobuf:"bytes,1,opt,name=left,proto3" json:"left,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1509,6 +1527,13 @@ func (x *DeleteSourceResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DeleteSourceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSourceResponse) Descriptor() ([]byte, []int) {
 	return file_whence_v1_source_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DeleteSourceResponse) GetLeft() string {
+	if x != nil {
+		return x.Left
+	}
+	return ""
 }
 
 // PreviewTableRequest is a definition to try.
@@ -1662,7 +1687,8 @@ type RenderedRow struct {
 	Chunks []*Span `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"`
 	// The subject; absent when there is none.
 	Subject *string `protobuf:"bytes,4,opt,name=subject,proto3,oneof" json:"subject,omitempty"`
-	// The event time; absent when the commit time would be it.
+	// The event time; absent when the commit time would be it, and when it lies
+	// before year 1 or after year 9999.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
 	// The attributes.
 	Attributes *structpb.Struct `protobuf:"bytes,6,opt,name=attributes,proto3" json:"attributes,omitempty"`
@@ -2200,7 +2226,9 @@ func (x *ListTablesResponse) GetTables() []*TableWithStatus {
 type GetTableRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The registered name, "source.schema.name".
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// List up to this many of the rows that are set aside, at most 1,000.
+	SetAside      uint32 `protobuf:"varint,2,opt,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2242,13 +2270,22 @@ func (x *GetTableRequest) GetName() string {
 	return ""
 }
 
+func (x *GetTableRequest) GetSetAside() uint32 {
+	if x != nil {
+		return x.SetAside
+	}
+	return 0
+}
+
 // GetTableResponse returns a table.
 type GetTableResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The table.
 	Table *Table `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
 	// Its status.
-	Status        *TableStatus `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Status *TableStatus `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// Rows that are set aside, newest first, as many as were asked for.
+	SetAside      []*SetAsideRow `protobuf:"bytes,3,rep,name=set_aside,json=setAside,proto3" json:"set_aside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2297,6 +2334,77 @@ func (x *GetTableResponse) GetStatus() *TableStatus {
 	return nil
 }
 
+func (x *GetTableResponse) GetSetAside() []*SetAsideRow {
+	if x != nil {
+		return x.SetAside
+	}
+	return nil
+}
+
+// SetAsideRow is a row that is not taken over whole.
+type SetAsideRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The row's key, as a JSON object; of a key that is too long, the beginning.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// What is missing of it and what to do about it.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it was set aside.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAsideRow) Reset() {
+	*x = SetAsideRow{}
+	mi := &file_whence_v1_source_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAsideRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAsideRow) ProtoMessage() {}
+
+func (x *SetAsideRow) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_source_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAsideRow.ProtoReflect.Descriptor instead.
+func (*SetAsideRow) Descriptor() ([]byte, []int) {
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SetAsideRow) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SetAsideRow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SetAsideRow) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
 // WatchTableRequest names a table.
 type WatchTableRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2308,7 +2416,7 @@ type WatchTableRequest struct {
 
 func (x *WatchTableRequest) Reset() {
 	*x = WatchTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2428,7 @@ func (x *WatchTableRequest) String() string {
 func (*WatchTableRequest) ProtoMessage() {}
 
 func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[29]
+	mi := &file_whence_v1_source_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2441,7 @@ func (x *WatchTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableRequest.ProtoReflect.Descriptor instead.
 func (*WatchTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{29}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchTableRequest) GetName() string {
@@ -2356,7 +2464,7 @@ type WatchTableResponse struct {
 
 func (x *WatchTableResponse) Reset() {
 	*x = WatchTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +2476,7 @@ func (x *WatchTableResponse) String() string {
 func (*WatchTableResponse) ProtoMessage() {}
 
 func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[30]
+	mi := &file_whence_v1_source_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +2489,7 @@ func (x *WatchTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTableResponse.ProtoReflect.Descriptor instead.
 func (*WatchTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{30}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchTableResponse) GetTable() *Table {
@@ -2409,7 +2517,7 @@ type ReembedTableRequest struct {
 
 func (x *ReembedTableRequest) Reset() {
 	*x = ReembedTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2529,7 @@ func (x *ReembedTableRequest) String() string {
 func (*ReembedTableRequest) ProtoMessage() {}
 
 func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[31]
+	mi := &file_whence_v1_source_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2542,7 @@ func (x *ReembedTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableRequest.ProtoReflect.Descriptor instead.
 func (*ReembedTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{31}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReembedTableRequest) GetName() string {
@@ -2457,7 +2565,7 @@ type ReembedTableResponse struct {
 
 func (x *ReembedTableResponse) Reset() {
 	*x = ReembedTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2469,7 +2577,7 @@ func (x *ReembedTableResponse) String() string {
 func (*ReembedTableResponse) ProtoMessage() {}
 
 func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[32]
+	mi := &file_whence_v1_source_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2482,7 +2590,7 @@ func (x *ReembedTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReembedTableResponse.ProtoReflect.Descriptor instead.
 func (*ReembedTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{32}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReembedTableResponse) GetTable() *Table {
@@ -2510,7 +2618,7 @@ type UnregisterTableRequest struct {
 
 func (x *UnregisterTableRequest) Reset() {
 	*x = UnregisterTableRequest{}
-	mi := &file_whence_v1_source_proto_msgTypes[33]
+	mi := &file_whence_v1_source_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2630,7 @@ func (x *UnregisterTableRequest) String() string {
 func (*UnregisterTableRequest) ProtoMessage() {}
 
 func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[33]
+	mi := &file_whence_v1_source_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2643,7 @@ func (x *UnregisterTableRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterTableRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{33}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UnregisterTableRequest) GetName() string {
@@ -2554,7 +2662,7 @@ type UnregisterTableResponse struct {
 
 func (x *UnregisterTableResponse) Reset() {
 	*x = UnregisterTableResponse{}
-	mi := &file_whence_v1_source_proto_msgTypes[34]
+	mi := &file_whence_v1_source_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2674,7 @@ func (x *UnregisterTableResponse) String() string {
 func (*UnregisterTableResponse) ProtoMessage() {}
 
 func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_source_proto_msgTypes[34]
+	mi := &file_whence_v1_source_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,14 +2687,14 @@ func (x *UnregisterTableResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterTableResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterTableResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_source_proto_rawDescGZIP(), []int{34}
+	return file_whence_v1_source_proto_rawDescGZIP(), []int{35}
 }
 
 var File_whence_v1_source_proto protoreflect.FileDescriptor
 
 const file_whence_v1_source_proto_rawDesc = "" +
 	"\n" +
-	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\x98\x05\n" +
+	"\x16whence/v1/source.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13whence/v1/hit.proto\"\xc7\x05\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x16.whence.v1.SourceStateR\x05state\x12\x14\n" +
@@ -2600,16 +2708,19 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\fcaught_up_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"caughtUpAt\x12+\n" +
 	"\x03lag\x18\n" +
-	" \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12\x1b\n" +
-	"\tlag_bytes\x18\v \x01(\x03R\blagBytes\x12\x16\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\x03lag\x12 \n" +
+	"\tlag_bytes\x18\v \x01(\x03H\x00R\blagBytes\x88\x01\x01\x12\x16\n" +
 	"\x06tables\x18\f \x01(\rR\x06tables\x12;\n" +
 	"\vcreate_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\x12,\n" +
-	"\x12retained_wal_bytes\x18\x0e \x01(\x03R\x10retainedWalBytes\x12)\n" +
-	"\x0esafe_wal_bytes\x18\x0f \x01(\x03H\x00R\fsafeWalBytes\x88\x01\x01\x12\x18\n" +
+	"createTime\x121\n" +
+	"\x12retained_wal_bytes\x18\x0e \x01(\x03H\x01R\x10retainedWalBytes\x88\x01\x01\x12)\n" +
+	"\x0esafe_wal_bytes\x18\x0f \x01(\x03H\x02R\fsafeWalBytes\x88\x01\x01\x12\x18\n" +
 	"\awarning\x18\x10 \x01(\tR\awarning\x12\"\n" +
 	"\n" +
-	"apply_rate\x18\x11 \x01(\x01H\x01R\tapplyRate\x88\x01\x01B\x11\n" +
+	"apply_rate\x18\x11 \x01(\x01H\x03R\tapplyRate\x88\x01\x01B\f\n" +
+	"\n" +
+	"_lag_bytesB\x15\n" +
+	"\x13_retained_wal_bytesB\x11\n" +
 	"\x0f_safe_wal_bytesB\r\n" +
 	"\v_apply_rate\"\xac\x04\n" +
 	"\x05Table\x12\x12\n" +
@@ -2630,7 +2741,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x10freshness_target\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0ffreshnessTarget\x120\n" +
 	"\ton_delete\x18\r \x01(\x0e2\x13.whence.v1.OnDeleteR\bonDelete\x12;\n" +
 	"\vcreate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xb0\x02\n" +
+	"createTime\"\xcd\x02\n" +
 	"\vTableStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.whence.v1.TableStateR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12/\n" +
@@ -2639,7 +2750,8 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x06chunks\x18\x05 \x01(\rR\x06chunks\x12\x18\n" +
 	"\apending\x18\x06 \x01(\rR\apending\x12/\n" +
 	"\x05calls\x18\a \x01(\v2\x19.whence.v1.EmbeddingCallsR\x05calls\x120\n" +
-	"\tset_aside\x18\b \x01(\v2\x13.whence.v1.SetAsideR\bsetAside\"x\n" +
+	"\tset_aside\x18\b \x01(\v2\x13.whence.v1.SetAsideR\bsetAside\x12\x1b\n" +
+	"\twaits_for\x18\t \x01(\tR\bwaitsFor\"x\n" +
 	"\bSetAside\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +
@@ -2684,8 +2796,9 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x06source\x18\x01 \x01(\v2\x11.whence.v1.SourceR\x06source\"J\n" +
 	"\x13DeleteSourceRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14DeleteSourceResponse\"\x92\x05\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"*\n" +
+	"\x14DeleteSourceResponse\x12\x12\n" +
+	"\x04left\x18\x01 \x01(\tR\x04left\"\x92\x05\n" +
 	"\x13PreviewTableRequest\x12!\n" +
 	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12 \n" +
 	"\x05table\x18\x02 \x01(\tB\n" +
@@ -2756,13 +2869,19 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x11ListTablesRequest\x12\x1f\n" +
 	"\x06source\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06source\"H\n" +
 	"\x12ListTablesResponse\x122\n" +
-	"\x06tables\x18\x01 \x03(\v2\x1a.whence.v1.TableWithStatusR\x06tables\"1\n" +
+	"\x06tables\x18\x01 \x03(\v2\x1a.whence.v1.TableWithStatusR\x06tables\"X\n" +
 	"\x0fGetTableRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01(\xff\x01R\x04name\"j\n" +
+	"\xbaH\ar\x05\x10\x01(\xff\x01R\x04name\x12%\n" +
+	"\tset_aside\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bsetAside\"\x9f\x01\n" +
 	"\x10GetTableResponse\x12&\n" +
 	"\x05table\x18\x01 \x01(\v2\x10.whence.v1.TableR\x05table\x12.\n" +
-	"\x06status\x18\x02 \x01(\v2\x16.whence.v1.TableStatusR\x06status\"3\n" +
+	"\x06status\x18\x02 \x01(\v2\x16.whence.v1.TableStatusR\x06status\x123\n" +
+	"\tset_aside\x18\x03 \x03(\v2\x16.whence.v1.SetAsideRowR\bsetAside\"g\n" +
+	"\vSetAsideRow\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"3\n" +
 	"\x11WatchTableRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01(\xff\x01R\x04name\"l\n" +
@@ -2828,7 +2947,7 @@ func file_whence_v1_source_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_source_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_whence_v1_source_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_whence_v1_source_proto_goTypes = []any{
 	(SourceState)(0),                // 0: whence.v1.SourceState
 	(TableState)(0),                 // 1: whence.v1.TableState
@@ -2862,33 +2981,34 @@ var file_whence_v1_source_proto_goTypes = []any{
 	(*ListTablesResponse)(nil),      // 29: whence.v1.ListTablesResponse
 	(*GetTableRequest)(nil),         // 30: whence.v1.GetTableRequest
 	(*GetTableResponse)(nil),        // 31: whence.v1.GetTableResponse
-	(*WatchTableRequest)(nil),       // 32: whence.v1.WatchTableRequest
-	(*WatchTableResponse)(nil),      // 33: whence.v1.WatchTableResponse
-	(*ReembedTableRequest)(nil),     // 34: whence.v1.ReembedTableRequest
-	(*ReembedTableResponse)(nil),    // 35: whence.v1.ReembedTableResponse
-	(*UnregisterTableRequest)(nil),  // 36: whence.v1.UnregisterTableRequest
-	(*UnregisterTableResponse)(nil), // 37: whence.v1.UnregisterTableResponse
-	(*timestamppb.Timestamp)(nil),   // 38: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 39: google.protobuf.Duration
-	(*structpb.Struct)(nil),         // 40: google.protobuf.Struct
-	(*Span)(nil),                    // 41: whence.v1.Span
+	(*SetAsideRow)(nil),             // 32: whence.v1.SetAsideRow
+	(*WatchTableRequest)(nil),       // 33: whence.v1.WatchTableRequest
+	(*WatchTableResponse)(nil),      // 34: whence.v1.WatchTableResponse
+	(*ReembedTableRequest)(nil),     // 35: whence.v1.ReembedTableRequest
+	(*ReembedTableResponse)(nil),    // 36: whence.v1.ReembedTableResponse
+	(*UnregisterTableRequest)(nil),  // 37: whence.v1.UnregisterTableRequest
+	(*UnregisterTableResponse)(nil), // 38: whence.v1.UnregisterTableResponse
+	(*timestamppb.Timestamp)(nil),   // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
+	(*structpb.Struct)(nil),         // 41: google.protobuf.Struct
+	(*Span)(nil),                    // 42: whence.v1.Span
 }
 var file_whence_v1_source_proto_depIdxs = []int32{
 	0,  // 0: whence.v1.Source.state:type_name -> whence.v1.SourceState
-	38, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
-	38, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
-	39, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
-	38, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
-	39, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
-	39, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
+	39, // 1: whence.v1.Source.commit_time:type_name -> google.protobuf.Timestamp
+	39, // 2: whence.v1.Source.caught_up_at:type_name -> google.protobuf.Timestamp
+	40, // 3: whence.v1.Source.lag:type_name -> google.protobuf.Duration
+	39, // 4: whence.v1.Source.create_time:type_name -> google.protobuf.Timestamp
+	40, // 5: whence.v1.Table.half_life:type_name -> google.protobuf.Duration
+	40, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 7: whence.v1.Table.on_delete:type_name -> whence.v1.OnDelete
-	38, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
+	39, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
 	1,  // 9: whence.v1.TableStatus.state:type_name -> whence.v1.TableState
 	7,  // 10: whence.v1.TableStatus.backfill:type_name -> whence.v1.Backfill
 	8,  // 11: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
 	6,  // 12: whence.v1.TableStatus.set_aside:type_name -> whence.v1.SetAside
-	38, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
-	39, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
+	39, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
+	40, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
 	4,  // 15: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
 	5,  // 16: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
 	3,  // 17: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
@@ -2896,59 +3016,61 @@ var file_whence_v1_source_proto_depIdxs = []int32{
 	3,  // 19: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
 	3,  // 20: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
 	3,  // 21: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
-	39, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
-	39, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	40, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
+	40, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 24: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	40, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
-	41, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
-	38, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
-	40, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
+	41, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
+	42, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
+	39, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
+	41, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
 	4,  // 29: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
 	23, // 30: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
 	24, // 31: whence.v1.PreviewTableResponse.estimate:type_name -> whence.v1.TableEstimate
-	39, // 32: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
-	39, // 33: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	40, // 32: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
+	40, // 33: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 34: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
 	4,  // 35: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
 	5,  // 36: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
 	9,  // 37: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
 	4,  // 38: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
 	5,  // 39: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 40: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
-	5,  // 41: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 42: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
-	5,  // 43: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
-	10, // 44: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
-	12, // 45: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
-	14, // 46: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
-	16, // 47: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
-	18, // 48: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
-	20, // 49: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
-	22, // 50: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
-	26, // 51: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
-	28, // 52: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
-	30, // 53: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
-	32, // 54: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
-	34, // 55: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
-	36, // 56: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
-	11, // 57: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
-	13, // 58: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
-	15, // 59: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
-	17, // 60: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
-	19, // 61: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
-	21, // 62: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
-	25, // 63: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
-	27, // 64: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
-	29, // 65: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
-	31, // 66: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
-	33, // 67: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
-	35, // 68: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
-	37, // 69: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
-	57, // [57:70] is the sub-list for method output_type
-	44, // [44:57] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	32, // 40: whence.v1.GetTableResponse.set_aside:type_name -> whence.v1.SetAsideRow
+	39, // 41: whence.v1.SetAsideRow.time:type_name -> google.protobuf.Timestamp
+	4,  // 42: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
+	5,  // 43: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 44: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
+	5,  // 45: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
+	10, // 46: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
+	12, // 47: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
+	14, // 48: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
+	16, // 49: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
+	18, // 50: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
+	20, // 51: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
+	22, // 52: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
+	26, // 53: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
+	28, // 54: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
+	30, // 55: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
+	33, // 56: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
+	35, // 57: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
+	37, // 58: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
+	11, // 59: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
+	13, // 60: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
+	15, // 61: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
+	17, // 62: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
+	19, // 63: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
+	21, // 64: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
+	25, // 65: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
+	27, // 66: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
+	29, // 67: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
+	31, // 68: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
+	34, // 69: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
+	36, // 70: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
+	38, // 71: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
+	59, // [59:72] is the sub-list for method output_type
+	46, // [46:59] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_source_proto_init() }
@@ -2966,7 +3088,7 @@ func file_whence_v1_source_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_source_proto_rawDesc), len(file_whence_v1_source_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -168,7 +168,8 @@ type SourceServiceClient interface {
 	// ResumeSource goes on where PauseSource stopped.
 	ResumeSource(context.Context, *v1.ResumeSourceRequest) (*v1.ResumeSourceResponse, error)
 	// DeleteSource removes the source with its tables and records, and its slot
-	// and publication from the database.
+	// and publication from the database. A publication that belongs to another role
+	// stays.
 	DeleteSource(context.Context, *v1.DeleteSourceRequest) (*v1.DeleteSourceResponse, error)
 	// PreviewTable shows what RegisterTable would make of some rows, and about what
 	// the whole table would cost. It changes nothing.
@@ -231,7 +232,8 @@ type SourceServiceHandler interface {
 	// ResumeSource goes on where PauseSource stopped.
 	ResumeSource(context.Context, *v1.ResumeSourceRequest) (*v1.ResumeSourceResponse, error)
 	// DeleteSource removes the source with its tables and records, and its slot
-	// and publication from the database.
+	// and publication from the database. A publication that belongs to another role
+	// stays.
 	DeleteSource(context.Context, *v1.DeleteSourceRequest) (*v1.DeleteSourceResponse, error)
 	// PreviewTable shows what RegisterTable would make of some rows, and about what
 	// the whole table would cost. It changes nothing.

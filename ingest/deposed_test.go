@@ -89,7 +89,10 @@ create constraint trigger slow after insert on whence.records deferrable initial
 		}
 	}
 	b.until("the commit waits", waiting("1"))
-	go func() { deleted <- b.r.DeleteSource(ctx, "app", true) }()
+	go func() {
+		_, err := b.r.DeleteSource(ctx, "app", true)
+		deleted <- err
+	}()
 	b.until("the deletion waits for it", waiting("2"))
 	if _, err := hold.Exec(ctx, `select pg_advisory_unlock(4711)`); err != nil {
 		t.Fatal(err)

@@ -21,10 +21,27 @@ import (
 type shape struct {
 	Relation    uint32                 `json:"relation"` // oid; 0: there is none
 	Identity    string                 `json:"identity"` // replica identities of it and its partitions, each once
-	Root        *string                `json:"root"`     // of a partition: the table that its changes come under, if that is published
+	Above       []ancestor             `json:"above"`    // of a partition: what it is one of, the topmost first
 	Columns     map[string]columnShape `json:"columns"`  // the registered ones, by name
 	Leaves      map[string]string      `json:"leaves"`   // of the table or each partition, by oid: where rows are stored, what attached it
 	Publication json.RawMessage        `json:"publication"`
+}
+
+// ancestor is a partitioned table above a partition. What happens in a partition
+// comes under the name of the topmost that is published.
+type ancestor struct {
+	Name      string `json:"name"` // in SQL
+	Published bool   `json:"published"`
+}
+
+// published returns the name that a partition's changes come under, if that is another.
+func (s shape) published() (name string, is bool) {
+	for _, a := range s.Above {
+		if a.Published {
+			return a.Name, true
+		}
+	}
+	return "", false
 }
 
 type columnShape struct {
@@ -72,9 +89,17 @@ select c.id, jsonb_build_object(
     'identity', coalesce((
         select string_agg(distinct i.relreplident::text, '') from pg_class i
          where i.oid = c.oid or c.relkind = 'p' and i.oid in (select p.relid from pg_partition_tree(c.oid) p)), ''),
-    'root', (select format('"%s"."%s"', replace(rn.nspname, '"', '""'), replace(rc.relname, '"', '""'))
-               from pg_partition_root(c.oid) root join pg_class rc on rc.oid = root join pg_namespace rn on rn.oid = rc.relnamespace
-              where c.relispartition),
+    'above', coalesce((
+        select jsonb_agg(jsonb_build_object(
+            'name', format('"%s"."%s"', replace(an.nspname, '"', '""'), replace(ac.relname, '"', '""')),
+            'published', exists (
+                select from pg_publication p
+                 where p.pubname = @publication and (p.puballtables
+                    or exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = ac.oid)
+                    or exists (select from pg_publication_namespace s where s.pnpubid = p.oid and s.pnnspid = an.oid)))) order by a.n desc)
+          from pg_partition_ancestors(c.oid) with ordinality a(oid, n)
+          join pg_class ac on ac.oid = a.oid join pg_namespace an on an.oid = ac.relnamespace
+         where c.relispartition and a.oid <> c.oid), '[]'),
     'columns', coalesce((
         select jsonb_object_agg(a.attname::text, jsonb_build_object(
             'number', a.attnum, 'type', a.atttypid::bigint, 'modifier', a.atttypmod, 'changed', a.xmin::text,

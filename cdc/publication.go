@@ -75,6 +75,11 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 	ready := map[relationName]bool{}
 	room := maxBackfills - len(t.runs) // with many new tables, most wait: a look at all of them would take long
 	var trouble []error
+	for name := range now.members { // first: a partition of one of them may be new
+		if _, wanted := set.byName[name]; !wanted {
+			trouble = append(trouble, t.drop(ctx, name))
+		}
+	}
 	for _, table := range set.list {
 		name := relationName{table.Schema, table.Relation}
 		m, there := now.published[name]
@@ -95,11 +100,6 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 			ok, err := t.review(ctx, table, m, there, now.looks[table.ID])
 			ready[name] = ok
 			trouble = append(trouble, err)
-		}
-	}
-	for name := range now.members {
-		if _, wanted := set.byName[name]; !wanted {
-			trouble = append(trouble, t.drop(ctx, name))
 		}
 	}
 	return ready, errors.Join(trouble...)
@@ -181,9 +181,14 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	if err != nil {
 		return false, err
 	}
-	if now.Root != nil && t.tables.Load().has(*now.Root) {
-		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, fmt.Sprintf(
-			"%s is a partition of %s, which is registered too, and its changes come under that name: unregister this one", table.Name(), *now.Root))
+	above, hidden := now.published()
+	for _, a := range now.Above {
+		if !hidden && t.tables.Load().has(a.Name) { // and so about to be published
+			above, hidden = a.Name, true
+		}
+	}
+	if hidden {
+		return false, t.hidden(ctx, table, above)
 	}
 	full := strings.Contains(now.Identity, "f")
 	if !there || !m.covers(table.Columns()) || full && !m.all {
@@ -277,6 +282,9 @@ func (t *tender) review(ctx context.Context, table whence.Table, m member, there
 		return false, errors.Join(t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, identityNothing(name).Message+", then register the table again"),
 			t.drop(ctx, relationName{table.Schema, table.Relation}))
 	}
+	if above, hidden := now.published(); hidden {
+		return false, t.hidden(ctx, table, above)
+	}
 	v := judge(name, before, now)
 	switch {
 	case now.Relation == 0 || !there && v.state == "":
@@ -297,6 +305,14 @@ func (t *tender) review(ctx context.Context, table whence.Table, m member, there
 	}
 	_, err = t.readTables(ctx)
 	return true, err
+}
+
+// hidden fails a partition whose changes come under another table's name.
+func (t *tender) hidden(ctx context.Context, table whence.Table, above string) error {
+	return t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, fmt.Sprintf(
+		"%s is a partition of %s, and its changes come under that name, because that is published too: unregister this one; "+
+			"or see that %s is not registered and not in the publication %s, then register this one again",
+		sqlName(table.Schema, table.Relation), above, above, t.cfg.Publication))
 }
 
 func (t *tender) copyAgain(ctx context.Context, table whence.Table, why string) error {

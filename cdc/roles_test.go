@@ -13,23 +13,7 @@ import (
 func TestOwnersPublication(t *testing.T) {
 	notes := table(1, "notes", "id")
 	s := newSource(t, notesDDL+`; insert into notes values (1, 'one'); create table other (id int primary key)`, notes)
-	role := "least_" + s.cfg.Slot[:min(40, len(s.cfg.Slot))]
-	s.exec(`create role ` + role + ` login replication password 'sekret-word'`)
-	t.Cleanup(func() {
-		if _, err := s.db.Pool.Exec(context.Background(), `drop owned by `+role+`; drop role `+role); err != nil {
-			t.Error(err)
-		}
-	})
-	s.exec(`grant select on notes to ` + role)
-	s.exec(`create publication whence_pub for table notes (id, body), other with (publish_via_partition_root = true)`)
-	cfg, err := pgx.ParseConfig(s.db.DSN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.cfg.ConnString = strings.Replace(s.cfg.ConnString, cfg.User, role, 1)
-	if cfg.Password != "" {
-		s.cfg.ConnString = strings.Replace(s.cfg.ConnString, cfg.Password, "sekret-word", 1)
-	}
+	s.least(`create publication whence_pub for table notes (id, body), other with (publish_via_partition_root = true)`, "notes")
 	s.start()
 	s.settle()
 	s.exec(`insert into notes values (2, 'two'); update notes set body = 'first' where id = 1; insert into other values (1)`)
@@ -48,5 +32,28 @@ func TestOwnersPublication(t *testing.T) {
 		if _, err := s.db.Pool.Exec(t.Context(), statement); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v; want a refusal that says %q", statement, err, says)
 		}
+	}
+}
+
+// least has capture connect as a role that may read the tables and replicate, and
+// no more, with a publication that is not its own.
+func (s *source) least(publication string, tables ...string) {
+	s.t.Helper()
+	role := "least_" + s.cfg.Slot[:min(40, len(s.cfg.Slot))]
+	s.exec(`create role ` + role + ` login replication password 'sekret-word'`)
+	s.t.Cleanup(func() {
+		if _, err := s.db.Pool.Exec(context.Background(), `drop owned by `+role+`; drop role `+role); err != nil {
+			s.t.Error(err)
+		}
+	})
+	s.exec(`grant select on ` + strings.Join(tables, ", ") + ` to ` + role)
+	s.exec(publication)
+	cfg, err := pgx.ParseConfig(s.db.DSN)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.cfg.ConnString = strings.Replace(s.cfg.ConnString, cfg.User, role, 1)
+	if cfg.Password != "" {
+		s.cfg.ConnString = strings.Replace(s.cfg.ConnString, cfg.Password, "sekret-word", 1)
 	}
 }

@@ -3,6 +3,7 @@ package cdc
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -180,6 +181,9 @@ func (a *applier) relation(ctx context.Context, id uint32) (*relation, error) {
 		a.relations[id] = r
 	}
 	if !r.wanted {
+		if r.strays != nil && a.begin.final >= r.strays.Snapshot {
+			return r, a.stray(ctx, r)
+		}
 		return r, nil
 	}
 	f := failure{r.table.ID, r.table.Definition}
@@ -196,11 +200,9 @@ func (a *applier) relation(ctx context.Context, id uint32) (*relation, error) {
 // changes that are skipped for it. A unit that is open is given up, and the
 // stream starts over from the checkpoint.
 func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
-	restart := a.unit != nil || len(a.changes) > 0
-	if a.unit != nil {
-		if err := a.rollback(ctx); err != nil {
-			return err
-		}
+	restart, err := a.giveUp(ctx)
+	if err != nil {
+		return err
 	}
 	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.table.Definition, r.state, r.fault); err != nil {
 		return fmt.Errorf("record that %s cannot be captured: %w", r.table.Name(), err)
@@ -211,6 +213,43 @@ func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
 		return errAgain
 	}
 	return nil
+}
+
+// strayed in place of shape.Named is like no table's.
+const strayed = ""
+
+// stray spoils the shape of a table whose changes come under another name than it
+// is registered by, durably before a checkpoint can pass what is skipped. Until
+// the catalogue has been asked what became of it, nothing is proven. A session
+// goes on with the name that it was told first, so this one ends.
+func (a *applier) stray(ctx context.Context, r *relation) error {
+	if _, err := a.giveUp(ctx); err != nil {
+		return err
+	}
+	looks, err := parseShape(r.strays.Shape)
+	if err != nil {
+		return err
+	}
+	looks.Named = strayed
+	text, err := json.Marshal(looks)
+	if err != nil {
+		return err
+	}
+	if err := a.c.sink.Saw(ctx, r.strays.ID, r.strays.Definition, string(text)); err != nil {
+		return fmt.Errorf("record that %s has another name: %w", r.strays.Name(), err)
+	}
+	a.c.Poke()
+	return errAgain
+}
+
+// giveUp ends what has not been committed; if there was something, the stream is
+// to start over.
+func (a *applier) giveUp(ctx context.Context) (restart bool, err error) {
+	restart = a.unit != nil || len(a.changes) > 0
+	if a.unit != nil {
+		err = a.rollback(ctx)
+	}
+	return restart, err
 }
 
 // flush applies what has been gathered to the open unit.

@@ -20,6 +20,7 @@ import (
 // ever after, also with what happened while nobody looked.
 type shape struct {
 	Relation    uint32                 `json:"relation"` // oid; 0: there is none
+	Named       string                 `json:"named"`    // transaction that gave it its name or schema last; or its owner
 	Identity    string                 `json:"identity"` // replica identities of it and its partitions, each once
 	Above       []ancestor             `json:"above"`    // of a partition: what it is one of, the topmost first
 	Columns     map[string]columnShape `json:"columns"`  // the registered ones, by name
@@ -58,11 +59,12 @@ type columnShape struct {
 // pg_relation_filenode would look past that: a rewritten heap would show before
 // the column that it was rewritten for.
 //
-// A type is described with all that it is made of: what domains, arrays and
+// A table's name is in the row of its own type too, which hardly anything else
+// changes. A type is described with all that it is made of: what domains, arrays and
 // ranges are over, and the fields of composites. Postgres's own types are known.
 const shapesSQL = `
 with recursive wanted as (
-    select w.id, w.columns, c.oid, c.relkind, c.relispartition, c.relfilenode
+    select w.id, w.columns, c.oid, c.reltype, c.relkind, c.relispartition, c.relfilenode
       from unnest(@ids::int[], @schemas::text[], @relations::text[], @columns::text[]) as w(id, schema, relation, columns)
       left join pg_namespace n on n.nspname = w.schema
       left join pg_class c on c.relnamespace = n.oid and c.relname = w.relation and c.relkind in ('r', 'p')),
@@ -86,6 +88,7 @@ types as materialized (
       from parts p group by whole)
 select c.id, jsonb_build_object(
     'relation', coalesce(c.oid::bigint, 0),
+    'named', coalesce((select ty.xmin::text from pg_type ty where ty.oid = c.reltype), ''),
     'identity', coalesce((
         select string_agg(distinct i.relreplident::text, '') from pg_class i
          where i.oid = c.oid or c.relkind = 'p' and i.oid in (select p.relid from pg_partition_tree(c.oid) p)), ''),
@@ -220,6 +223,9 @@ func judge(name string, before, now shape) verdict {
 func judgeRows(name string, before, now shape) verdict {
 	again := func(format string, args ...any) verdict {
 		return verdict{again: true, why: fmt.Sprintf(format, args...)}
+	}
+	if before.Named != now.Named {
+		return again("%s had another name or schema for a while, and the stream told changes under that", name)
 	}
 	rewritten := false
 	for leaf, stored := range before.Leaves {

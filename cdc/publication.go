@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -287,7 +288,9 @@ func (t *tender) review(ctx context.Context, table whence.Table, m member, there
 	}
 	v := judge(name, before, now)
 	switch {
-	case now.Relation == 0 || !there && v.state == "":
+	case now.Relation == 0:
+		return false, t.gone(ctx, table, before.Relation)
+	case !there && v.state == "":
 		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, fmt.Sprintf(goneMessage, name, t.cfg.Publication))
 	case v.state != "":
 		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, v.state, v.why)
@@ -332,9 +335,26 @@ func (t *tender) copyAgain(ctx context.Context, table whence.Table, why string) 
 	return nil
 }
 
+// gone fails a table whose name no relation bears any more.
+func (t *tender) gone(ctx context.Context, table whence.Table, was uint32) error {
+	name := sqlName(table.Schema, table.Relation)
+	var schema, relation string
+	err := t.conn.QueryRow(ctx, relationNameSQL, pgx.NamedArgs{"oid": strconv.FormatUint(uint64(was), 10)}).Scan(&schema, &relation)
+	message := fmt.Sprintf("%s was renamed to %s: rename it back and register it again, or register it under its new name", name, sqlName(schema, relation))
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		message = fmt.Sprintf(goneMessage, name, t.cfg.Publication)
+	case err != nil:
+		return fmt.Errorf("ask what became of %s: %w", name, err)
+	case schema == table.Schema && relation == table.Relation:
+		return nil // it is back already
+	}
+	return t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, message)
+}
+
 const (
 	insertPositionSQL = `select pg_current_wal_insert_lsn()::text`
-	leafNameSQL       = `
+	relationNameSQL   = `
 select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = @oid::text::oid`
 )
 
@@ -344,7 +364,7 @@ select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n
 func (t *tender) filled(ctx context.Context, leaves []string) (bool, error) {
 	for _, oid := range leaves {
 		var schema, relation string
-		err := t.conn.QueryRow(ctx, leafNameSQL, pgx.NamedArgs{"oid": oid}).Scan(&schema, &relation)
+		err := t.conn.QueryRow(ctx, relationNameSQL, pgx.NamedArgs{"oid": oid}).Scan(&schema, &relation)
 		if errors.Is(err, pgx.ErrNoRows) {
 			continue
 		}

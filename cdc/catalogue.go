@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -22,9 +23,11 @@ type shape struct {
 	Relation    uint32                 `json:"relation"` // oid; 0: there is none
 	Named       string                 `json:"named"`    // transaction that gave it its name or schema last; or its owner
 	Identity    string                 `json:"identity"` // replica identities of it and its partitions, each once
-	Above       []ancestor             `json:"above"`    // of a partition: what it is one of, the topmost first
-	Columns     map[string]columnShape `json:"columns"`  // the registered ones, by name
-	Leaves      map[string]string      `json:"leaves"`   // of the table or each partition, by oid: where rows are stored, what attached it
+	Key         key                    `json:"key"`
+	Mute        *mute                  `json:"mute"`    // it or a partition of it; nil: none is
+	Above       []ancestor             `json:"above"`   // of a partition: what it is one of, the topmost first
+	Columns     map[string]columnShape `json:"columns"` // the registered ones, by name
+	Leaves      map[string]string      `json:"leaves"`  // of the table or each partition, by oid: where rows are stored, what attached it
 	Publication json.RawMessage        `json:"publication"`
 }
 
@@ -64,7 +67,7 @@ type columnShape struct {
 // ranges are over, and the fields of composites. Postgres's own types are known.
 const shapesSQL = `
 with recursive wanted as (
-    select w.id, w.columns, c.oid, c.reltype, c.relkind, c.relispartition, c.relfilenode
+    select w.id, w.columns, c.oid, c.reltype, c.relkind, c.relreplident, c.relispartition, c.relfilenode
       from unnest(@ids::int[], @schemas::text[], @relations::text[], @columns::text[]) as w(id, schema, relation, columns)
       left join pg_namespace n on n.nspname = w.schema
       left join pg_class c on c.relnamespace = n.oid and c.relname = w.relation and c.relkind in ('r', 'p')),
@@ -92,6 +95,10 @@ select c.id, jsonb_build_object(
     'identity', coalesce((
         select string_agg(distinct i.relreplident::text, '') from pg_class i
          where i.oid = c.oid or c.relkind = 'p' and i.oid in (select p.relid from pg_partition_tree(c.oid) p)), ''),
+    'key', coalesce((
+        select jsonb_build_object('by', coalesce(o.oid, i.indexrelid)::bigint, 'columns', jsonb_agg(a.attname::text order by k.ordinal))` +
+	identifyingSQL + `), '{"by": 0, "columns": []}'),
+    'mute', (` + muteSQL + `),
     'above', coalesce((
         select jsonb_agg(jsonb_build_object(
             'name', format('"%s"."%s"', replace(an.nspname, '"', '""'), replace(ac.relname, '"', '""')),
@@ -195,7 +202,8 @@ type verdict struct {
 
 // judge compares how a table looked when its rows were copied with how it looks
 // now. The zero verdict means that the difference does not matter.
-func judge(name string, before, now shape) verdict {
+func judge(table whence.Table, before, now shape) verdict {
+	name := sqlName(table.Schema, table.Relation)
 	changed := func(format string, args ...any) verdict {
 		return verdict{state: whence.TableSchemaChanged, why: fmt.Sprintf(format, args...)}
 	}
@@ -216,7 +224,34 @@ func judge(name string, before, now shape) verdict {
 			return changed("the type of the column %q of %s was changed, so its rows may read otherwise now: register the table again", column, name)
 		}
 	}
+	if why, fits := judgeKey(table, now); !fits {
+		return changed("%s", why)
+	}
 	return judgeRows(name, before, now)
+}
+
+// judgeKey says why two rows of the source may be one here, and the other way round.
+func judgeKey(table whence.Table, now shape) (why string, fits bool) {
+	name := sqlName(table.Schema, table.Relation)
+	switch {
+	case slices.Equal(now.Key.Columns, table.KeyColumns):
+		return "", true
+	case len(now.Key.Columns) == 0:
+		return keyless(name).Message + "; then register the table again", false
+	case strings.Contains(now.Identity, "i"):
+		return fmt.Sprintf("the rows of %s are identified by (%s) now, not by (%s): register the table again, for its primary key after ALTER TABLE %s REPLICA IDENTITY DEFAULT",
+			name, columnList(now.Key.Columns), columnList(table.KeyColumns), name), false
+	}
+	return fmt.Sprintf("the rows of %s are identified by (%s) now, not by (%s): register the table again",
+		name, columnList(now.Key.Columns), columnList(table.KeyColumns)), false
+}
+
+func columnList(columns []string) string {
+	var list []string
+	for _, c := range columns {
+		list = append(list, pgx.Identifier{c}.Sanitize())
+	}
+	return strings.Join(list, ", ")
 }
 
 // judgeRows finds what makes stored rows doubtful although the definition fits.
@@ -226,6 +261,9 @@ func judgeRows(name string, before, now shape) verdict {
 	}
 	if before.Named != now.Named {
 		return again("%s had another name or schema for a while, and the stream told changes under that", name)
+	}
+	if before.Key.By != now.Key.By {
+		return again("the key of %s was made anew, and rows may have shared one in between", name)
 	}
 	rewritten := false
 	for leaf, stored := range before.Leaves {

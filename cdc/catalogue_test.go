@@ -49,6 +49,15 @@ func TestCatalogue(t *testing.T) {
 			update elsewhere.notes set body = 'unseen' where id = 1; alter table elsewhere.notes set schema public`, again: true},
 		{name: "table renamed", ddl: `alter table notes rename to papers`, says: `renamed to "public"."papers"`},
 		{name: "column renamed and renamed back", ddl: `alter table notes rename body to b; alter table notes rename b to body`},
+		{name: "key widened", once: true, ddl: `alter table notes drop constraint notes_pkey, add primary key (id, n); insert into notes values (1, 'twin', 100)`,
+			says: `by ("id", "n") now, not by ("id")`},
+		{name: "key replaced", ddl: `alter table notes drop constraint notes_pkey, add primary key (n)`, says: `by ("n") now, not by ("id")`},
+		{name: "key dropped under identity full", once: true, ddl: `alter table notes replica identity full; alter table notes drop constraint notes_pkey;
+			insert into notes values (1, 'twin')`, says: "ADD PRIMARY KEY"},
+		{name: "key dropped and made anew", once: true, ddl: `alter table notes replica identity full; alter table notes drop constraint notes_pkey;
+			insert into notes values (1, 'twin'); delete from notes where id = 1 and body = 'x'; alter table notes add primary key (id)`, again: true},
+		{name: "key's index made anew", ddl: `reindex index concurrently notes_pkey`},
+		{name: "key dropped", ddl: `alter table notes drop constraint notes_pkey`, says: "ADD PRIMARY KEY"},
 		{name: "heap rewritten", ddl: `vacuum full notes`},
 		{name: "another column dropped", ddl: `alter table notes drop other`},
 		{name: "another column rewritten", ddl: `alter table notes alter other type bigint`, again: true},

@@ -86,6 +86,9 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		m, there := now.published[name]
 		switch {
 		case failedState(table.State):
+			if _, listed := now.members[name]; listed {
+				trouble = append(trouble, t.release(ctx, name, now.looks[table.ID]))
+			}
 		case table.State == whence.TablePending && t.runs[table.ID] != nil:
 			// Its copying has begun since, or is being given up; how the table looked
 			// was kept before.
@@ -104,6 +107,16 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 		}
 	}
 	return ready, errors.Join(trouble...)
+}
+
+// release takes a table that has failed before out of the publication once that
+// would make its owner's updates fail.
+func (t *tender) release(ctx context.Context, name relationName, look string) error {
+	now, err := parseShape(look)
+	if err != nil || now.Mute == nil {
+		return err
+	}
+	return t.drop(ctx, name)
 }
 
 // catalogue is what the source says of the publication and of the tables.
@@ -162,6 +175,9 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	in, err := InspectTable(ctx, t.conn, table.Schema, table.Relation)
 	var refusal *whence.Error
 	if errors.As(err, &refusal) {
+		if refusal.Reason == reasonKeyless || refusal.Reason == reasonMute {
+			return false, t.unidentified(ctx, table, refusal)
+		}
 		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, refusal.Message+"; then register the table again")
 	}
 	if err != nil {
@@ -181,6 +197,9 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	now, err := parseShape(looks[table.ID])
 	if err != nil {
 		return false, err
+	}
+	if why, fits := judgeKey(table, now); !fits {
+		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableSchemaChanged, why)
 	}
 	above, hidden := now.published()
 	for _, a := range now.Above {
@@ -278,15 +297,13 @@ func (t *tender) review(ctx context.Context, table whence.Table, m member, there
 			return false, err
 		}
 	}
-	if strings.Contains(now.Identity, "n") {
-		// Published, its owner's updates would fail.
-		return false, errors.Join(t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, identityNothing(name).Message+", then register the table again"),
-			t.drop(ctx, relationName{table.Schema, table.Relation}))
+	if now.Mute != nil {
+		return false, t.unidentified(ctx, table, now.Mute.refusal())
 	}
 	if above, hidden := now.published(); hidden {
 		return false, t.hidden(ctx, table, above)
 	}
-	v := judge(name, before, now)
+	v := judge(table, before, now)
 	switch {
 	case now.Relation == 0:
 		return false, t.gone(ctx, table, before.Relation)
@@ -333,6 +350,14 @@ func (t *tender) copyAgain(ctx context.Context, table whence.Table, why string) 
 	}
 	t.Poke()
 	return nil
+}
+
+// unidentified fails a table whose changed rows the stream would not tell apart,
+// and sees that it is not published: its owner's updates would fail.
+func (t *tender) unidentified(ctx context.Context, table whence.Table, why *whence.Error) error {
+	return errors.Join(
+		t.drop(ctx, relationName{table.Schema, table.Relation}),
+		t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, why.Message+"; then register the table again"))
 }
 
 // gone fails a table whose name no relation bears any more.

@@ -268,16 +268,60 @@ func (t *tender) put(ctx context.Context, table whence.Table, kind Kind, there b
 	})
 }
 
-// refused fails a table that the source will not publish.
+// refused fails a table that the source will not publish as it must be.
 func (t *tender) refused(ctx context.Context, table whence.Table, kind Kind, why *pgconn.PgError) error {
-	message := fmt.Sprintf("the source refuses to publish %s (%s): ", sqlName(table.Schema, table.Relation), why.Message)
-	if why.Code == codeDenied {
+	listed, err := t.listed(ctx, table)
+	if err != nil {
+		return err
+	}
+	add, name := t.statement(table, kind), sqlName(table.Schema, table.Relation)
+	message := fmt.Sprintf("the source refuses to publish %s (%s): ", name, why.Message)
+	statements := add
+	if listed != "" {
+		message = fmt.Sprintf("the publication %s holds %s with %s, so changes would be missing: ", t.cfg.Publication, name, listed)
+		statements = t.removal(relationName{table.Schema, table.Relation}) + "; " + add
+	}
+	switch {
+	case why.Code == codeDenied:
 		message += fmt.Sprintf("make the role %s a member of the table's owner, or have an owner of both run %s; then register the table again",
-			t.Capture.conn.User, t.statement(table, kind))
-	} else {
+			t.Capture.conn.User, statements)
+	case listed != "":
+		message += fmt.Sprintf("run %s; then register the table again", statements)
+	default:
 		message += "mend that, then register the table again"
 	}
 	return t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, message)
+}
+
+const listedSQL = `
+select coalesce(pg_get_expr(r.prqual, r.prrelid), ''), coalesce((
+           select string_agg(quote_ident(a.attname), ', ' order by a.attnum) from pg_attribute a
+            where a.attrelid = r.prrelid and a.attnum = any(r.prattrs::int2[])), '')
+  from pg_publication_rel r
+  join pg_publication p on p.oid = r.prpubid
+  join pg_class c on c.oid = r.prrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where p.pubname = @publication and n.nspname = @schema and c.relname = @relation`
+
+// listed says what of a table the publication holds; empty when that is all or none.
+func (t *tender) listed(ctx context.Context, table whence.Table) (string, error) {
+	var filter, columns string
+	err := t.conn.QueryRow(ctx, listedSQL, pgx.NamedArgs{"publication": t.cfg.Publication, "schema": table.Schema, "relation": table.Relation}).
+		Scan(&filter, &columns)
+	var parts []string
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("ask how %s is published: %w", table.Name(), err)
+	}
+	if filter != "" {
+		parts = append(parts, "the row filter "+filter)
+	}
+	if columns != "" {
+		parts = append(parts, "the column list ("+columns+")")
+	}
+	return strings.Join(parts, " and "), nil
 }
 
 // review judges what happened to a table whose rows are stored, or being copied.

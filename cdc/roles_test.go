@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
 )
 
 // Where an owner of the tables made the publication, SELECT and REPLICATION are
@@ -32,6 +34,43 @@ func TestOwnersPublication(t *testing.T) {
 		if _, err := s.db.Pool.Exec(t.Context(), statement); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v; want a refusal that says %q", statement, err, says)
 		}
+	}
+}
+
+// An owner's publication that leaves something out is said to, with the statement
+// that mends it, which an owner then runs.
+func TestOwnersPublicationInPart(t *testing.T) {
+	for _, tt := range []struct{ name, member, identity, says string }{
+		{"rows", `notes where (n < 100)`, "", `the row filter (n < 100)`},
+		{"columns", `notes (id, n)`, "", `the column list (id, n)`},
+		{"both", `notes (id, n) where (id > 0)`, "", `the row filter (id > 0) and the column list (id, n)`},
+		{"columns beside the whole row as identity", `notes (id, body)`, `alter table notes replica identity full`, `the column list (id, body)`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			notes := table(1, "notes", "id")
+			s := newSource(t, notesDDL+`; insert into notes values (1, 'one')`, notes)
+			s.least(`create publication whence_pub for table `+tt.member+` with (publish_via_partition_root = true)`, "notes")
+			s.exec(tt.identity)
+			c, _ := s.start()
+			s.eventually("the table fails", func() bool { state, _ := s.sink.state(1); return state == whence.TableBroken })
+			_, message := s.sink.state(1)
+			if !strings.Contains(message, tt.says) {
+				t.Errorf("it says %q, want %q", message, tt.says)
+			}
+			_, statements, ok := strings.Cut(message, "have an owner of both run ")
+			statements, _, then := strings.Cut(statements, "; then")
+			if !ok || !then {
+				t.Fatalf("it says %q, want a statement", message)
+			}
+			s.exec(statements)
+			notes.Definition = 2
+			s.sink.register(notes)
+			c.Poke()
+			s.settle()
+			s.exec(`insert into notes values (200, 'two', 200); update notes set body = 'first' where id = 1`)
+			s.settle()
+			s.compare(notes)
+		})
 	}
 }
 

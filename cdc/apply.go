@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/whence-db/whence"
@@ -181,10 +182,7 @@ func (a *applier) relation(ctx context.Context, id uint32) (*relation, error) {
 		a.relations[id] = r
 	}
 	if !r.wanted {
-		if r.strays != nil && a.begin.final >= r.strays.Snapshot {
-			return r, a.stray(ctx, r)
-		}
-		return r, nil
+		return r, a.stray(ctx, r)
 	}
 	f := failure{r.table.ID, r.table.Definition}
 	switch {
@@ -218,25 +216,31 @@ func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
 // strayed in place of shape.Named is like no table's.
 const strayed = ""
 
-// stray spoils the shape of a table whose changes come under another name than it
-// is registered by, durably before a checkpoint can pass what is skipped. Until
-// the catalogue has been asked what became of it, nothing is proven. A session
+// stray spoils the shape of tables whose changes come under another name than they
+// are registered by, durably before a checkpoint can pass what is skipped. Until
+// the catalogue has been asked what became of them, nothing is proven. A session
 // goes on with the name that it was told first, so this one ends.
 func (a *applier) stray(ctx context.Context, r *relation) error {
+	missed := slices.DeleteFunc(slices.Clone(r.strays), func(t whence.Table) bool { return a.begin.final < t.Snapshot })
+	if len(missed) == 0 {
+		return nil
+	}
 	if _, err := a.giveUp(ctx); err != nil {
 		return err
 	}
-	looks, err := parseShape(r.strays.Shape)
-	if err != nil {
-		return err
-	}
-	looks.Named = strayed
-	text, err := json.Marshal(looks)
-	if err != nil {
-		return err
-	}
-	if err := a.c.sink.Saw(ctx, r.strays.ID, r.strays.Definition, string(text)); err != nil {
-		return fmt.Errorf("record that %s has another name: %w", r.strays.Name(), err)
+	for _, t := range missed {
+		looks, err := parseShape(t.Shape)
+		if err != nil {
+			return err
+		}
+		looks.Named = strayed
+		text, err := json.Marshal(looks)
+		if err != nil {
+			return err
+		}
+		if err := a.c.sink.Saw(ctx, t.ID, t.Definition, string(text)); err != nil {
+			return fmt.Errorf("record that %s has another name: %w", t.Name(), err)
+		}
 	}
 	a.c.Poke()
 	return errAgain

@@ -30,6 +30,7 @@ type shape struct {
 // ancestor is a partitioned table above a partition. What happens in a partition
 // comes under the name of the topmost that is published.
 type ancestor struct {
+	Relation  uint32 `json:"relation"`
 	Name      string `json:"name"` // in SQL
 	Published bool   `json:"published"`
 }
@@ -97,6 +98,7 @@ select c.id, jsonb_build_object(
     'mute', (` + muteSQL + `),
     'above', coalesce((
         select jsonb_agg(jsonb_build_object(
+            'relation', ac.oid::bigint,
             'name', format('"%s"."%s"', replace(an.nspname, '"', '""'), replace(ac.relname, '"', '""')),
             'published', exists (
                 select from pg_publication p

@@ -80,7 +80,7 @@ func judgeRows(name string, before, now shape) verdict {
 		return verdict{again: true, why: fmt.Sprintf(format, args...)}
 	}
 	if before.Named != now.Named {
-		return again("%s had another name or schema for a while, and the stream told changes under that", name)
+		return again("changes of %s came under another name for a while: its own, its schema's, or that of a table that it is a partition of", name)
 	}
 	if before.Key.By != now.Key.By {
 		return again("the key of %s was made anew, and rows may have shared one in between", name)

@@ -91,3 +91,26 @@ func TestPartitionBelowAPublishedTable(t *testing.T) {
 		})
 	}
 }
+
+// A table above it that was published for a while, unseen, told a partition's changes.
+func TestPartitionBelowATableOncePublished(t *testing.T) {
+	leaf := table(3, "leaf", "id")
+	for _, running := range []bool{true, false} {
+		t.Run(map[bool]string{true: "meanwhile", false: "before"}[running], func(t *testing.T) {
+			s := newSource(t, treeDDL, leaf)
+			_, stop := s.start()
+			s.settle()
+			if !running {
+				_ = stop()
+			}
+			s.exec(`alter publication whence_pub add table tree; update leaf set body = 'unseen' where id = 1; delete from leaf where id = 2;
+				alter publication whence_pub drop table tree`)
+			if !running {
+				s.start()
+			}
+			s.proven()
+			s.settle()
+			s.compare(leaf)
+		})
+	}
+}

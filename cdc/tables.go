@@ -16,8 +16,8 @@ type tableSet struct {
 	list   []whence.Table
 	byName map[relationName]whence.Table
 	// byRelation are those whose rows are stored or being copied, by the relation
-	// that they are from.
-	byRelation map[uint32]whence.Table
+	// that they are from, and by each above it.
+	byRelation map[uint32][]whence.Table
 }
 
 // readTables asks the sink for the tables and makes them what the applier goes
@@ -30,7 +30,7 @@ func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the registered tables: %w", err)
 	}
-	set := &tableSet{list: list, byName: make(map[relationName]whence.Table, len(list)), byRelation: map[uint32]whence.Table{}}
+	set := &tableSet{list: list, byName: make(map[relationName]whence.Table, len(list)), byRelation: map[uint32][]whence.Table{}}
 	for _, t := range list {
 		set.byName[relationName{t.Schema, t.Relation}] = t
 	}
@@ -39,8 +39,12 @@ func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
 		if err != nil {
 			return nil, err
 		}
-		if looks.Named != strayed {
-			set.byRelation[looks.Relation] = t
+		if looks.Named == strayed {
+			continue
+		}
+		set.byRelation[looks.Relation] = append(set.byRelation[looks.Relation], t)
+		for _, a := range looks.Above {
+			set.byRelation[a.Relation] = append(set.byRelation[a.Relation], t)
 		}
 	}
 	c.tables.Store(set)
@@ -68,10 +72,10 @@ type relation struct {
 	set     *tableSet // that table was taken from
 	table   whence.Table
 	wanted  bool
-	strays  *whence.Table // whose rows these are, under another name than it is registered by
-	take    []bool        // by position: wanted
-	key     []bool        // by position: a key column
-	before  *relation     // what it was until its last description; nil once a fault found by comparing is reported
+	strays  []whence.Table // whose rows these may be, under another name than they are registered by
+	take    []bool         // by position: wanted
+	key     []bool         // by position: a key column
+	before  *relation      // what it was until its last description; nil once a fault found by comparing is reported
 	// fault says why rows cannot be taken over, and state what that makes the
 	// table; deletes are still applied unless keyless.
 	fault   string
@@ -85,9 +89,7 @@ func resolve(m relationMessage, set *tableSet, before *relation) *relation {
 	r := &relation{message: m, set: set, before: before}
 	r.table, r.wanted = set.byName[relationName{m.schema, m.name}]
 	if !r.wanted {
-		if t, strays := set.byRelation[m.id]; strays {
-			r.strays = &t
-		}
+		r.strays = set.byRelation[m.id]
 		return r
 	}
 	r.take, r.key = make([]bool, len(m.columns)), make([]bool, len(m.columns))

@@ -221,13 +221,20 @@ const strayed = ""
 // the catalogue has been asked what became of them, nothing is proven. A session
 // goes on with the name that it was told first, so this one ends.
 func (a *applier) stray(ctx context.Context, r *relation) error {
-	missed := slices.DeleteFunc(slices.Clone(r.strays), func(t whence.Table) bool { return a.begin.final < t.Snapshot })
+	at := a.begin.final
+	// A snapshot that was taken since shows them; of a table that is PENDING it is
+	// not known yet. The comparing that one change has led to shows the whole transaction.
+	missed := slices.DeleteFunc(slices.Clone(r.strays), func(t whence.Table) bool {
+		return at < t.Snapshot || at <= a.c.strays[failure{t.ID, t.Definition}]
+	})
 	if len(missed) == 0 {
 		return nil
 	}
 	if _, err := a.giveUp(ctx); err != nil {
 		return err
 	}
+	a.c.looks.Lock()
+	defer a.c.looks.Unlock()
 	for _, t := range missed {
 		looks, err := parseShape(t.Shape)
 		if err != nil {
@@ -241,6 +248,7 @@ func (a *applier) stray(ctx context.Context, r *relation) error {
 		if err := a.c.sink.Saw(ctx, t.ID, t.Definition, string(text)); err != nil {
 			return fmt.Errorf("record that %s has another name: %w", t.Name(), err)
 		}
+		a.c.strays[failure{t.ID, t.Definition}] = at
 	}
 	a.c.Poke()
 	return errAgain

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -55,6 +56,17 @@ func (t *tender) review(ctx context.Context, table whence.Table, m member, there
 	}
 	if filled, err := t.filled(ctx, v.leaf); err != nil || filled {
 		return false, errors.Join(err, t.copyAgain(ctx, table, v.why))
+	}
+	return t.keep(ctx, table, look)
+}
+
+// keep replaces the shape that was judged, unless it was spoilt meanwhile.
+func (t *tender) keep(ctx context.Context, table whence.Table, look string) (bool, error) {
+	t.looks.Lock()
+	defer t.looks.Unlock()
+	set, err := t.readTables(ctx)
+	if err != nil || !slices.ContainsFunc(set.list, func(now whence.Table) bool { return now.ID == table.ID && now.Shape == table.Shape }) {
+		return false, err
 	}
 	if err := t.sink.Saw(ctx, table.ID, table.Definition, look); err != nil {
 		return false, fmt.Errorf("keep how %s looks: %w", table.Name(), err)

@@ -34,7 +34,10 @@ func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
 	for _, t := range list {
 		set.byName[relationName{t.Schema, t.Relation}] = t
 	}
-	for _, t := range watched(set) {
+	for _, t := range list {
+		if t.Shape == "" || failedState(t.State) {
+			continue
+		}
 		looks, err := parseShape(t.Shape)
 		if err != nil {
 			return nil, err

@@ -134,7 +134,7 @@ func tooLarge(pe *pgconn.PgError) bool {
 // unsendable makes an error within the stream that comes again for as long as
 // the log is read one that says how to go on.
 func (c *Capture) unsendable(pe *pgconn.PgError) error {
-	mend := ""
+	var mend string
 	switch {
 	case tooLarge(pe):
 		mend = "make it smaller, or have an owner publish its table with a list of columns that leaves it out"

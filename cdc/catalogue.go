@@ -89,13 +89,13 @@ types as materialized (
 select c.id, jsonb_build_object(
     'relation', coalesce(c.oid::bigint, 0),
     'named', coalesce((select ty.xmin::text from pg_type ty where ty.oid = c.reltype), ''),
-    'identity', coalesce((
+    'identity', coalesce(case when c.relkind = 'p' then (
         select string_agg(distinct i.relreplident::text, '') from pg_class i
-         where i.oid = c.oid or c.relkind = 'p' and i.oid in (select p.relid from pg_partition_tree(c.oid) p)), ''),
+         where i.oid in (select p.relid from pg_partition_tree(c.oid) p)) else c.relreplident::text end, ''),
     'key', coalesce((
         select jsonb_build_object('by', coalesce(o.oid, i.indexrelid)::bigint, 'columns', jsonb_agg(a.attname::text order by k.ordinal))` +
 	identifyingSQL + `), '{"by": 0, "columns": []}'),
-    'mute', (` + muteSQL + `),
+    'mute', ` + muteSQL + `,
     'above', coalesce((
         select jsonb_agg(jsonb_build_object(
             'relation', ac.oid::bigint,

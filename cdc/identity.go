@@ -21,17 +21,18 @@ const (
 	// muteSQL finds a table, or a partition of it, whose changed rows the stream
 	// would not tell apart; a partition identifies its rows by itself, whatever its
 	// root says. While such a table is published, its owner's updates fail.
-	muteSQL = `
+	muteSQL = `case when c.relkind = 'p' then (` + muteAmongSQL + ` in (select p.relid from pg_partition_tree(c.oid) p) order by m.oid <> c.oid, m.oid limit 1)
+         else (` + muteAmongSQL + ` = c.oid) end`
+	muteAmongSQL = `
        select jsonb_build_object('schema', n.nspname, 'relation', m.relname, 'identity', m.relreplident, 'primary', exists (
                   select from pg_index i where i.indrelid = m.oid and i.indisprimary and i.indimmediate and i.indisvalid))
          from pg_class m join pg_namespace n on n.oid = m.relnamespace
-        where (m.oid = c.oid or c.relkind = 'p' and m.oid in (select p.relid from pg_partition_tree(c.oid) p))
-          and m.relkind in ('r', 'p') and m.relreplident <> 'f'
+        where m.relkind in ('r', 'p') and m.relreplident <> 'f'
           and not exists (
               select from pg_index i
                where i.indrelid = m.oid and i.indimmediate and i.indisvalid
                  and case m.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident end)
-        order by m.oid <> c.oid, m.oid limit 1`
+          and m.oid`
 )
 
 // Reasons of the refusals below.

@@ -60,7 +60,7 @@ select a.attname::text, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.at
 
 	keySQL      = `select array_agg(a.attname::text order by k.ordinal)` + identifyingSQL
 	keyOfSQL    = `select (` + keySQL + `) from pg_class c where c.oid = @oid`
-	muteTreeSQL = `select (` + muteSQL + `) from pg_class c where c.oid = @oid`
+	muteTreeSQL = `select ` + muteSQL + ` from pg_class c where c.oid = @oid`
 )
 
 // InspectTable reads a table of the source. An *whence.Error with the reason

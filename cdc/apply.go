@@ -3,8 +3,10 @@ package cdc
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/whence-db/whence"
@@ -180,7 +182,7 @@ func (a *applier) relation(ctx context.Context, id uint32) (*relation, error) {
 		a.relations[id] = r
 	}
 	if !r.wanted {
-		return r, nil
+		return r, a.stray(ctx, r)
 	}
 	f := failure{r.table.ID, r.table.Definition}
 	switch {
@@ -196,11 +198,9 @@ func (a *applier) relation(ctx context.Context, id uint32) (*relation, error) {
 // changes that are skipped for it. A unit that is open is given up, and the
 // stream starts over from the checkpoint.
 func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
-	restart := a.unit != nil || len(a.changes) > 0
-	if a.unit != nil {
-		if err := a.rollback(ctx); err != nil {
-			return err
-		}
+	restart, err := a.giveUp(ctx)
+	if err != nil {
+		return err
 	}
 	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.table.Definition, r.state, r.fault); err != nil {
 		return fmt.Errorf("record that %s cannot be captured: %w", r.table.Name(), err)
@@ -211,6 +211,57 @@ func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
 		return errAgain
 	}
 	return nil
+}
+
+// strayed in place of shape.Named is like no table's.
+const strayed = ""
+
+// stray spoils the shape of tables whose changes come under another name than they
+// are registered by, durably before a checkpoint can pass what is skipped. Until
+// the catalogue has been asked what became of them, nothing is proven. A session
+// goes on with the name that it was told first, so this one ends.
+func (a *applier) stray(ctx context.Context, r *relation) error {
+	at := a.begin.final
+	// A snapshot that was taken since shows them; of a table that is PENDING it is
+	// not known yet. The comparing that one change has led to shows the whole transaction.
+	missed := slices.DeleteFunc(slices.Clone(r.strays), func(t whence.Table) bool {
+		return at < t.Snapshot || at <= a.c.strays[failure{t.ID, t.Definition}]
+	})
+	if len(missed) == 0 {
+		return nil
+	}
+	if _, err := a.giveUp(ctx); err != nil {
+		return err
+	}
+	a.c.looks.Lock()
+	defer a.c.looks.Unlock()
+	for _, t := range missed {
+		looks, err := parseShape(t.Shape)
+		if err != nil {
+			return err
+		}
+		looks.Named = strayed
+		text, err := json.Marshal(looks)
+		if err != nil {
+			return err
+		}
+		if err := a.c.sink.Saw(ctx, t.ID, t.Definition, string(text)); err != nil {
+			return fmt.Errorf("record that %s has another name: %w", t.Name(), err)
+		}
+		a.c.strays[failure{t.ID, t.Definition}] = at
+	}
+	a.c.Poke()
+	return errAgain
+}
+
+// giveUp ends what has not been committed; if there was something, the stream is
+// to start over.
+func (a *applier) giveUp(ctx context.Context) (restart bool, err error) {
+	restart = a.unit != nil || len(a.changes) > 0
+	if a.unit != nil {
+		err = a.rollback(ctx)
+	}
+	return restart, err
 }
 
 // flush applies what has been gathered to the open unit.

@@ -112,6 +112,7 @@ func (c *Capture) reconcile(ctx context.Context, conn *pgx.Conn, repl *pgconn.Pg
 			return 0, fmt.Errorf("record that changes are missing: %w", err)
 		}
 		c.unpublished = false
+		clear(c.strays) // their positions may mean nothing any more
 	}
 	if err := c.ensurePublication(ctx, conn, published); err != nil {
 		return 0, err

@@ -4,9 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
-	"strconv"
 
 	"github.com/jackc/pgx/v5"
 
@@ -20,11 +17,32 @@ import (
 // ever after, also with what happened while nobody looked.
 type shape struct {
 	Relation    uint32                 `json:"relation"` // oid; 0: there is none
+	Named       string                 `json:"named"`    // transaction that gave it its name or schema last; or its owner
 	Identity    string                 `json:"identity"` // replica identities of it and its partitions, each once
-	Root        *string                `json:"root"`     // of a partition: the table that its changes come under, if that is published
-	Columns     map[string]columnShape `json:"columns"`  // the registered ones, by name
-	Leaves      map[string]string      `json:"leaves"`   // of the table or each partition, by oid: where rows are stored, what attached it
+	Key         key                    `json:"key"`
+	Mute        *mute                  `json:"mute"`    // it or a partition of it; nil: none is
+	Above       []ancestor             `json:"above"`   // of a partition: what it is one of, the topmost first
+	Columns     map[string]columnShape `json:"columns"` // the registered ones, by name
+	Leaves      map[string]string      `json:"leaves"`  // of the table or each partition, by oid: where rows are stored, what attached it
 	Publication json.RawMessage        `json:"publication"`
+}
+
+// ancestor is a partitioned table above a partition. What happens in a partition
+// comes under the name of the topmost that is published.
+type ancestor struct {
+	Relation  uint32 `json:"relation"`
+	Name      string `json:"name"` // in SQL
+	Published bool   `json:"published"`
+}
+
+// published returns the name that a partition's changes come under, if that is another.
+func (s shape) published() (name string, is bool) {
+	for _, a := range s.Above {
+		if a.Published {
+			return a.Name, true
+		}
+	}
+	return "", false
 }
 
 type columnShape struct {
@@ -33,7 +51,7 @@ type columnShape struct {
 	Modifier  int               `json:"modifier"`
 	Changed   string            `json:"changed"` // transaction that described it last
 	Generated bool              `json:"generated"`
-	Labels    map[string]string `json:"labels"` // of the enums in its type, by oid
+	Labels    map[string]string `json:"labels"` // of the enums in its type, by oid, each with the transaction that gave it
 	Fields    json.RawMessage   `json:"fields"` // of the composite types in it
 }
 
@@ -41,11 +59,12 @@ type columnShape struct {
 // pg_relation_filenode would look past that: a rewritten heap would show before
 // the column that it was rewritten for.
 //
-// A type is described with all that it is made of: what domains, arrays and
+// A table's name is in the row of its own type too, which hardly anything else
+// changes. A type is described with all that it is made of: what domains, arrays and
 // ranges are over, and the fields of composites. Postgres's own types are known.
 const shapesSQL = `
 with recursive wanted as (
-    select w.id, w.columns, c.oid, c.relkind, c.relispartition, c.relfilenode
+    select w.id, w.columns, c.oid, c.reltype, c.relkind, c.relreplident, c.relispartition, c.relfilenode
       from unnest(@ids::int[], @schemas::text[], @relations::text[], @columns::text[]) as w(id, schema, relation, columns)
       left join pg_namespace n on n.nspname = w.schema
       left join pg_class c on c.relnamespace = n.oid and c.relname = w.relation and c.relkind in ('r', 'p')),
@@ -62,19 +81,33 @@ parts (whole, part) as (
      where of.part >= 16384),
 types as materialized (
     select whole,
-           (select jsonb_object_agg(e.oid::text, e.enumlabel::text) from pg_enum e where e.enumtypid = any(array_agg(p.part))) as labels,
+           (select jsonb_object_agg(e.oid::text, e.enumlabel::text || ' ' || e.xmin::text) from pg_enum e where e.enumtypid = any(array_agg(p.part))) as labels,
            (select jsonb_agg(jsonb_build_array(f.attname::text, f.atttypid::bigint, f.attisdropped) order by b.oid, f.attnum)
               from pg_type b join pg_attribute f on f.attrelid = b.typrelid and f.attnum > 0
              where b.typtype = 'c' and b.oid = any(array_agg(p.part))) as fields
       from parts p group by whole)
 select c.id, jsonb_build_object(
     'relation', coalesce(c.oid::bigint, 0),
-    'identity', coalesce((
+    'named', coalesce((select ty.xmin::text from pg_type ty where ty.oid = c.reltype), ''),
+    'identity', coalesce(case when c.relkind = 'p' then (
         select string_agg(distinct i.relreplident::text, '') from pg_class i
-         where i.oid = c.oid or c.relkind = 'p' and i.oid in (select p.relid from pg_partition_tree(c.oid) p)), ''),
-    'root', (select format('"%s"."%s"', replace(rn.nspname, '"', '""'), replace(rc.relname, '"', '""'))
-               from pg_partition_root(c.oid) root join pg_class rc on rc.oid = root join pg_namespace rn on rn.oid = rc.relnamespace
-              where c.relispartition),
+         where i.oid in (select p.relid from pg_partition_tree(c.oid) p)) else c.relreplident::text end, ''),
+    'key', coalesce((
+        select jsonb_build_object('by', coalesce(o.oid, i.indexrelid)::bigint, 'columns', jsonb_agg(a.attname::text order by k.ordinal))` +
+	identifyingSQL + `), '{"by": 0, "columns": []}'),
+    'mute', ` + muteSQL + `,
+    'above', coalesce((
+        select jsonb_agg(jsonb_build_object(
+            'relation', ac.oid::bigint,
+            'name', format('"%s"."%s"', replace(an.nspname, '"', '""'), replace(ac.relname, '"', '""')),
+            'published', exists (
+                select from pg_publication p
+                 where p.pubname = @publication and (p.puballtables
+                    or exists (select from pg_publication_rel r where r.prpubid = p.oid and r.prrelid = ac.oid)
+                    or exists (select from pg_publication_namespace s where s.pnpubid = p.oid and s.pnnspid = an.oid)))) order by a.n desc)
+          from pg_partition_ancestors(c.oid) with ordinality a(oid, n)
+          join pg_class ac on ac.oid = a.oid join pg_namespace an on an.oid = ac.relnamespace
+         where c.relispartition and a.oid <> c.oid), '[]'),
     'columns', coalesce((
         select jsonb_object_agg(a.attname::text, jsonb_build_object(
             'number', a.attnum, 'type', a.atttypid::bigint, 'modifier', a.atttypmod, 'changed', a.xmin::text,
@@ -155,86 +188,4 @@ func (c *Capture) unchanged(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// verdict is what a changed shape means for the rows that are stored.
-type verdict struct {
-	state whence.TableState // SCHEMA_CHANGED when an operator must decide
-	again bool              // the rows are to be compared with the source's
-	leaf  []string          // partitions that are new: nothing is to be done unless they hold rows
-	why   string
-}
-
-// judge compares how a table looked when its rows were copied with how it looks
-// now. The zero verdict means that the difference does not matter.
-func judge(name string, before, now shape) verdict {
-	changed := func(format string, args ...any) verdict {
-		return verdict{state: whence.TableSchemaChanged, why: fmt.Sprintf(format, args...)}
-	}
-	if before.Relation != now.Relation {
-		return changed("another table bears the name %s now: register the table again", name)
-	}
-	for _, column := range slices.Sorted(maps.Keys(before.Columns)) {
-		b := before.Columns[column]
-		n, still := now.Columns[column]
-		switch {
-		case !still:
-			return changed("the column %q of %s was dropped or renamed: bring it back or leave it out, and register the table again", column, name)
-		case n.Number != b.Number:
-			return changed("the column %q of %s is another one than before: register the table again", column, name)
-		case n.Generated != b.Generated:
-			return changed("the column %q of %s is generated now, and the source does not send generated values: leave it out, and register the table again", column, name)
-		case n.Type != b.Type:
-			return changed("the type of the column %q of %s was changed, so its rows may read otherwise now: register the table again", column, name)
-		}
-	}
-	return judgeRows(name, before, now)
-}
-
-// judgeRows finds what makes stored rows doubtful although the definition fits.
-func judgeRows(name string, before, now shape) verdict {
-	again := func(format string, args ...any) verdict {
-		return verdict{again: true, why: fmt.Sprintf(format, args...)}
-	}
-	rewritten := false
-	for leaf, stored := range before.Leaves {
-		after, still := now.Leaves[leaf]
-		rewritten = rewritten || still && after != stored
-	}
-	for column, b := range before.Columns {
-		n := now.Columns[column]
-		for oid, label := range b.Labels {
-			if n.Labels[oid] != label {
-				return again("a value of the enum type of %s.%q was renamed", name, column)
-			}
-		}
-		if n.Changed != b.Changed && rewritten { // by ALTER COLUMN ... TYPE, as far as one can tell
-			return again("the values of %s.%q may have been rewritten, which the stream does not repeat", name, column)
-		}
-		if string(b.Fields) != string(n.Fields) {
-			return again("the composite type of %s.%q was changed", name, column)
-		}
-	}
-	if string(before.Publication) != string(now.Publication) {
-		return again("the publication of %s was altered, so changes may be missing", name)
-	}
-	for leaf, stored := range before.Leaves {
-		after, still := now.Leaves[leaf]
-		switch {
-		case !still:
-			return again("a partition of %s was detached or dropped", name)
-		case after != stored && leaf != strconv.FormatUint(uint64(now.Relation), 10):
-			// The stream of the root does not tell that one partition was truncated,
-			// or what was done to it while it was detached.
-			return again("a partition of %s was truncated, rewritten, or detached and attached again", name)
-		}
-	}
-	var v verdict
-	for _, leaf := range slices.Sorted(maps.Keys(now.Leaves)) {
-		if _, known := before.Leaves[leaf]; !known {
-			v.leaf = append(v.leaf, leaf)
-			v.why = fmt.Sprintf("a partition that holds rows was attached to %s", name)
-		}
-	}
-	return v
 }

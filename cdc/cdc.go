@@ -230,6 +230,11 @@ type Capture struct {
 	// failed remembers which definitions were reported, across reconnections;
 	// only the applier uses it.
 	failed map[failure]bool
+
+	// strays are up to where a table's changes under another name have led to its
+	// comparing; only the goroutine of stream, and its applier, use it.
+	strays map[failure]whence.LSN
+	looks  sync.Mutex // held while a shape that is kept is replaced on its own account
 }
 
 var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
@@ -274,7 +279,7 @@ func New(cfg Config) (*Capture, error) {
 	defaultTo(&cfg.QueueBytes, 8<<20)
 	return &Capture{
 		cfg: cfg, conn: conn, sink: cfg.Sink, log: cfg.Log.With("slot", cfg.Slot),
-		poke: make(chan struct{}, 1), attach: make(chan struct{}), failed: map[failure]bool{},
+		poke: make(chan struct{}, 1), attach: make(chan struct{}), failed: map[failure]bool{}, strays: map[failure]whence.LSN{},
 	}, nil
 }
 

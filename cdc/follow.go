@@ -149,7 +149,7 @@ func (s *session) receive(ctx context.Context) error {
 			b.data = append(b.data, m.Data...)
 			b.ends = append(b.ends, len(b.data))
 		case *pgproto3.ErrorResponse:
-			return fmt.Errorf("the source ended the stream: %w", pgconn.ErrorResponseToPgError(m))
+			return fmt.Errorf("the source ended the stream: %w", s.c.unsendable(pgconn.ErrorResponseToPgError(m)))
 		case *pgproto3.CopyDone:
 			return errors.New("the source ended the stream")
 		case *pgproto3.NoticeResponse, *pgproto3.ParameterStatus:

@@ -58,24 +58,9 @@ select a.attname::text, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.at
  where a.attrelid = @oid and a.attnum > 0 and not a.attisdropped
  order by a.attnum`
 
-	// Only an index that is checked at once can identify a row in the stream.
-	keySQL = `
-select array_agg(a.attname::text order by k.ordinal)
-  from pg_index i
-  cross join unnest(i.indkey::smallint[]) with ordinality as k(attnum, ordinal)
-  join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
- where i.indrelid = @oid and k.ordinal <= i.indnkeyatts and i.indimmediate and i.indisvalid
-   and case when @by_index then i.indisreplident else i.indisprimary end
- group by i.indexrelid`
-
-	// A partition identifies its rows by itself, whatever its root says.
-	mutePartitionSQL = `
-select n.nspname::text, c.relname::text
-  from pg_partition_tree(@oid::bigint::regclass) p
-  join pg_class c on c.oid = p.relid
-  join pg_namespace n on n.oid = c.relnamespace
- where p.isleaf and c.relreplident = 'n'
- limit 1`
+	keySQL      = `select array_agg(a.attname::text order by k.ordinal)` + identifyingSQL
+	keyOfSQL    = `select (` + keySQL + `) from pg_class c where c.oid = @oid`
+	muteTreeSQL = `select ` + muteSQL + ` from pg_class c where c.oid = @oid`
 )
 
 // InspectTable reads a table of the source. An *whence.Error with the reason
@@ -108,15 +93,17 @@ func InspectTable(ctx context.Context, conn *pgx.Conn, schema, relation string) 
 	case !readable:
 		return in, refuse("TABLE_NOT_READABLE", fmt.Sprintf("the role %s may not read %s: run GRANT SELECT ON %s TO %s",
 			conn.Config().User, name, name, pgx.Identifier{conn.Config().User}.Sanitize()))
-	case identity == "n":
-		return in, identityNothing(name)
+	}
+	var silent *mute
+	if err := conn.QueryRow(ctx, muteTreeSQL, pgx.NamedArgs{"oid": oid}).Scan(&silent); err != nil {
+		return in, fmt.Errorf("inspect how the rows of %s are identified: %w", name, err)
+	}
+	if silent != nil {
+		return in, silent.refusal()
 	}
 	in.Kind = KindTable
 	if kind == "p" {
 		in.Kind = KindPartitioned
-		if err := checkPartitions(ctx, conn, oid); err != nil {
-			return in, err
-		}
 	}
 	in.ReplicaIdentity = map[string]string{"d": "DEFAULT", "f": "FULL", "i": "INDEX"}[identity]
 	rows, err := conn.Query(ctx, columnsSQL, pgx.NamedArgs{"oid": oid})
@@ -126,33 +113,13 @@ func InspectTable(ctx context.Context, conn *pgx.Conn, schema, relation string) 
 	if in.Columns, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Column]); err != nil {
 		return in, fmt.Errorf("inspect the columns of %s: %w", name, err)
 	}
-	err = conn.QueryRow(ctx, keySQL, pgx.NamedArgs{"oid": oid, "by_index": identity == "i"}).Scan(&in.KeyColumns)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return in, refuse("NO_PRIMARY_KEY", fmt.Sprintf("%s has no primary key (that is not deferrable), so its rows cannot be told apart: "+
-			"run ALTER TABLE %s ADD PRIMARY KEY (...), or ALTER TABLE %s REPLICA IDENTITY USING INDEX with a unique index over columns that are NOT NULL",
-			name, name, name))
+	switch err = conn.QueryRow(ctx, keyOfSQL, pgx.NamedArgs{"oid": oid}).Scan(&in.KeyColumns); {
 	case err != nil:
 		return in, fmt.Errorf("inspect the key of %s: %w", name, err)
+	case len(in.KeyColumns) == 0:
+		return in, keyless(name)
 	}
 	return in, nil
-}
-
-func checkPartitions(ctx context.Context, conn *pgx.Conn, oid int64) error {
-	var schema, relation string
-	err := conn.QueryRow(ctx, mutePartitionSQL, pgx.NamedArgs{"oid": oid}).Scan(&schema, &relation)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return nil
-	case err != nil:
-		return fmt.Errorf("inspect the partitions: %w", err)
-	}
-	return identityNothing(sqlName(schema, relation))
-}
-
-func identityNothing(name string) *whence.Error {
-	return refuse("REPLICA_IDENTITY_NOTHING", fmt.Sprintf("%s has REPLICA IDENTITY NOTHING, so the stream would not say which rows change, "+
-		"and publishing it would make its updates fail: run ALTER TABLE %s REPLICA IDENTITY DEFAULT", name, name))
 }
 
 func kindName(relkind string) string {

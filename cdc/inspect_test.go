@@ -30,6 +30,16 @@ alter table mute replica identity nothing;
 create table by_index (id int primary key, tenant int not null, code text not null);
 create unique index by_index_code on by_index (tenant, code) include (id);
 alter table by_index replica identity using index by_index_code;
+create table lost_index (id int primary key, n int not null unique);
+alter table lost_index replica identity using index lost_index_n_key;
+alter table lost_index drop constraint lost_index_n_key;
+create table lost_all (id int, n int not null unique);
+alter table lost_all replica identity using index lost_all_n_key;
+alter table lost_all drop constraint lost_all_n_key;
+create table keyless_parted (n int not null) partition by range (n);
+create unique index keyless_parted_n on keyless_parted (n);
+alter table keyless_parted replica identity using index keyless_parted_n;
+create table keyless_parted_1 partition of keyless_parted for values from (1) to (10);
 create table deferred (id int primary key deferrable);
 create unlogged table forgetful (id int primary key);
 create view seen as select 1 as id;
@@ -66,6 +76,9 @@ alter table mute_parted_1 replica identity nothing;`
 		{"deferred", "", "", "NO_PRIMARY_KEY", "deferrable"},
 		{"mute", "", "", "REPLICA_IDENTITY_NOTHING", `ALTER TABLE "public"."mute" REPLICA IDENTITY DEFAULT`},
 		{"mute_parted", "", "", "REPLICA_IDENTITY_NOTHING", `"mute_parted_1"`},
+		{"lost_index", "", "", "REPLICA_IDENTITY_NOTHING", `ALTER TABLE "public"."lost_index" REPLICA IDENTITY DEFAULT`},
+		{"lost_all", "", "", "REPLICA_IDENTITY_NOTHING", `ALTER TABLE "public"."lost_all" REPLICA IDENTITY USING INDEX`},
+		{"keyless_parted", "", "", "NO_PRIMARY_KEY", `ALTER TABLE "public"."keyless_parted_1" ADD PRIMARY KEY`},
 		{"forgetful", "", "", "TABLE_NOT_LOGGED", "SET LOGGED"},
 		{"seen", "", "", "NOT_A_TABLE", "a view"},
 	} {

@@ -14,10 +14,6 @@ import (
 	"github.com/whence-db/whence"
 )
 
-// goneMessage is for a table that had been published.
-const goneMessage = "%s is not among the tables that the source publishes any more, so changes are missing " +
-	"(it was dropped, renamed, or taken out of the publication %s, or that was altered): register the table again"
-
 // A publication that leaves out kinds of changes, or rows of a table, publishes
 // what cannot be relied on, which is as good as nothing.
 const (
@@ -75,11 +71,19 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 	ready := map[relationName]bool{}
 	room := maxBackfills - len(t.runs) // with many new tables, most wait: a look at all of them would take long
 	var trouble []error
+	for name := range now.members { // first: a partition of one of them may be new
+		if _, wanted := set.byName[name]; !wanted {
+			trouble = append(trouble, t.drop(ctx, name))
+		}
+	}
 	for _, table := range set.list {
 		name := relationName{table.Schema, table.Relation}
 		m, there := now.published[name]
 		switch {
 		case failedState(table.State):
+			if _, listed := now.members[name]; listed {
+				trouble = append(trouble, t.release(ctx, name, now.looks[table.ID]))
+			}
 		case table.State == whence.TablePending && t.runs[table.ID] != nil:
 			// Its copying has begun since, or is being given up; how the table looked
 			// was kept before.
@@ -97,12 +101,17 @@ func (t *tender) publish(ctx context.Context, set *tableSet) (map[relationName]b
 			trouble = append(trouble, err)
 		}
 	}
-	for name := range now.members {
-		if _, wanted := set.byName[name]; !wanted {
-			trouble = append(trouble, t.drop(ctx, name))
-		}
-	}
 	return ready, errors.Join(trouble...)
+}
+
+// release takes a table that has failed before out of the publication once that
+// would make its owner's updates fail.
+func (t *tender) release(ctx context.Context, name relationName, look string) error {
+	now, err := parseShape(look)
+	if err != nil || now.Mute == nil {
+		return err
+	}
+	return t.drop(ctx, name)
 }
 
 // catalogue is what the source says of the publication and of the tables.
@@ -161,6 +170,9 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	in, err := InspectTable(ctx, t.conn, table.Schema, table.Relation)
 	var refusal *whence.Error
 	if errors.As(err, &refusal) {
+		if refusal.Reason == reasonKeyless || refusal.Reason == reasonMute {
+			return false, t.unidentified(ctx, table, refusal)
+		}
 		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, refusal.Message+"; then register the table again")
 	}
 	if err != nil {
@@ -181,9 +193,17 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	if err != nil {
 		return false, err
 	}
-	if now.Root != nil && t.tables.Load().has(*now.Root) {
-		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, fmt.Sprintf(
-			"%s is a partition of %s, which is registered too, and its changes come under that name: unregister this one", table.Name(), *now.Root))
+	if why, fits := judgeKey(table, now); !fits {
+		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableSchemaChanged, why)
+	}
+	above, hidden := now.published()
+	for _, a := range now.Above {
+		if !hidden && t.tables.Load().has(a.Name) { // and so about to be published
+			above, hidden = a.Name, true
+		}
+	}
+	if hidden {
+		return false, t.hidden(ctx, table, above)
 	}
 	full := strings.Contains(now.Identity, "f")
 	if !there || !m.covers(table.Columns()) || full && !m.all {
@@ -243,111 +263,60 @@ func (t *tender) put(ctx context.Context, table whence.Table, kind Kind, there b
 	})
 }
 
-// refused fails a table that the source will not publish.
+// refused fails a table that the source will not publish as it must be.
 func (t *tender) refused(ctx context.Context, table whence.Table, kind Kind, why *pgconn.PgError) error {
-	message := fmt.Sprintf("the source refuses to publish %s (%s): ", sqlName(table.Schema, table.Relation), why.Message)
-	if why.Code == codeDenied {
+	listed, err := t.listed(ctx, table)
+	if err != nil {
+		return err
+	}
+	add, name := t.statement(table, kind), sqlName(table.Schema, table.Relation)
+	message := fmt.Sprintf("the source refuses to publish %s (%s): ", name, why.Message)
+	statements := add
+	if listed != "" {
+		message = fmt.Sprintf("the publication %s holds %s with %s, so changes would be missing: ", t.cfg.Publication, name, listed)
+		statements = t.removal(relationName{table.Schema, table.Relation}) + "; " + add
+	}
+	switch {
+	case why.Code == codeDenied:
 		message += fmt.Sprintf("make the role %s a member of the table's owner, or have an owner of both run %s; then register the table again",
-			t.Capture.conn.User, t.statement(table, kind))
-	} else {
+			t.Capture.conn.User, statements)
+	case listed != "":
+		message += fmt.Sprintf("run %s; then register the table again", statements)
+	default:
 		message += "mend that, then register the table again"
 	}
 	return t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, message)
 }
 
-// review judges what happened to a table whose rows are stored, or being copied.
-// It tells whether the copying may go on.
-func (t *tender) review(ctx context.Context, table whence.Table, m member, there bool, look string) (bool, error) {
-	name := sqlName(table.Schema, table.Relation)
-	if there && look == table.Shape {
-		return true, nil
-	}
-	now, err := parseShape(look)
-	if err != nil {
-		return false, err
-	}
-	before := now
-	if table.Shape != "" {
-		if before, err = parseShape(table.Shape); err != nil {
-			return false, err
-		}
-	}
-	if strings.Contains(now.Identity, "n") {
-		// Published, its owner's updates would fail.
-		return false, errors.Join(t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, identityNothing(name).Message+", then register the table again"),
-			t.drop(ctx, relationName{table.Schema, table.Relation}))
-	}
-	v := judge(name, before, now)
+const listedSQL = `
+select coalesce(pg_get_expr(r.prqual, r.prrelid), ''), coalesce((
+           select string_agg(quote_ident(a.attname), ', ' order by a.attnum) from pg_attribute a
+            where a.attrelid = r.prrelid and a.attnum = any(r.prattrs::int2[])), '')
+  from pg_publication_rel r
+  join pg_publication p on p.oid = r.prpubid
+  join pg_class c on c.oid = r.prrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where p.pubname = @publication and n.nspname = @schema and c.relname = @relation`
+
+// listed says what of a table the publication holds; empty when that is all or none.
+func (t *tender) listed(ctx context.Context, table whence.Table) (string, error) {
+	var filter, columns string
+	err := t.conn.QueryRow(ctx, listedSQL, pgx.NamedArgs{"publication": t.cfg.Publication, "schema": table.Schema, "relation": table.Relation}).
+		Scan(&filter, &columns)
+	var parts []string
 	switch {
-	case now.Relation == 0 || !there && v.state == "":
-		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, whence.TableBroken, fmt.Sprintf(goneMessage, name, t.cfg.Publication))
-	case v.state != "":
-		return false, t.sink.TableFailed(ctx, table.ID, table.Definition, v.state, v.why)
-	case strings.Contains(now.Identity, "f") && !m.all, !m.covers(table.Columns()):
-		// With the whole row as identity and a list of columns, its owner's updates fail.
-		return false, t.copyAgain(ctx, table, "how its rows are identified or published was changed")
-	case v.again:
-		return false, t.copyAgain(ctx, table, v.why)
+	case errors.Is(err, pgx.ErrNoRows):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("ask how %s is published: %w", table.Name(), err)
 	}
-	if filled, err := t.filled(ctx, v.leaf); err != nil || filled {
-		return false, errors.Join(err, t.copyAgain(ctx, table, v.why))
+	if filter != "" {
+		parts = append(parts, "the row filter "+filter)
 	}
-	if err := t.sink.Saw(ctx, table.ID, table.Definition, look); err != nil {
-		return false, fmt.Errorf("keep how %s looks: %w", table.Name(), err)
+	if columns != "" {
+		parts = append(parts, "the column list ("+columns+")")
 	}
-	_, err = t.readTables(ctx)
-	return true, err
-}
-
-func (t *tender) copyAgain(ctx context.Context, table whence.Table, why string) error {
-	var text string
-	if err := t.conn.QueryRow(ctx, insertPositionSQL).Scan(&text); err != nil {
-		return fmt.Errorf("read the source's log position: %w", err)
-	}
-	at, err := whence.ParseLSN(text)
-	if err != nil {
-		return err
-	}
-	t.log.WarnContext(ctx, "a table is compared anew", "table", table.Name(), "why", why)
-	if err := t.sink.CopyAgain(ctx, table.ID, table.Definition, at, why); err != nil {
-		return fmt.Errorf("have %s copied again: %w", table.Name(), err)
-	}
-	t.Poke()
-	return nil
-}
-
-const (
-	insertPositionSQL = `select pg_current_wal_insert_lsn()::text`
-	leafNameSQL       = `
-select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = @oid::text::oid`
-)
-
-// filled tells whether one of the partitions holds rows. One that is empty now
-// held nothing when it was attached, or what it held was deleted since, which
-// the stream tells.
-func (t *tender) filled(ctx context.Context, leaves []string) (bool, error) {
-	for _, oid := range leaves {
-		var schema, relation string
-		err := t.conn.QueryRow(ctx, leafNameSQL, pgx.NamedArgs{"oid": oid}).Scan(&schema, &relation)
-		if errors.Is(err, pgx.ErrNoRows) {
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("look into a partition: %w", err)
-		}
-		var rows bool
-		err = t.conn.QueryRow(ctx, `select exists (select from only `+sqlName(schema, relation)+`)`).Scan(&rows)
-		if refused, ok := permanent(err); ok && (refused.Code == codeDenied || refused.Code == codeUndefinedTable) {
-			return true, nil // the copying says what is wrong
-		}
-		if err != nil {
-			return false, fmt.Errorf("look into a partition: %w", err)
-		}
-		if rows {
-			return true, nil
-		}
-	}
-	return false, nil
+	return strings.Join(parts, " and "), nil
 }
 
 func (t *tender) removal(name relationName) string {

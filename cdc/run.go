@@ -3,7 +3,9 @@ package cdc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -100,6 +102,9 @@ const (
 	codeUndefinedObject = "42704"
 	codeDuplicateObject = "42710"
 	codeDenied          = "42501"
+	codeLimit           = "54000" // program_limit_exceeded
+	codeInternal        = "XX000"
+	classData           = "22" // a value that has no text in UTF8, say
 )
 
 func isCode(err error, code string) bool {
@@ -118,5 +123,31 @@ func permanent(err error) (*pgconn.PgError, bool) {
 	case "0A", "22", "23", "42", "3F":
 		return pe, true
 	}
-	return pe, pe.Code == "55000"
+	return pe, pe.Code == "55000" || tooLarge(pe)
+}
+
+// tooLarge tells that a row's text would be larger than Postgres can make it, 1 GB.
+func tooLarge(pe *pgconn.PgError) bool {
+	return pe.Code == codeLimit || pe.Code == codeInternal && strings.HasPrefix(pe.Message, "invalid memory alloc request size")
+}
+
+// unsendable makes an error within the stream that comes again for as long as
+// the log is read one that says how to go on.
+func (c *Capture) unsendable(pe *pgconn.PgError) error {
+	var mend string
+	switch {
+	case tooLarge(pe):
+		mend = "make it smaller, or have an owner publish its table with a list of columns that leaves it out"
+	case strings.HasPrefix(pe.Code, classData):
+		mend = "correct it"
+	default:
+		return pe
+	}
+	at := ""
+	if _, lsn, ok := strings.Cut(pe.Where, "associated LSN "); ok {
+		at = " at " + strings.TrimRight(lsn, " .\n")
+	}
+	return &BrokenError{Message: fmt.Sprintf("the source cannot send a value of a change%s (%s): %s; then run "+
+		"SELECT pg_drop_replication_slot('%s') in the source and resume the source: its tables are then compared with what is stored, "+
+		"and one that still holds such a value in a registered column fails alone", at, pe.Message, mend, c.cfg.Slot)}
 }

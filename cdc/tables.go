@@ -15,6 +15,9 @@ type relationName struct{ schema, name string }
 type tableSet struct {
 	list   []whence.Table
 	byName map[relationName]whence.Table
+	// byRelation are those whose rows are stored or being copied, by the relation
+	// that they are from, and by each above it.
+	byRelation map[uint32][]whence.Table
 }
 
 // readTables asks the sink for the tables and makes them what the applier goes
@@ -27,9 +30,25 @@ func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the registered tables: %w", err)
 	}
-	set := &tableSet{list: list, byName: make(map[relationName]whence.Table, len(list))}
+	set := &tableSet{list: list, byName: make(map[relationName]whence.Table, len(list)), byRelation: map[uint32][]whence.Table{}}
 	for _, t := range list {
 		set.byName[relationName{t.Schema, t.Relation}] = t
+	}
+	for _, t := range list {
+		if t.Shape == "" || failedState(t.State) {
+			continue
+		}
+		looks, err := parseShape(t.Shape)
+		if err != nil {
+			return nil, err
+		}
+		if looks.Named == strayed {
+			continue
+		}
+		set.byRelation[looks.Relation] = append(set.byRelation[looks.Relation], t)
+		for _, a := range looks.Above {
+			set.byRelation[a.Relation] = append(set.byRelation[a.Relation], t)
+		}
 	}
 	c.tables.Store(set)
 	return set, nil
@@ -56,9 +75,10 @@ type relation struct {
 	set     *tableSet // that table was taken from
 	table   whence.Table
 	wanted  bool
-	take    []bool    // by position: wanted
-	key     []bool    // by position: a key column
-	before  *relation // what it was until its last description; nil once a fault found by comparing is reported
+	strays  []whence.Table // whose rows these may be, under another name than they are registered by
+	take    []bool         // by position: wanted
+	key     []bool         // by position: a key column
+	before  *relation      // what it was until its last description; nil once a fault found by comparing is reported
 	// fault says why rows cannot be taken over, and state what that makes the
 	// table; deletes are still applied unless keyless.
 	fault   string
@@ -72,9 +92,7 @@ func resolve(m relationMessage, set *tableSet, before *relation) *relation {
 	r := &relation{message: m, set: set, before: before}
 	r.table, r.wanted = set.byName[relationName{m.schema, m.name}]
 	if !r.wanted {
-		if before != nil && before.wanted && before.message.id == m.id {
-			r.renamed(before, set)
-		}
+		r.strays = set.byRelation[m.id]
 		return r
 	}
 	r.take, r.key = make([]bool, len(m.columns)), make([]bool, len(m.columns))
@@ -137,17 +155,4 @@ func (r *relation) retyped(before *relation) {
 			}
 		}
 	}
-}
-
-// renamed keeps the table that the relation had been, so as to fail it.
-func (r *relation) renamed(before *relation, set *tableSet) {
-	old := relationName{before.message.schema, before.message.name}
-	t, still := set.byName[old]
-	if !still || t.ID != before.table.ID {
-		return
-	}
-	r.table, r.wanted, r.keyless = t, true, true
-	r.take, r.key = make([]bool, len(r.message.columns)), make([]bool, len(r.message.columns))
-	r.fail(whence.TableBroken, fmt.Sprintf("%s was renamed to %s: rename it back, or register it under its new name",
-		sqlName(old.schema, old.name), r.sqlName()))
 }

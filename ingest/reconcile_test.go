@@ -186,3 +186,81 @@ func TestKeyTooLong(t *testing.T) {
 	w.caughtUp()
 	w.aside()
 }
+
+// What was written while the table had another name, or columns each other's, is
+// found by comparing, and costs what changed.
+func TestNamesChangedAndBackWhileAway(t *testing.T) {
+	for name, sql := range map[string]string{
+		"the table's": `alter table docs rename to away; delete from away where id = 1; update away set title = 'second' where id = 2;
+			insert into away (id, title) values (101, 'new'); alter table away rename to docs`,
+		"its schema": `create schema away; alter table docs set schema away; delete from away.docs where id = 1; update away.docs set title = 'second' where id = 2;
+			insert into away.docs (id, title) values (101, 'new'); alter table away.docs set schema public`,
+		"two columns'": `alter table docs rename title to t; alter table docs rename body to title; alter table docs rename t to body;
+			delete from docs where id = 1; update docs set body = 'second' where id = 2; insert into docs (id, body) values (101, 'new');
+			alter table docs rename title to t; alter table docs rename body to title; alter table docs rename t to body`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _, _ := losing(t)
+			for statement := range strings.SplitSeq(sql, ";") {
+				w.exec(w.source, statement)
+			}
+			w.run()
+			w.until("the rows have been compared", func() (bool, string) {
+				got := w.query(w.memory.Pool, `select v.columns ->> 'title' from whence.records r
+					join whence.versions v on v.record_id = r.id and v.version = r.version where r.key = $1 and v.columns ->> 'title' = 'new'`, string(key(101)))
+				return len(got) == 1, fmt.Sprint(got)
+			})
+			w.equal(w.live(docs))
+			w.exec(w.source, `insert into docs (id, title) values (200, 'after all')`)
+			w.caughtUp()
+			w.equal(w.live(docs))
+		})
+	}
+}
+
+// A table whose key was widened says so, and has both rows once it is registered again.
+func TestKeyWidened(t *testing.T) {
+	w, _, _ := losing(t)
+	w.exec(w.source, `update docs set lang = 'en'; alter table docs drop constraint docs_pkey, add primary key (id, lang);
+		insert into docs (id, title, lang) values (1, 'eins', 'de')`)
+	w.run()
+	w.until("the table says what its key is", func() (bool, string) {
+		info, err := w.r.GetTable(t.Context(), docs)
+		return err == nil && info.State == whence.TableSchemaChanged && strings.Contains(info.Error, `by ("id", "lang") now, not by ("id")`), info.Error
+	})
+	w.register(docsSpec)
+	w.equal(w.live(docs))
+	w.exec(w.source, `delete from docs where id = 1 and lang = 'en'; update docs set title = 'uno' where id = 1`)
+	w.caughtUp()
+	w.equal(w.live(docs))
+	w.want("records", w.query(w.memory.Pool, `select count(*)::text from whence.records where not deleted`), "100")
+}
+
+// A table cannot be captured beside one that it is a partition of, whichever was
+// registered first, and can again when the other is not registered any more.
+func TestPartitionBesideItsRoot(t *testing.T) {
+	w := newWorld(t)
+	w.exec(w.source, `create table roots (id int primary key, title text) partition by range (id);
+		create table docs partition of roots for values from (0) to (1000); insert into docs select i, 'title ' || i from generate_series(1, 5) i`)
+	w.create()
+	w.run()
+	w.register(TableSpec{Table: "public.docs", TextColumns: []string{"title"}})
+	w.live(docs)
+	w.register(TableSpec{Table: "public.roots", TextColumns: []string{"title"}})
+	w.live("app.public.roots")
+	w.until("the partition is broken", func() (bool, string) {
+		info, err := w.r.GetTable(t.Context(), docs)
+		return err == nil && info.State == whence.TableBroken && strings.Contains(info.Error, `is a partition of "public"."roots"`), info.Error
+	})
+	w.exec(w.source, `update docs set title = 'changed' where id = 1; delete from docs where id = 2`)
+	w.caughtUp()
+	w.equal(w.live("app.public.roots"))
+	if err := w.r.UnregisterTable(t.Context(), "app.public.roots"); err != nil {
+		t.Fatal(err)
+	}
+	w.register(TableSpec{Table: "public.docs", TextColumns: []string{"title"}})
+	w.equal(w.live(docs))
+	w.exec(w.source, `update roots set title = 'changed again' where id = 3; insert into roots values (7, 'seven')`)
+	w.caughtUp()
+	w.equal(w.live(docs))
+}

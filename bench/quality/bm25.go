@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"maps"
 	"math"
 	"slices"
 
@@ -65,11 +66,7 @@ func newBM25(ctx context.Context, conn *pgx.Conn, questions []question) (*bm25, 
 }
 
 func (x *bm25) read(ctx context.Context, conn *pgx.Conn, asked map[string]bool) error {
-	all := make([]string, 0, len(asked))
-	for term := range asked {
-		all = append(all, term)
-	}
-	rows, err := conn.Query(ctx, postingsSQL, pgx.NamedArgs{"terms": all})
+	rows, err := conn.Query(ctx, postingsSQL, pgx.NamedArgs{"terms": slices.Sorted(maps.Keys(asked))})
 	if err != nil {
 		return err
 	}
@@ -93,31 +90,29 @@ func (x *bm25) read(ctx context.Context, conn *pgx.Conn, asked map[string]bool) 
 
 // rank returns the best documents for a question, at most limit; equal ones by id.
 func (x *bm25) rank(question, limit int) []string {
-	scores := map[int32]float64{}
-	// In a fixed order, for a sum of floating-point numbers depends on it.
-	terms := make([]string, 0, len(x.terms[question]))
-	for term := range x.terms[question] {
-		terms = append(terms, term)
-	}
-	slices.Sort(terms)
-	for _, term := range terms {
-		found := x.postings[term]
-		df := float64(len(found))
-		idf := math.Log(1 + (float64(len(x.documents))-df+0.5)/(df+0.5))
-		for _, p := range found {
-			f := float64(p.frequency)
-			norm := 1 - b + b*float64(x.length[p.document])/x.mean
-			scores[p.document] += float64(x.terms[question][term]) * idf * f * (k1 + 1) / (f + k1*norm)
-		}
-	}
-	order := make([]int32, 0, len(scores))
-	for d := range scores {
-		order = append(order, d)
-	}
-	slices.SortFunc(order, func(a, b int32) int { return cmp.Or(cmp.Compare(scores[b], scores[a]), cmp.Compare(a, b)) })
+	scores := x.scores(question)
+	order := slices.SortedFunc(maps.Keys(scores), func(a, b int32) int {
+		return cmp.Or(cmp.Compare(scores[b], scores[a]), cmp.Compare(a, b))
+	})
 	out := make([]string, min(limit, len(order)))
 	for i := range out {
 		out[i] = x.documents[order[i]]
 	}
 	return out
+}
+
+// scores are of the documents that hold a term of the question.
+func (x *bm25) scores(question int) map[int32]float64 {
+	scores := map[int32]float64{}
+	asked, n := x.terms[question], float64(len(x.documents))
+	// In a fixed order, for a sum of floating-point numbers depends on it.
+	for _, term := range slices.Sorted(maps.Keys(asked)) {
+		df := float64(len(x.postings[term]))
+		idf := math.Log(1 + (n-df+0.5)/(df+0.5))
+		for _, p := range x.postings[term] {
+			f, length := float64(p.frequency), float64(x.length[p.document])
+			scores[p.document] += float64(asked[term]) * idf * f * (k1 + 1) / (f + k1*(1-b+b*length/x.mean))
+		}
+	}
+	return scores
 }

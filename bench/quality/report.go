@@ -133,10 +133,7 @@ func (r *report) print(out io.Writer) error {
 	for _, l := range r.Worst {
 		fmt.Fprintf(out, "\n%s  %s\n", l.ID, l.Text)
 		for i, m := range r.Rankings {
-			row(m.Name, three(l.NDCG10[i]), l.First[i])
-		}
-		if err := w.Flush(); err != nil {
-			return err
+			fmt.Fprintf(out, "%19s  %s  %s\n", m.Name, three(l.NDCG10[i]), l.First[i])
 		}
 	}
 	_, err := fmt.Fprintf(out, "\nthe run took %.0f s\n", r.Seconds)

@@ -48,23 +48,25 @@ const (
 	stopLimit    = time.Minute
 )
 
-func newWorld(ctx context.Context, model embedder.Model, log *slog.Logger) (w *world, err error) {
-	w = &world{model: model, log: log}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, w.stop(ctx))
-		}
-	}()
+func newWorld(ctx context.Context, model embedder.Model, log *slog.Logger) (*world, error) {
+	w := &world{model: model, log: log}
+	if err := w.start(ctx); err != nil {
+		return nil, errors.Join(err, w.stop(ctx))
+	}
+	return w, nil
+}
+
+func (w *world) start(ctx context.Context) error {
 	dir, err := os.MkdirTemp("", "whence-quality-")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if w.cluster, err = pgcluster.Start(ctx, pgcluster.Config{Dir: dir, Ephemeral: true}); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+		return errors.Join(err, os.RemoveAll(dir))
 	}
 	admin, err := pgx.Connect(ctx, w.cluster.DSN("postgres"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, name := range []string{"app", "memory"} {
 		if _, err = admin.Exec(ctx, "create database "+name); err != nil {
@@ -72,12 +74,12 @@ func newWorld(ctx context.Context, model embedder.Model, log *slog.Logger) (w *w
 		}
 	}
 	if err = errors.Join(err, admin.Close(ctx)); err != nil {
-		return nil, err
+		return err
 	}
 	if w.app, err = pgx.Connect(ctx, w.cluster.DSN("app")); err != nil {
-		return nil, err
+		return err
 	}
-	return w, w.open(ctx)
+	return w.open(ctx)
 }
 
 // open makes the memory database and what works on it.

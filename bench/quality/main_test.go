@@ -18,19 +18,20 @@ func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 const shipped = "testdata/fennmark"
 
 // ask runs the harness as main does.
-func ask(t *testing.T, args ...string) (r report) {
+func ask(t *testing.T, args ...string) *report {
 	t.Helper()
+	r := &report{}
 	var out, progress bytes.Buffer
 	if err := run(t.Context(), append([]string{"-json", "-embedder", "lexical"}, args...), &out, &progress); err != nil {
 		t.Fatalf("%v\n%s", err, &progress)
 	}
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+	if err := json.Unmarshal(out.Bytes(), r); err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
-func (r report) of(t *testing.T, name string) measured {
+func (r *report) of(t *testing.T, name string) measured {
 	t.Helper()
 	for _, m := range r.Rankings {
 		if m.Name == name {
@@ -134,8 +135,8 @@ func TestQrelsOfAnotherSet(t *testing.T) {
 func TestRunLeavesNothing(t *testing.T) {
 	temp := t.TempDir()
 	t.Setenv("TMPDIR", temp)
-	for _, dir := range []string{filepath.Dir(temp), temp} {
-		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the server's user passes through
+	for _, dir := range []string{filepath.Dir(temp), temp} { // the server's user passes through
+		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}

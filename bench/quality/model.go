@@ -55,7 +55,7 @@ func fromEnvironment(f *flag.FlagSet, getenv func(string) string) (err error) {
 }
 
 // open returns the model. A server whose dimensions are not given must answer once.
-func (m modelFlags) open(ctx context.Context) (embedder.Model, error) {
+func (m *modelFlags) open(ctx context.Context) (embedder.Model, error) {
 	connect := map[string]func(remote.Config) (*remote.Model, error){"openai": openai.New, "cohere": cohere.New, "voyage": voyage.New}[m.protocol]
 	switch {
 	case m.protocol == lexicalModel:
@@ -63,12 +63,13 @@ func (m modelFlags) open(ctx context.Context) (embedder.Model, error) {
 	case connect == nil:
 		return nil, fmt.Errorf("-embedder %q: want lexical, openai, cohere or voyage", m.protocol)
 	}
-	m.server.APIKey = remote.Secret(m.key)
-	model, err := connect(m.server)
+	server := m.server
+	server.APIKey = remote.Secret(m.key)
+	model, err := connect(server)
 	if err != nil {
 		return nil, err
 	}
-	if m.server.Dimensions == 0 {
+	if server.Dimensions == 0 {
 		if err := model.Probe(ctx); err != nil {
 			return nil, err
 		}

@@ -159,7 +159,7 @@ var (
 	recencySteps = []float64{0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5}
 )
 
-// sweep tries every pair of weights; without times in the corpus recency changes nothing.
+// sweep tries every pair of weights; without times in the corpus only the legs.
 func sweep(ctx context.Context, a *asker, chosen query.Ranking, say func(string, ...any)) (out []swept, recency []float64, err error) {
 	recency = recencySteps
 	if a.world.newest.IsZero() {

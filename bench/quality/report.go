@@ -110,7 +110,7 @@ func (r *report) print(out io.Writer) error {
 		fmt.Fprintf(out, "         %d of the judged documents are not in the corpus, and count as not found\n", r.Absent)
 	}
 	if !r.Dated {
-		fmt.Fprintln(out, "         no document has a time, so recency changes nothing")
+		fmt.Fprintln(out, "         no document has a time, so recency orders equals at most")
 	}
 	fmt.Fprintf(out, "model    %s\nfused    %s\n\n", r.Model, r.Ranking)
 	row("", "nDCG@10", "recall@10", "recall@100", "better", "worse", "equal", "p")

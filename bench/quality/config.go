@@ -18,6 +18,7 @@ type config struct {
 	data      string
 	split     string
 	questions int
+	limit     int
 	ranking   query.Ranking
 	halfLife  time.Duration
 	sweep     bool
@@ -33,6 +34,7 @@ func parse(args []string, messages io.Writer) (config, error) {
 	flags.StringVar(&c.data, "data", "", "the `FOLDER` of the data set: corpus.jsonl, queries.jsonl, qrels/*.tsv")
 	flags.StringVar(&c.split, "split", "test", "`NAME` of the file in qrels, without its ending; all takes every one")
 	flags.IntVar(&c.questions, "questions", 0, "ask the first `N` questions only; 0: all")
+	flags.IntVar(&c.limit, "limit", query.MaxLimit, "ask for `N` hits, of which several may be chunks of one document")
 	flags.Func("ranking", "`WEIGHTS` to rank by, as in dense=1,lexical=1,floor=0.05,recency=0.15; what is left out is the default's", c.setRanking)
 	flags.DurationVar(&c.halfLife, "half-life", 0, "of recency, as a table's; 0: a table's default")
 	flags.BoolVar(&c.sweep, "sweep", false, "also try weights of the legs and of recency in steps")
@@ -50,6 +52,8 @@ func parse(args []string, messages io.Writer) (config, error) {
 		return c, fmt.Errorf("%q is no flag", flags.Arg(0))
 	case c.data == "":
 		return c, errors.New("-data names the folder of a data set; bench/quality/testdata/fennmark is one")
+	case c.limit < 1 || c.limit > query.MaxLimit:
+		return c, fmt.Errorf("-limit %d: want 1 to %d", c.limit, query.MaxLimit)
 	case c.questions < 0 || c.worst < 0:
 		return c, errors.New("-questions and -worst must not be negative")
 	}

@@ -139,7 +139,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	for _, args := range [][]string{{}, {"-data", "x", "y"}, {"-data", "x", "-ranking", "sparse=1"}, {"-data", "x", "-ranking", "dense"},
-		{"-data", "x", "-questions", "-1"}} {
+		{"-data", "x", "-questions", "-1"}, {"-data", "x", "-limit", "201"}, {"-data", "x", "-limit", "0"}} {
 		if _, err := parse(args, io.Discard); err == nil {
 			t.Errorf("%q was taken", slices.Clip(args))
 		}

@@ -89,7 +89,7 @@ func evaluate(ctx context.Context, c config, say func(string, ...any), log *slog
 	}
 	r.Data, r.Model = filepath.Base(filepath.Clean(c.data)), model.Name()
 	r.Ranking = describe(c.ranking)
-	a, err := newAsker(ctx, w, questions, c.model.server.QueryTimeout)
+	a, err := newAsker(ctx, w, questions, c)
 	if err != nil {
 		return nil, err
 	}

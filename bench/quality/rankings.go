@@ -42,12 +42,13 @@ type asker struct {
 	world     *world
 	questions []question
 	scope     authz.Scope
+	limit     int           // of hits
 	patience  time.Duration // with the model
 }
 
-func newAsker(ctx context.Context, w *world, questions []question, patience time.Duration) (*asker, error) {
+func newAsker(ctx context.Context, w *world, questions []question, c config) (*asker, error) {
 	everything, err := scope.Everything(ctx)
-	return &asker{w, questions, everything, patience}, err
+	return &asker{w, questions, everything, c.limit, c.model.server.QueryTimeout}, err
 }
 
 // rank answers every question by a ranking. A document is where its best chunk is.
@@ -62,7 +63,7 @@ func (a *asker) rank(ctx context.Context, r query.Ranking) ([][]string, error) {
 	g.SetLimit(min(runtime.GOMAXPROCS(0), connections))
 	for i, q := range a.questions {
 		g.Go(func() error {
-			answer, err := engine.Query(ctx, a.scope, query.Request{Text: q.text, Limit: query.MaxLimit})
+			answer, err := engine.Query(ctx, a.scope, query.Request{Text: q.text, Limit: a.limit})
 			if err == nil && answer.Degraded != "" {
 				err = fmt.Errorf("a degraded answer: %s", answer.Degraded)
 			}

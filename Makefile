@@ -49,6 +49,11 @@ race: setup ## run every test under the race detector
 bench: setup ## measure (ARGS are handed on)
 	$(with_pg) go run ./bench $(ARGS)
 
+# DATA has another meaning, and so another default, for make dev.
+.PHONY: quality
+quality: setup ## measure what is found on a data set in BEIR's layout (DATA=dir, ARGS)
+	$(with_pg) go run ./bench/quality -data $(if $(filter file,$(origin DATA)),bench/quality/testdata/fennmark,$(DATA)) $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME
 	@scripts/fuzz $(FUZZTIME)

@@ -7,12 +7,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/whence-db/whence"
-	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/bench/internal/scope"
 	"github.com/whence-db/whence/embedder/lexical"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
@@ -57,14 +56,14 @@ func record(ctx context.Context, s *server, table whence.TableName, asked []stri
 	if err != nil {
 		return nil, err
 	}
-	scope, err := everything(ctx)
+	everything, err := scope.Everything(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := make([][]statement, len(asked))
 	for i, text := range asked {
 		notes.said = nil
-		if _, err := engine.Query(ctx, scope, query.Request{Text: text, Tables: []whence.TableName{table}}); err != nil {
+		if _, err := engine.Query(ctx, everything, query.Request{Text: text, Tables: []whence.TableName{table}}); err != nil {
 			return nil, err
 		}
 		// Replaying opens and ends its own transaction of the same kind.
@@ -89,32 +88,6 @@ func newEngine(pool *pgxpool.Pool, secret string) (*query.Engine, error) {
 		return nil, err
 	}
 	return query.New(query.Config{Index: x, Registry: registry, Pool: pool, Model: lexical.Default()})
-}
-
-// everything is the scope that the development task has, from a token of an
-// issuer that exists only here.
-func everything(ctx context.Context) (authz.Scope, error) {
-	const name = "http://bench.invalid"
-	keys := authz.NewEphemeralKeys()
-	issuer, err := authz.NewIssuer(authz.IssuerConfig{Name: name, Keys: keys})
-	if err != nil {
-		return authz.Scope{}, err
-	}
-	verifier, err := authz.NewVerifier(authz.VerifierConfig{Issuer: name, Keys: keys})
-	if err != nil {
-		return authz.Scope{}, err
-	}
-	task := uuid.New()
-	token, _, err := issuer.IssueTask(authz.TaskClaims{User: "bench", Agent: "bench", Task: task, Root: task, Lifetime: time.Minute,
-		Scope: authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.MemoryRead}}})
-	if err != nil {
-		return authz.Scope{}, err
-	}
-	p, err := verifier.Verify(ctx, token)
-	if err != nil {
-		return authz.Scope{}, err
-	}
-	return p.Scope, nil
 }
 
 // replay sends statements again in one read-only snapshot and reads every row,

@@ -39,10 +39,11 @@ const (
 
 // newWorld starts both; without durable nothing waits for the disk.
 func newWorld(ctx context.Context, durable bool) (w *world, err error) {
-	w = &world{key: seal.NewKey()}
+	begun := &world{key: seal.NewKey()}
+	w = begun
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, w.stop(ctx))
+			w, err = nil, errors.Join(err, begun.stop(ctx))
 		}
 	}()
 	if w.bin, err = pgcluster.FindBin(); err != nil {

@@ -53,6 +53,8 @@ type Version struct {
 	Digest     whence.Digest
 }
 
+// A row may have tens of thousands of chunks, each looked up by itself: a table
+// that has just been filled has no statistics to join by.
 const recordSQL = `
 select r.id, r.key, r.deleted, r.version, r.lsn, r.commit_time, coalesce(r.event_time, r.commit_time), w.captured_at,
        r.subject, w.text, w.digest, w.columns, r.attributes, coalesce(r.missing, '{}'), w.definition,
@@ -62,10 +64,15 @@ join whence.versions w on w.record_id = r.id and w.version = r.version
 cross join lateral (
     select count(*) as chunks, count(v.digest) as embedded,
            coalesce(bool_or(v.digest is null and exists (
-               select from whence.spaces s join whence.vectors o on o.space_id = s.id
-               where s.id <> @space and o.digest = c.digest and o.embedding is not null)), false) as other
+               select from whence.spaces s cross join lateral (
+                   select from whence.vectors o
+                   where o.space_id = s.id and o.digest = c.digest and o.embedding is not null offset 0
+               ) o where s.id <> @space)), false) as other
     from whence.chunks c
-    left join whence.vectors v on v.space_id = @space and v.digest = c.digest and v.embedding is not null
+    left join lateral (
+        select v.digest from whence.vectors v
+        where v.space_id = @space and v.digest = c.digest and v.embedding is not null offset 0
+    ) v on true
     where c.record_id = r.id and c.version = r.version
 ) h
 where r.key = @key and ` + recordInBounds

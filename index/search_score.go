@@ -24,8 +24,10 @@ select h.id, r.id, c.table_id, r.key, h.text, h.span_start, h.span_end, h.digest
        c.id, c.text, c.version < r.version,
        cv.embedded_at, hv.embedding is not null,
        hv.embedding is null and exists (
-           select from whence.spaces s join whence.vectors o on o.space_id = s.id
-           where s.id <> @space and o.digest = h.digest and o.embedding is not null),
+           select from whence.spaces s cross join lateral (
+               select from whence.vectors o
+               where o.space_id = s.id and o.digest = h.digest and o.embedding is not null offset 0
+           ) o where s.id <> @space),
        1 - (cv.embedding <=> @vector::halfvec),
        (select sum(t.idf * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * length(h.tsv) / @mean::float8))) / @best::float8
         from unnest(@terms::text[]::tsquery[], @idf::float8[]) t(term, idf), lateral (select least(10 * ts_rank(h.tsv, t.term), 1) as s) s

@@ -171,7 +171,7 @@ func (t *terms) weigh(asked []string, df map[string]float64, total float64) {
 // wide ones the rare terms choose; what holds none of them could hardly win. Where
 // they bring too few, chunks with many of the common terms come next, and then
 // those with the rarest of these.
-func (t terms) choosers() (queries []string) {
+func (t *terms) choosers() (queries []string) {
 	n, sum := 0, 0.0
 	for n < len(t.df) && (t.narrow || sum+t.df[n] <= choose) {
 		sum += t.df[n]

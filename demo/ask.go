@@ -79,7 +79,7 @@ func (s *story) footer(res *v1.QueryResponse, spent time.Duration) {
 	for i, w := range res.GetWatermark() {
 		marks[i] = w.GetSource() + " at " + w.GetLsn()
 		if w.Lag != nil {
-			marks[i] += ", complete as of " + took(w.GetLag().AsDuration()) + " ago"
+			marks[i] += ", its log as of " + took(w.GetLag().AsDuration()) + " ago"
 		}
 	}
 	s.screen.line("   %s", s.screen.paint(dim, fmt.Sprintf("answer %s in %s; %s", res.GetAnswerId(), took(spent), strings.Join(marks, "; "))))

@@ -53,9 +53,14 @@ type Asked struct {
 	Keys  []whence.Values
 }
 
-// Rows reads all rows asked for in one round trip; what is not there is nil.
-func (r *Reader) Rows(ctx context.Context, asked []Asked) (out [][]whence.Values, err error) {
+// Rows reads all rows asked for in one round trip, once the server has said that it
+// is the primary of the cluster that is captured: another's rows say nothing of
+// these. What is not there is nil.
+func (r *Reader) Rows(ctx context.Context, of Cluster, asked []Asked) (out [][]whence.Values, err error) {
 	err = r.pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		if err := onCluster(ctx, conn.Conn(), of); err != nil {
+			return err
+		}
 		b := &pgconn.Batch{}
 		for _, a := range asked {
 			query := liveRow(a.Table)

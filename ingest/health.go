@@ -104,7 +104,7 @@ func (r *Runner) watchSlots(ctx context.Context) error {
 func (r *Runner) lookAtSlot(ctx context.Context, s Source) *cdc.Health {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	from, err := r.Registry.reader(ctx, s.Name)
+	from, err := r.Registry.reader(s)
 	var h cdc.Health
 	if err == nil {
 		h, err = from.Health(ctx, s.Slot)

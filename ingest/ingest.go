@@ -35,6 +35,7 @@ type Registry struct {
 
 	mu      sync.Mutex // guards readers
 	readers map[int32]*reader
+	closing sync.WaitGroup // readers that were replaced
 }
 
 // Config says what the registry works on.

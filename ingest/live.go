@@ -18,6 +18,7 @@ type reader struct {
 
 // Close ends the connections that Live keeps.
 func (r *Registry) Close() {
+	defer r.closing.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, reader := range r.readers {
@@ -26,11 +27,8 @@ func (r *Registry) Close() {
 	}
 }
 
-func (r *Registry) reader(ctx context.Context, source string) (*cdc.Reader, error) {
-	s, err := r.GetSource(ctx, source)
-	if err != nil {
-		return nil, err
-	}
+// reader returns what reads rows of a source.
+func (r *Registry) reader(s Source) (*cdc.Reader, error) {
 	dsn, err := r.dsn(s.Name, s.secrets)
 	if err != nil {
 		return nil, err
@@ -43,20 +41,24 @@ func (r *Registry) reader(ctx context.Context, source string) (*cdc.Reader, erro
 	}
 	fresh, err := cdc.NewReader(dsn)
 	if err != nil {
-		return nil, unreadable(source)
+		return nil, unreadable(s.Name)
 	}
 	if old != nil {
-		go old.Close() // waits for those who still read
+		r.closing.Go(old.Close) // waits for those who still read
 	}
 	r.readers[s.ID] = &reader{dsn, fresh}
 	return fresh, nil
 }
 
 // Live reads rows of one source's tables from the source, in one round trip. A row
-// that is not there any more is nil. A source that cannot be read is
-// SOURCE_UNREACHABLE, without what its connection string holds.
+// that is not there any more is nil. A source that cannot be read, or is another cluster
+// than the one that is captured, is SOURCE_UNREACHABLE, without what its connection string holds.
 func (r *Registry) Live(ctx context.Context, source string, wanted []whence.RowsOf) ([][]*whence.LiveRow, error) {
-	from, err := r.reader(ctx, source)
+	s, err := r.GetSource(ctx, source)
+	if err != nil {
+		return nil, err
+	}
+	from, err := r.reader(s)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +71,7 @@ func (r *Registry) Live(ctx context.Context, source string, wanted []whence.Rows
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	rows, err := from.Rows(ctx, asked)
+	rows, err := from.Rows(ctx, cdc.Cluster{System: s.SystemID, Timeline: s.timeline}, asked)
 	if err != nil {
 		r.log.WarnContext(ctx, "cannot read rows of a source to compare them", "source", source, "error", err)
 		return nil, unreadable(source)

@@ -112,6 +112,10 @@ update only parent set body = 'changed'`)
 	if live = mustLive(t, w, whence.RowsOf{Table: odd.Table, Keys: oddKeys}); same(live[0], oddKeys, oddStates) != 1 {
 		t.Error("the reader is of no use after a failure")
 	}
+	w.exec(w.memory, `update whence.sources set timeline = timeline + 1`)
+	if _, err := w.r.Live(t.Context(), "app", []whence.RowsOf{{Table: odd.Table, Keys: oddKeys}}); !errors.As(err, &refused) || refused.Reason != "SOURCE_UNREACHABLE" {
+		t.Errorf("another history than the one that is captured: %v", err)
+	}
 }
 
 func mustLive(t *testing.T, w *world, rows whence.RowsOf) [][]*whence.LiveRow {

@@ -79,7 +79,7 @@ func (r *Registry) PreviewTable(ctx context.Context, spec TableSpec, rows int) (
 	if err := fit(&p.Table, in); err != nil {
 		return p, problem(&p, err)
 	}
-	from, err := r.reader(ctx, s.Name)
+	from, err := r.reader(s)
 	if err != nil {
 		return p, err
 	}

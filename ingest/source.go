@@ -57,6 +57,7 @@ type Source struct {
 	paused   bool
 	retrying bool
 	deleting bool
+	timeline int32 // of the cluster, as it was captured last
 
 	healthAge time.Duration // since somebody told how the slot is
 	awaits    string        // whose transactions the copying of tables waits for
@@ -69,7 +70,7 @@ select s.id, s.name, coalesce(s.error, ''), s.slot, s.publication, coalesce(s.sy
     coalesce(extract(epoch from clock_timestamp() - c.lag_at), -1)::float8,
     coalesce(extract(epoch from clock_timestamp() - c.health_at), -1)::float8, c.health_at, coalesce(c.awaits, ''),
     (select count(*) from whence.tables t where t.source_id = s.id and t.state <> 'UNREGISTERING'),
-    s.created_at, s.dsn_env, s.dsn_sealed, s.paused, s.retrying, s.deleting
+    s.created_at, s.dsn_env, s.dsn_sealed, s.paused, s.retrying, s.deleting, coalesce(s.timeline, 0)
 from whence.sources s left join whence.checkpoints c on c.source_id = s.id
 where @name = '' or s.name = @name
 order by s.name`
@@ -84,7 +85,7 @@ func readSources(ctx context.Context, q querier, name string) ([]Source, error) 
 		var lag, lagAge, healthAge float64
 		err = row.Scan(&s.ID, &s.Name, &s.Error, &s.Slot, &s.Publication, &s.SystemID, &s.LSN, &commit,
 			&caught, &lag, &s.LagBytes, &s.RetainedWAL, &s.SafeWAL, &s.Warning, &s.ApplyRate,
-			&lagAge, &healthAge, &told, &s.awaits, &s.Tables, &s.CreateTime, &s.secrets.env, &s.secrets.sealed, &s.paused, &s.retrying, &s.deleting)
+			&lagAge, &healthAge, &told, &s.awaits, &s.Tables, &s.CreateTime, &s.secrets.env, &s.secrets.sealed, &s.paused, &s.retrying, &s.deleting, &s.timeline)
 		s.ageHealth(lagAge, healthAge, told)
 		s.Lag = -1
 		if commit != nil {

@@ -152,19 +152,16 @@ where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.emb
 func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, err error) {
 	var digests [][]byte
 	var flat []float32
-	made, spent := map[int32]int64{}, map[int32]int64{}
+	made, spent := map[int32]int64{}, map[int32]int64{} // texts and tokens by table
 	for i, n := range out.tokens {
-		if table := c.items[i].table; n > 0 {
-			spent[table] += n
-			made[table] += 0
-		}
+		spent[c.items[i].table] += n // also of those that failed
 	}
 	for n, i := range out.embedded {
 		digests = append(digests, c.items[i].digest)
 		flat = append(flat, out.vectors[n]...)
 		made[c.items[i].table]++
 	}
-	tables := slices.Sorted(maps.Keys(made))
+	tables := slices.Sorted(maps.Keys(spent))
 	counts, tokens := make([]int64, len(tables)), make([]int64, len(tables))
 	for i, t := range tables {
 		counts[i], tokens[i] = made[t], spent[t]

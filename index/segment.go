@@ -90,10 +90,11 @@ type segmenter struct {
 
 const (
 	newestVector = `select coalesce(max(seq), 0) from whence.vectors where space_id = @space and seq is not null`
-	// Of builds that were cut short, and of segments that were replaced.
+	// Of builds that were cut short, and of segments that were replaced; none that
+	// somebody else made.
 	strayIndexes = `
 select c.relname::text from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am a on a.oid = c.relam
-where i.indrelid = 'whence.vectors'::regclass and a.amname = 'hnsw'
+where i.indrelid = 'whence.vectors'::regclass and a.amname = 'hnsw' and c.relname ~ '^vectors_[0-9]+_[0-9]+_[0-9]+$'
   and c.relname not in (select format('vectors_%s_%s_%s', space_id, low, high) from whence.segments)`
 	insertSegment  = `insert into whence.segments (space_id, low, high) values (@space, @low, @high)`
 	deleteSegments = `delete from whence.segments where space_id = @space and low >= @low and high <= @high`

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"math"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -35,13 +36,17 @@ type terms struct {
 
 const (
 	maxTerms    = 48 // of a question; the first ones
-	sampleEvery = 64 // chunks, as the index of the sample has it
+	sampleEvery = 64 // chunks, by chance, as sampled says
 	narrowMost  = 8_000
 	sampleRows  = 1_000
-	commonFrom  = 10    // of the sample's rows: the term is common
+	commonFrom  = 10    // of a sample's rows: the term is common
 	choose      = 3_000 // candidates scored of wide bounds
 	enough      = 200   // candidates wanted before a common term may be left out
 )
+
+// sampled draws by a hash of the number: one number in so many would draw from rows
+// that take turns only those of one kind.
+const sampled = `hashint8(c.id) & 63 = 0`
 
 const (
 	lexemesSQL = `
@@ -49,7 +54,7 @@ select '''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''' as term
 from unnest(to_tsvector('english', @text)) where lexeme <> ''
 order by positions[1], lexeme limit @maxTerms`
 
-	sampleSize = `select count(*) from (select from whence.chunks c where c.id % 64 = 0 and ` + chunkInBounds + ` limit 100000) n`
+	sampleSize = `select count(*) from (select from whence.chunks c where ` + sampled + ` and ` + chunkInBounds + ` limit 100000) n`
 
 	// The whole of narrow bounds, or a sample of wide ones.
 	countEach = `
@@ -60,7 +65,7 @@ group by t.term`
 with s as materialized (select c.tsv from whence.chunks c where ` + chunkInBounds + ` limit 2 * @narrowMost::int)` + countEach
 	countSample = `
 with s as materialized (
-    select c.tsv from whence.chunks c where c.id % 64 = 0 and c.id % @step::bigint = 0 and ` + chunkInBounds + `
+    select c.tsv from whence.chunks c where ` + sampled + ` and (hashint8(c.id) >> 6) & @mask::int = 0 and ` + chunkInBounds + `
 )` + countEach
 	countRare = `
 select t.term, n.df from unnest(@terms::text[]) t(term), lateral (
@@ -87,7 +92,7 @@ func (x *Index) terms(ctx context.Context, tx pgx.Tx, b bounds, text string) (te
 		return t, err
 	}
 	t.narrow = drawn*sampleEvery < narrowMost
-	args["step"] = sampleEvery * max(1, drawn/sampleRows)
+	args["mask"] = 1<<bits.Len64(uint64(drawn)/(2*sampleRows)) - 1 // leaves sampleRows to twice as many
 	statement := countSample
 	if t.narrow {
 		statement = countNarrow
@@ -184,8 +189,11 @@ func (t *terms) choosers() (queries []string) {
 		return queries
 	}
 	rest := t.lexemes[n:]
+	if len(rest) > 2 {
+		queries = append(queries, strings.Join(rest, " & "))
+	}
 	if len(rest) > 1 {
-		queries = append(queries, strings.Join(rest, " & "), rest[0]+" & ("+strings.Join(rest[1:], " | ")+")")
+		queries = append(queries, rest[0]+" & ("+strings.Join(rest[1:], " | ")+")")
 	}
 	return append(queries, rest[0])
 }

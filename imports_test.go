@@ -34,12 +34,13 @@ var layers = []layer{
 	{pkg: "lineage", may: []string{".", "internal/pg", "authz"}},
 	{pkg: "ingest", may: []string{".", "internal/pg", "internal/seal", "cdc", "index"}},
 	{pkg: "query", may: []string{".", "internal/pg", "index", "embedder", "lineage", "authz"}},
+	{pkg: "notes", may: []string{".", "internal/pg", "authz", "index", "lineage", "ingest"}},
 	{pkg: "gateway", may: []string{
 		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query"}},
 	{pkg: "metrics", may: []string{".", "ingest"}},
 	{pkg: "proto"},
 	{pkg: "api", may: []string{
-		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query", "gateway", "proto"}},
+		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query", "notes", "gateway", "proto"}},
 	{pkg: "console", may: []string{".", "api", "proto"}},
 	{pkg: "cmd", may: []string{anything}},
 	{pkg: "bench", may: []string{anything}},

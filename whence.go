@@ -259,7 +259,12 @@ type Table struct {
 }
 
 // Name returns the registered name.
-func (t Table) Name() TableName { return NewTableName(t.Source, t.Schema, t.Relation) }
+func (t Table) Name() TableName {
+	if t.ID == NotesID {
+		return NotesTable
+	}
+	return NewTableName(t.Source, t.Schema, t.Relation)
+}
 
 // Columns returns every column that capture stores, each once, key first.
 func (t Table) Columns() []string {
@@ -375,6 +380,11 @@ const (
 	SchemaChanged FreshnessReason = "SCHEMA_CHANGED"
 	// RowSetAside means that the row could not be taken over whole.
 	RowSetAside FreshnessReason = "ROW_SET_ASIDE"
+	// EvidenceChanged means that something a note was concluded from is not as it
+	// was shown to the note's author any more.
+	EvidenceChanged FreshnessReason = "EVIDENCE_CHANGED"
+	// EvidenceOutOfScope means that some of it cannot be judged within the scope.
+	EvidenceOutOfScope FreshnessReason = "EVIDENCE_OUT_OF_SCOPE"
 )
 
 // Freshness is a hit's state, why, and how far behind the source it may be.

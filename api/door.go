@@ -51,7 +51,7 @@ func (d *door) intercept(next connect.ServerFunc) connect.ServerFunc {
 }
 
 func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.ServerStream, next connect.ServerFunc) error {
-	call := gateway.Call{Name: strings.TrimPrefix(spec.Procedure, "/"), Bearer: bearer(ctx)}
+	call := gateway.Call{Name: strings.TrimPrefix(spec.Procedure, "/"), Bearer: bearer(ctx), IdempotencyKey: header(ctx, "Idempotency-Key")}
 	r, known := policy[spec.Procedure]
 	method, described := spec.Schema.(protoreflect.MethodDescriptor)
 	if !known || !described {
@@ -114,12 +114,14 @@ func undecodable(err error) error {
 	return err
 }
 
-func bearer(ctx context.Context) string {
+func bearer(ctx context.Context) string { return authz.BearerToken(header(ctx, "Authorization")) }
+
+func header(ctx context.Context, name string) string {
 	info, ok := connect.CallInfoForServerContext(ctx)
 	if !ok {
 		return ""
 	}
-	return authz.BearerToken(info.RequestHeader().Get("Authorization"))
+	return info.RequestHeader().Get(name)
 }
 
 // heldStream gives the handler the request that the door has read, and keeps a

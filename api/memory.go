@@ -14,6 +14,7 @@ import (
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/lineage"
+	"github.com/whence-db/whence/notes"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
 	"github.com/whence-db/whence/query"
@@ -22,6 +23,9 @@ import (
 type memory struct {
 	whencev1connect.UnimplementedMemoryServiceHandler
 	query *query.Engine
+	notes *notes.Store
+	index *index.Index
+	wrote func() // there may be texts to embed
 }
 
 // Query answers a question; the door stores the answer as it goes out.
@@ -70,6 +74,7 @@ func hitMessage(h query.Hit) *v1.Hit {
 		ChunkId: fmt.Sprint(h.ChunkID), Text: h.Text, Origin: origin(h.Origin), Freshness: freshness(h.Freshness),
 		Score: score(h.Score), Attributes: values(h.Attributes), LiveText: h.LiveText, Legs: legs(h.Legs),
 	}
+	out.Origin.Note = note(h.Note)
 	if h.MatchedText != "" {
 		out.MatchedText = &h.MatchedText
 	}
@@ -134,12 +139,16 @@ func (m *memory) GetRecord(ctx context.Context, req *v1.GetRecordRequest) (*v1.G
 	if err != nil {
 		return nil, err
 	}
-	return &v1.GetRecordResponse{Budget: budget(s.Budget()), Record: &v1.Record{
+	return &v1.GetRecordResponse{Budget: budget(s.Budget()), Record: recordMessage(r)}, nil
+}
+
+func recordMessage(r query.Record) *v1.Record {
+	return &v1.Record{
 		Table: string(r.Table), Key: values(r.Key.Values()), State: recordState(r.Deleted),
 		Version: uint32(r.Version), Lsn: r.LSN.String(), CommitTime: timestamp(r.CommitTime), EventTime: timestamp(r.EventTime),
 		Subject: r.Subject, Text: r.Text, Columns: values(r.Columns), Attributes: values(r.Attributes),
-		Freshness: freshness(r.Freshness),
-	}}, nil
+		Freshness: freshness(r.Freshness), Note: note(r.Note),
+	}
 }
 
 // ListVersions lists one row's captured versions, newest first.

@@ -22,8 +22,10 @@ import (
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/lineage"
+	"github.com/whence-db/whence/notes"
 	"github.com/whence-db/whence/proto/gen/openapi"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
 	"github.com/whence-db/whence/query"
@@ -40,6 +42,9 @@ type Config struct {
 	Registry *ingest.Registry
 	Audit    *audit.Log
 	Lineage  *lineage.Store
+	Notes    *notes.Store
+	Index    *index.Index
+	Wrote    func()                      // told when a note was written: there may be texts to embed
 	Issuer   string                      // URL of this installation
 	OAuth    http.Handler                // /oauth/* and /.well-known/*
 	Ready    func(context.Context) error // whether calls can be answered now
@@ -60,7 +65,7 @@ func NewHandler(c Config) http.Handler {
 	d := &door{gateway: c.Gateway, log: c.Log, challenge: c.challenge()}
 	server := connect.NewServer(d.intercept)
 	whencev1connect.RegisterSourceServiceHandler(server, &sources{registry: c.Registry})
-	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query})
+	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, index: c.Index, wrote: c.Wrote})
 	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
 	whencev1connect.RegisterActionServiceHandler(server, whencev1connect.UnimplementedActionServiceHandler{})
 	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway})

@@ -28,9 +28,6 @@ type ScopeSpec struct {
 	Actions []Action          `json:"actions,omitempty"`
 }
 
-// notesTable is built in, so its name has no source.
-const notesTable whence.TableName = "whence.notes"
-
 const (
 	maxScopeParts = 1000 // tables, subjects or filter attributes
 	maxNameLength = 512  // bytes
@@ -49,7 +46,7 @@ func (s ScopeSpec) Validate() error {
 		return whence.Invalid("", "SCOPE_INVALID", fmt.Sprintf("a scope holds at most %d tables, subjects or attributes", maxScopeParts))
 	}
 	for _, t := range s.Tables {
-		if _, _, _, ok := t.Parts(); (!ok && t != notesTable) || !plain(string(t)) {
+		if _, _, _, ok := t.Parts(); (!ok && t != whence.NotesTable) || !plain(string(t)) {
 			return whence.Invalid("tables", "SCOPE_INVALID",
 				fmt.Sprintf(`%q is not a registered table's name: write "source.schema.name"`, t))
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
@@ -32,6 +33,9 @@ type Call struct {
 	// canonical form. It runs once the caller is known and before anything is
 	// charged, so what it refuses costs nothing. Optional.
 	Prepare func() (digest [32]byte, err error)
+	// IdempotencyKey makes calls with the same one, of the same user and root task,
+	// write once; empty: each writes.
+	IdempotencyKey string
 	// Detail is recorded with the entry; it is not to hold secrets.
 	Detail map[string]any
 }
@@ -41,6 +45,7 @@ type Session struct {
 	Principal *authz.Principal
 	Started   time.Time
 
+	write   *Write       // nil: the call writes nothing of its own
 	charged *reservation // nil for an operator
 	digest  [32]byte
 	answer  *lineage.Answer
@@ -67,6 +72,23 @@ func (s *Session) SetAnswer(a lineage.Answer) uuid.UUID {
 	s.answer = &a
 	return a.ID
 }
+
+// Write is what a call writes, beside its entry and its answer.
+type Write struct {
+	// Effect runs after the handler, in the transaction that records the call, so
+	// that neither is without the other. It may run more than once until that
+	// commits. It returns what Replay takes, without words of what is written. An
+	// error that it returns is the call's.
+	Effect func(context.Context, pgx.Tx) (reply []byte, err error)
+	// Replay takes the place of Effect when a call with the same idempotency key has
+	// written already.
+	Replay func(ctx context.Context, tx pgx.Tx, reply []byte) error
+	// After runs once that is committed; optional.
+	After func(context.Context)
+}
+
+// Write has the call write once its handler has succeeded.
+func (s *Session) Write(w Write) { s.write = &w }
 
 // Note adds a fact to the call's entry.
 func (s *Session) Note(key string, value any) {
@@ -120,6 +142,9 @@ func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
 		return err
 	}
 	if err := c.allow(s.Principal); err != nil {
+		return err
+	}
+	if err := c.checkKey(); err != nil {
 		return err
 	}
 	if c.Prepare != nil {
@@ -180,6 +205,27 @@ func protect(ctx context.Context, c Call, s *Session, fn func(context.Context, *
 
 // record makes the outcome durable and returns what the caller may be told.
 func (g *Gateway) record(ctx context.Context, c Call, s *Session, ran bool, failure error) error {
+	if failure == nil && s.write != nil {
+		return g.effect(ctx, c, s)
+	}
+	r := g.outcome(c, s, ran, failure)
+	// The caller may have gone; what happened is recorded all the same.
+	if err := g.records.do(context.WithoutCancel(ctx), r); err != nil {
+		return withheld(errors.Join(err, failure))
+	}
+	if r.lost && failure == nil {
+		return errLost()
+	}
+	return failure
+}
+
+func withheld(err error) *whence.Error {
+	return &whence.Error{Kind: whence.ErrUnavailable, Reason: "AUDIT_UNAVAILABLE", RetryAfter: time.Second,
+		Message: "the call could not be recorded, so its result is withheld; try again", Err: err}
+}
+
+// outcome is what is to be recorded of a call.
+func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) *record {
 	r := &record{entry: entry(c, s, failure), charge: s.charged}
 	r.entry.Latency = max(0, g.now().Sub(s.Started))
 	if failure != nil {
@@ -193,15 +239,7 @@ func (g *Gateway) record(ctx context.Context, c Call, s *Session, ran bool, fail
 	if r.charge != nil && !r.refund {
 		r.entry.CallsCharged = r.charge.calls
 	}
-	// The caller may have gone; what happened is recorded all the same.
-	if err := g.records.do(context.WithoutCancel(ctx), r); err != nil {
-		return &whence.Error{Kind: whence.ErrUnavailable, Reason: "AUDIT_UNAVAILABLE", RetryAfter: time.Second,
-			Message: "the call could not be recorded, so its result is withheld; try again", Err: errors.Join(err, failure)}
-	}
-	if r.lost && failure == nil {
-		return errLost()
-	}
-	return failure
+	return r
 }
 
 func entry(c Call, s *Session, failure error) audit.Entry {

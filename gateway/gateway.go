@@ -86,6 +86,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	detached := context.WithoutCancel(ctx)
 	group.Go(func() error { g.reservations.run(detached); return nil })
 	group.Go(func() error { g.records.run(detached); return nil })
+	group.Go(func() error { g.dropping(ctx); return nil })
 	<-ctx.Done()
 	g.mu.Lock()
 	g.closing = true

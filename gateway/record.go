@@ -32,29 +32,31 @@ func errLost() *whence.Error {
 
 // write makes a batch of records durable in one transaction.
 func (g *Gateway) write(ctx context.Context, batch []*record) error {
-	return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
-		if err := findLost(ctx, tx, batch); err != nil {
-			return err
+	return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return g.put(ctx, tx, batch) })
+}
+
+func (g *Gateway) put(ctx context.Context, tx pgx.Tx, batch []*record) error {
+	if err := findLost(ctx, tx, batch); err != nil {
+		return err
+	}
+	if err := refund(ctx, tx, batch); err != nil {
+		return err
+	}
+	entries := make([]audit.Entry, len(batch))
+	var answers []lineage.Answer
+	for i, r := range batch {
+		entries[i] = r.entry
+		switch {
+		case r.lost:
+			entries[i] = withoutCharge(r.entry)
+		case r.answer != nil:
+			answers = append(answers, *r.answer)
 		}
-		if err := refund(ctx, tx, batch); err != nil {
-			return err
-		}
-		entries := make([]audit.Entry, len(batch))
-		var answers []lineage.Answer
-		for i, r := range batch {
-			entries[i] = r.entry
-			switch {
-			case r.lost:
-				entries[i] = withoutCharge(r.entry)
-			case r.answer != nil:
-				answers = append(answers, *r.answer)
-			}
-		}
-		if err := g.audit.Append(ctx, tx, entries); err != nil {
-			return err
-		}
-		return g.lineage.Insert(ctx, tx, answers)
-	})
+	}
+	if err := g.audit.Append(ctx, tx, entries); err != nil {
+		return err
+	}
+	return g.lineage.Insert(ctx, tx, answers)
 }
 
 func withoutCharge(e audit.Entry) audit.Entry {

@@ -41,6 +41,7 @@ type Stored struct {
 	// their heads is still to be asked for: hand them to Settle.
 	Unsettled []int64
 	Saved     map[int32]int64 // by table, texts that need no call; hand them to CountSaved
+	Purged    []whence.Gone   // what was removed with its history
 }
 
 // entry is what one Put does to one record.
@@ -98,7 +99,19 @@ func (p *plan) store(ctx context.Context, tx pgx.Tx, x *Index) (Stored, error) {
 	if err := drop(ctx, tx, gone); err != nil {
 		return Stored{}, err
 	}
-	return p.ask(ctx, tx)
+	s, err := p.ask(ctx, tx)
+	s.Purged = p.gone()
+	return s, err
+}
+
+// gone tells of the versions that a purge has taken.
+func (p *plan) gone() (out []whence.Gone) {
+	for _, e := range p.entries {
+		if e.purged > 0 && e.known {
+			out = append(out, whence.Gone{Table: e.last.Table.Name(), Key: e.last.Key, RecordID: e.id, Below: e.purged})
+		}
+	}
+	return out
 }
 
 type plan struct {

@@ -182,11 +182,12 @@ func readHoldings(ctx context.Context, tx pgx.Tx, records []int64) (out []holdin
 }
 
 const (
-	// A table that purges what is deleted keeps no vector of a text that it no
-	// longer holds.
+	// A table that purges what is deleted, as that of notes does, keeps no vector of
+	// a text that it no longer holds.
 	deleteChunks = `
 with gone as (delete from whence.chunks where id = any(@ids) returning table_id, digest)
-select distinct g.digest from gone g join whence.tables t on t.id = g.table_id and t.on_delete = 'PURGE'`
+select distinct g.digest from gone g left join whence.tables t on t.id = g.table_id
+where g.table_id < 0 or t.on_delete = 'PURGE'`
 	selectStill   = `select distinct digest from whence.chunks where digest = any(@digests)`
 	deleteVectors = `
 delete from whence.vectors where space_id in (select id from whence.spaces) and digest = any(@digests)`

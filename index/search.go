@@ -86,13 +86,15 @@ const (
     c.table_id = any(@tables::int[])
     and (@subjects::text[] is null or c.subject = any(@subjects::text[]))
     and (@scopeFilter::jsonb is null or c.attributes @> @scopeFilter::jsonb)
-    and (@filter::jsonb is null or c.attributes @> @filter::jsonb)`
+    and (@filter::jsonb is null or c.attributes @> @filter::jsonb)
+    and (c.expires_at is null or c.expires_at > now())`
 
 	recordInBounds = `
     r.table_id = any(@tables::int[])
     and (@subjects::text[] is null or r.subject = any(@subjects::text[]))
     and (@scopeFilter::jsonb is null or r.attributes @> @scopeFilter::jsonb)
-    and (@filter::jsonb is null or r.attributes @> @filter::jsonb)`
+    and (@filter::jsonb is null or r.attributes @> @filter::jsonb)
+    and (r.expires_at is null or r.expires_at > now())`
 )
 
 // within works out the bounds; ok is false when nothing can lie within them.

@@ -239,7 +239,7 @@ func (u *unit) endBackfill(ctx context.Context, t *capturedTable, snapshot whenc
 		return false, err
 	}
 	// First, for a record may owe values of a row that is gone since.
-	if err := u.r.index.DeleteOlder(ctx, u.tx, t.Table, first, index.Commit{LSN: first}); err != nil {
+	if err := u.deleteOlder(ctx, t.Table, first, index.Commit{LSN: first}); err != nil {
 		return false, err
 	}
 	owed, err := u.r.index.Owed(ctx, u.tx, t.ID, 1)

@@ -32,19 +32,30 @@ type Registry struct {
 	seal   seal.Key
 	getenv func(string) string
 	log    *slog.Logger
+	shown  Answers
 
 	mu      sync.Mutex // guards readers
 	readers map[int32]*reader
 	closing sync.WaitGroup // readers that were replaced
 }
 
+// Answers hold the words of rows that they showed. A purge takes them out in the
+// transaction that purges the row.
+type Answers interface {
+	Erase(ctx context.Context, tx pgx.Tx, gone []whence.Gone) error
+	// Shown lists records of a table whose words some answer holds: the first limit
+	// with greater ids than after, in order.
+	Shown(ctx context.Context, tx pgx.Tx, table whence.TableName, after int64, limit int) ([]int64, error)
+}
+
 // Config says what the registry works on.
 type Config struct {
-	Pool   *pgxpool.Pool // of the memory database
-	Index  *index.Index
-	Seal   seal.Key            // what connection strings are sealed with
-	Getenv func(string) string // reads a source's dsnEnv; default os.Getenv
-	Log    *slog.Logger        // default: discards
+	Pool    *pgxpool.Pool // of the memory database
+	Index   *index.Index
+	Answers Answers             // nil: nothing is shown to anybody
+	Seal    seal.Key            // what connection strings are sealed with
+	Getenv  func(string) string // reads a source's dsnEnv; default os.Getenv
+	Log     *slog.Logger        // default: discards
 }
 
 // NewRegistry checks the configuration.
@@ -61,7 +72,7 @@ func NewRegistry(c Config) (*Registry, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log, readers: map[int32]*reader{}}, nil
+	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log, shown: c.Answers, readers: map[int32]*reader{}}, nil
 }
 
 // channel is what a change of the registry is announced on.

@@ -395,5 +395,25 @@ func (r *Registry) State(ctx context.Context, tx pgx.Tx) (whence.State, error) {
 	if err != nil {
 		return whence.State{}, fmt.Errorf("read checkpoints: %w", pg.Translate(err))
 	}
-	return state, nil
+	return state, addNotes(ctx, tx, &state)
+}
+
+// On a replica, notes are as old as what it has replayed last.
+const selectNotesLag = `
+select case when pg_is_in_recovery() then coalesce(extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()), -1) else 0 end::float8`
+
+// addNotes puts the table of notes beside the registered ones. Its source is this
+// database, so it needs no capture.
+func addNotes(ctx context.Context, tx pgx.Tx, state *whence.State) error {
+	var lag float64
+	if err := tx.QueryRow(ctx, selectNotesLag).Scan(&lag); err != nil {
+		return fmt.Errorf("read the replica's lag: %w", pg.Translate(err))
+	}
+	s := whence.SourceState{Watermark: whence.Watermark{Source: whence.NotesSource, Lag: -1}}
+	if lag >= 0 {
+		s.Lag = time.Duration(lag * float64(time.Second))
+	}
+	state.Tables = append(state.Tables, whence.Notes())
+	state.Sources[whence.NotesSource] = s
+	return nil
 }

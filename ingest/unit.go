@@ -176,7 +176,7 @@ func (u *unit) truncate(ctx context.Context, t *capturedTable, c cdc.Change) err
 	if err := u.dropAside(ctx, t.ID, c.LSN+1); err != nil {
 		return err
 	}
-	return u.r.index.DeleteOlder(ctx, u.tx, t.Table, c.LSN+1, index.Commit{LSN: c.LSN, XID: &c.XID, Time: c.CommitTime})
+	return u.deleteOlder(ctx, t.Table, c.LSN+1, index.Commit{LSN: c.LSN, XID: &c.XID, Time: c.CommitTime})
 }
 
 const selectDefinitions = `

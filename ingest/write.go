@@ -39,6 +39,11 @@ func (u *unit) write(ctx context.Context, tracks []*track) error {
 	for table, n := range stored.Saved {
 		u.saved[table] += n
 	}
+	if u.r.shown != nil {
+		if err := u.r.shown.Erase(ctx, u.tx, stored.Purged); err != nil {
+			return err
+		}
+	}
 	u.judgeTracks(tracks)
 	return u.keepAside(ctx)
 }
@@ -75,4 +80,30 @@ func (t *track) mutation(i int) (index.Mutation, error) {
 		m.Chunks = p.row.chunks
 	}
 	return m, nil
+}
+
+// deleteOlder marks a table's rows deleted that are older than before. There may be
+// millions, so what a purge leaves in answers is found from there.
+func (u *unit) deleteOlder(ctx context.Context, t whence.Table, before whence.LSN, at index.Commit) error {
+	if err := u.r.index.DeleteOlder(ctx, u.tx, t, before, at); err != nil {
+		return err
+	}
+	if u.r.shown == nil || t.OnDelete != whence.OnDeletePurge {
+		return nil
+	}
+	const batch = 10_000
+	for after := int64(0); ; {
+		records, err := u.r.shown.Shown(ctx, u.tx, t.Name(), after, batch)
+		if err != nil || len(records) == 0 {
+			return err
+		}
+		gone, err := u.r.index.Purged(ctx, u.tx, t, records)
+		if err != nil {
+			return err
+		}
+		if err := u.r.shown.Erase(ctx, u.tx, gone); err != nil {
+			return err
+		}
+		after = records[len(records)-1]
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/google/uuid"
@@ -51,11 +52,13 @@ type Hit struct {
 // Store is the lineage in one memory database. It is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
+	log  *slog.Logger
 }
 
 // Config says where the lineage lives.
 type Config struct {
 	Pool *pgxpool.Pool // of the memory database
+	Log  *slog.Logger  // default: discards
 }
 
 // New checks the configuration.
@@ -63,7 +66,10 @@ func New(c Config) (*Store, error) {
 	if c.Pool == nil {
 		return nil, errors.New("lineage: a pool is needed")
 	}
-	return &Store{pool: c.Pool}, nil
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Store{pool: c.Pool, log: c.Log}, nil
 }
 
 const (

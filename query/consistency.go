@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,12 +42,15 @@ func (e *Engine) when(ctx context.Context, fn func(pgx.Tx) error) error {
 }
 
 // current checks what a request demands against one snapshot's state.
-func current(state whence.State, tables []whence.Table, c Consistency) error {
+func current(ctx context.Context, tx pgx.Tx, state whence.State, tables []whence.Table, c Consistency) error {
 	want, err := atLeast(c.AtLeast, sources(tables))
 	if err != nil {
 		return err
 	}
-	for source, lsn := range want {
+	if err := written(ctx, tx, want.notes); err != nil {
+		return err
+	}
+	for source, lsn := range want.sources {
 		s := state.Sources[source]
 		if s.LSN >= lsn {
 			continue
@@ -82,4 +86,30 @@ func hopeless(s whence.SourceState, err *whence.Error) error {
 		return err
 	}
 	return waitError{err}
+}
+
+// A number that lies far ahead was never given to a transaction; waiting for it
+// ends by itself.
+const selectUnseen = `
+select count(*) from unnest(@xids::text[]) x(id) where not pg_visible_in_snapshot(x.id::xid8, pg_current_snapshot())`
+
+// written checks that the snapshot sees what those transactions wrote.
+func written(ctx context.Context, tx pgx.Tx, xids []uint64) error {
+	if len(xids) == 0 {
+		return nil
+	}
+	ids := make([]string, len(xids))
+	for i, x := range xids {
+		ids[i] = strconv.FormatUint(x, 10)
+	}
+	var unseen int
+	if err := tx.QueryRow(ctx, selectUnseen, pgx.NamedArgs{"xids": ids}).Scan(&unseen); err != nil {
+		return err
+	}
+	if unseen == 0 {
+		return nil
+	}
+	return waitError{&whence.Error{Kind: whence.ErrUnavailable, Reason: "NOT_CAUGHT_UP", RetryAfter: time.Second,
+		Message:  "the note that consistency.atLeast waits for cannot be seen yet; try again, or ask without consistency.atLeast",
+		Metadata: map[string]string{"source": whence.NotesSource}}}
 }

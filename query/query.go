@@ -92,6 +92,7 @@ type Hit struct {
 	Attributes  whence.Values
 	Embedding   *Embedding // of the text that matched; nil when it has none yet
 	Freshness   whence.Freshness
+	Note        *Note // nil when the hit is of a row
 	Legs        index.Legs
 	LiveText    *string // what the row reads now, where verifying found it changed
 	Score       Score
@@ -122,7 +123,7 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 		if tables, err = resolve(state, scope, r); err != nil {
 			return err
 		}
-		if err := current(state, tables, r.Consistency); err != nil {
+		if err := current(ctx, tx, state, tables, r.Consistency); err != nil {
 			return err
 		}
 		a.Watermark = watermark(state, tables)
@@ -190,12 +191,19 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 	if err != nil {
 		return nil, err
 	}
+	notes, err := e.notes(ctx, tx, scope, state, found)
+	if err != nil {
+		return nil, err
+	}
 	states := map[int64][]byte{}
 	for _, c := range found {
 		states[c.RecordID] = c.State
 		h := hit(c, byID[c.TableID], state, space)
 		if aside[c.RecordID] {
 			h.Freshness = lacking(h.Freshness)
+		}
+		if n, ok := notes[c.RecordID]; ok {
+			h.Note, h.Freshness = noteOf(n), rested(h.Freshness, n)
 		}
 		if r.FreshOnly && h.Freshness.State != whence.Fresh {
 			continue
@@ -274,11 +282,13 @@ func watermark(state whence.State, tables []whence.Table) []whence.Watermark {
 	return out
 }
 
-// sources lists the tables' sources, each once, sorted.
+// sources lists the tables' captured sources, each once, sorted.
 func sources(tables []whence.Table) []string {
 	var names []string
 	for _, t := range tables {
-		names = append(names, t.Source)
+		if t.ID != whence.NotesID {
+			names = append(names, t.Source)
+		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

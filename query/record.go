@@ -18,6 +18,7 @@ import (
 type Record struct {
 	index.Record
 	Freshness whence.Freshness
+	Note      *Note // nil when it is a row
 }
 
 // Ref names a row.
@@ -28,18 +29,23 @@ type Ref struct {
 
 // GetRecord returns the newest captured state of one row within the scope.
 func (e *Engine) GetRecord(ctx context.Context, scope authz.Scope, ref Ref) (r Record, err error) {
-	err = e.inSnapshot(ctx, func(tx pgx.Tx) error {
-		state, err := e.Registry.State(ctx, tx)
-		if err != nil {
-			return err
-		}
-		r, err = e.record(ctx, tx, state, scope, ref)
+	err = e.inSnapshot(ctx, func(tx pgx.Tx) (err error) {
+		r, err = e.RecordIn(ctx, tx, scope, ref)
 		return err
 	})
 	if err != nil {
 		return Record{}, fmt.Errorf("get record: %w", err)
 	}
 	return r, nil
+}
+
+// RecordIn is GetRecord as a transaction sees it.
+func (e *Engine) RecordIn(ctx context.Context, tx pgx.Tx, scope authz.Scope, ref Ref) (Record, error) {
+	state, err := e.Registry.State(ctx, tx)
+	if err != nil {
+		return Record{}, err
+	}
+	return e.record(ctx, tx, state, scope, ref)
 }
 
 // GetRecords returns the newest captured states of several rows, all of one
@@ -110,7 +116,15 @@ func (e *Engine) record(ctx context.Context, tx pgx.Tx, state whence.State, scop
 	if aside[key] {
 		f = lacking(f)
 	}
-	return Record{Record: r, Freshness: f}, nil
+	out := Record{Record: r, Freshness: f}
+	if t.ID != whence.NotesID {
+		return out, nil
+	}
+	notes, err := e.Index.Notes(ctx, tx, scope, state.Tables, []int64{r.ID})
+	if n, ok := notes[r.ID]; ok {
+		out.Note, out.Freshness = noteOf(n), rested(f, n)
+	}
+	return out, err
 }
 
 // find resolves a reference to a registered table and a well-formed key.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -100,17 +101,21 @@ func resolve(state whence.State, scope authz.Scope, r Request) ([]whence.Table, 
 	if err != nil {
 		return nil, err
 	}
-	return tables, filterable(tables, r.Filter)
+	return tables, filterable(tables, r.Filter, func(n whence.TableName) bool { return slices.Contains(r.Tables, n) })
 }
 
-// filterable names only attributes of the given tables, which are within the scope.
-func filterable(tables []whence.Table, filter map[string]string) error {
+// filterable names only attributes of the given tables, which are within the scope;
+// named tells which of them the request names.
+func filterable(tables []whence.Table, filter map[string]string, named func(whence.TableName) bool) error {
 	if len(tables) == 0 {
 		return nil // there is nothing to find either way
 	}
 	var there []string
 	for _, t := range tables {
 		there = append(there, t.AttributeColumns...)
+		if t.ID == whence.NotesID && named(t.Name()) {
+			return nil // notes have whatever attributes their authors gave them
+		}
 	}
 	slices.Sort(there)
 	there = slices.Compact(there)
@@ -121,6 +126,9 @@ func filterable(tables []whence.Table, filter map[string]string) error {
 		advice := "they have none, so leave filter out"
 		if len(there) > 0 {
 			advice = "filter by one of these: " + strings.Join(there[:min(len(there), 64)], ", ")
+		}
+		if slices.ContainsFunc(tables, func(t whence.Table) bool { return t.ID == whence.NotesID }) {
+			advice += "; notes are filtered by any attribute when tables names " + string(whence.NotesTable)
 		}
 		e := whence.Invalid("filter", "FILTER_UNKNOWN", fmt.Sprintf("no table that is asked has an attribute %q; %s", name, advice))
 		e.Metadata = map[string]string{"attribute": name, "attributes": strings.Join(there, ",")}
@@ -174,30 +182,45 @@ func table(state whence.State, scope authz.Scope, name whence.TableName, field s
 	return t, nil
 }
 
+// positions are what a request waits for.
+type positions struct {
+	sources map[string]whence.LSN
+	notes   []uint64 // transactions of the memory database
+}
+
 // atLeast reads a position token for the sources that are asked.
-func atLeast(token string, asked []string) (map[string]whence.LSN, error) {
+func atLeast(token string, asked []string) (p positions, err error) {
 	want := map[string]whence.LSN{}
+	p.sources = want
 	if token == "" {
-		return want, nil
+		return p, nil
 	}
 	for part := range strings.SplitSeq(token, ",") {
 		source, text, named := strings.Cut(strings.TrimSpace(part), "@")
+		if named && source == whence.NotesSource {
+			xid, err := strconv.ParseUint(text, 10, 63)
+			if err != nil {
+				return p, badToken("%q is not a token that a write returned", part)
+			}
+			p.notes = append(p.notes, xid)
+			continue
+		}
 		if !named {
 			if len(asked) != 1 {
-				return nil, badToken("name the source, as in \"source@16/B374D848\", for the query concerns %d sources", len(asked))
+				return p, badToken("name the source, as in \"source@16/B374D848\", for the query concerns %d sources", len(asked))
 			}
 			source, text = asked[0], strings.TrimSpace(part)
 		}
 		lsn, err := whence.ParseLSN(text)
 		if err != nil {
-			return nil, badToken("%v", err)
+			return p, badToken("%v", err)
 		}
 		if !slices.Contains(asked, source) {
-			return nil, badToken("the query does not concern a source %q", source)
+			return p, badToken("the query does not concern a source %q", source)
 		}
 		want[source] = max(want[source], lsn)
 	}
-	return want, nil
+	return p, nil
 }
 
 func badToken(format string, args ...any) error {

@@ -38,6 +38,9 @@ func (e *Engine) verify(ctx context.Context, scope authz.Scope, r Request, table
 			}
 		}
 	}
+	if err := e.verifyNotes(ctx, hits); err != nil {
+		return nil, err
+	}
 	if r.FreshOnly {
 		hits = slices.DeleteFunc(hits, func(h Hit) bool { return h.Freshness.State != whence.Verified && h.Freshness.State != whence.Fresh })
 	}

@@ -31,7 +31,7 @@ func (w *running) credentialed(args []string) []string {
 	switch args[0] {
 	case "source", "table", "answer", "audit":
 		token = w.env["WHENCE_OPERATOR_TOKEN"]
-	case "query", "record":
+	case "query", "record", "remember", "forget":
 		token = w.env["WHENCE_AGENT_TOKEN"]
 	case "task":
 		token = w.env["WHENCE_AGENT_TOKEN"]

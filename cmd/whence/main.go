@@ -27,14 +27,16 @@ type cli struct {
 	Migrate migrateCmd `cmd:"" help:"Bring the memory database to this version's schema."`
 	Doctor  doctorCmd  `cmd:"" help:"Check the memory database, a source and a running server, and say what to mend."`
 
-	Source sourceCmd `cmd:"" help:"Connect Postgres databases."`
-	Table  tableCmd  `cmd:"" help:"Register tables and watch their capture."`
-	Query  queryCmd  `cmd:"" help:"Ask, as an agent does."`
-	Record recordCmd `cmd:"" help:"Show one record, as an agent sees it."`
-	Answer answerCmd `cmd:"" help:"Show which memories fed an answer, and which answers a record fed."`
-	Audit  auditCmd  `cmd:"" help:"Read the audit log."`
-	Task   taskCmd   `cmd:"" help:"Look at, delegate and end tasks."`
-	Token  tokenCmd  `cmd:"" help:"Get credentials."`
+	Source   sourceCmd   `cmd:"" help:"Connect Postgres databases."`
+	Table    tableCmd    `cmd:"" help:"Register tables and watch their capture."`
+	Query    queryCmd    `cmd:"" help:"Ask, as an agent does."`
+	Record   recordCmd   `cmd:"" help:"Show one record, as an agent sees it."`
+	Remember rememberCmd `cmd:"" help:"Write a note, as an agent does."`
+	Forget   forgetCmd   `cmd:"" help:"Remove a note and all that is left of it."`
+	Answer   answerCmd   `cmd:"" help:"Show which memories fed an answer, and which answers a record fed."`
+	Audit    auditCmd    `cmd:"" help:"Read the audit log."`
+	Task     taskCmd     `cmd:"" help:"Look at, delegate and end tasks."`
+	Token    tokenCmd    `cmd:"" help:"Get credentials."`
 
 	JSON bool `name:"json" help:"Print JSON: the API's own messages." short:"j"`
 }

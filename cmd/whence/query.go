@@ -94,6 +94,9 @@ func printHits(a *app, hits []*v1.Hit) {
 		a.printf("%2d. %.3f  %-22s  %s %s v%d at %s\n", i+1, h.GetScore().GetFinal(), freshnessText(h.GetFreshness()),
 			h.GetOrigin().GetTable(), keyText(h.GetOrigin().GetKey()), h.GetOrigin().GetVersion(), h.GetOrigin().GetLsn())
 		a.printf("    %s\n", line(h.GetText(), 160))
+		if n := h.GetOrigin().GetNote(); n != nil {
+			a.printf("    %s\n", noteText(n))
+		}
 		if h.MatchedText != nil {
 			a.printf("    matched before it changed: %s\n", line(h.GetMatchedText(), 130))
 		}

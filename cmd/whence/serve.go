@@ -28,6 +28,7 @@ import (
 	"github.com/whence-db/whence/lineage"
 	"github.com/whence-db/whence/metrics"
 	"github.com/whence-db/whence/migrations"
+	"github.com/whence-db/whence/notes"
 	"github.com/whence-db/whence/query"
 )
 
@@ -78,6 +79,8 @@ type process struct {
 	handler  http.Handler // of the one listener; without the role api it only tells how the process is
 	listener net.Listener
 	url      string
+	lineage  *lineage.Store
+	notes    *notes.Store
 	extra    func(context.Context) error // runs beside the rest, if set
 }
 
@@ -129,7 +132,13 @@ func (s *process) wireMemory(ctx context.Context, secret seal.Key) (err error) {
 		Called: s.metrics.Called, Meter: query.MeterEmbedding, Log: s.log}); err != nil {
 		return err
 	}
-	if s.registry, err = ingest.NewRegistry(ingest.Config{Pool: s.pool, Index: s.index, Seal: secret, Getenv: s.getenv, Log: s.log}); err != nil {
+	if s.lineage, err = lineage.New(lineage.Config{Pool: s.pool, Log: s.log}); err != nil {
+		return err
+	}
+	if s.notes, err = notes.New(notes.Config{Pool: s.pool, Index: s.index, Lineage: s.lineage, Log: s.log}); err != nil {
+		return err
+	}
+	if s.registry, err = ingest.NewRegistry(ingest.Config{Pool: s.pool, Index: s.index, Answers: s.lineage, Seal: secret, Getenv: s.getenv, Log: s.log}); err != nil {
 		return err
 	}
 	s.runner, err = ingest.NewRunner(ingest.RunnerConfig{Registry: s.registry, Wake: s.filler.Wake, Meter: s.metrics, Log: s.log})
@@ -157,11 +166,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if err != nil {
 		return err
 	}
-	answers, err := lineage.New(lineage.Config{Pool: s.pool})
-	if err != nil {
-		return err
-	}
-	if s.gateway, err = gateway.New(gateway.Config{Pool: s.pool, Audit: log, Lineage: answers,
+	if s.gateway, err = gateway.New(gateway.Config{Pool: s.pool, Audit: log, Lineage: s.lineage,
 		Verifier: verifier, Issuer: s.issuer, Log: s.log}); err != nil {
 		return err
 	}
@@ -182,7 +187,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 		handler = api.NewStatusHandler
 	}
 	s.handler = handler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
-		Audit: log, Lineage: answers, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
+		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Wrote: s.filler.Wake, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
 		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})
 	return nil
 }
@@ -199,6 +204,10 @@ func (s *process) run(ctx context.Context, ready func() error) error {
 	}
 	if s.extra != nil {
 		g.Go(func() error { return s.extra(ctx) })
+	}
+	if s.flags.role("api") {
+		g.Go(func() error { return s.notes.Run(ctx) })
+		g.Go(func() error { return s.lineage.Run(ctx) })
 	}
 	doorCtx, closeDoor := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error { return s.gateway.Run(doorCtx) })

@@ -50,6 +50,11 @@ func InTx(ctx context.Context, db Beginner, fn func(pgx.Tx) error) error {
 	return run(ctx, db, pgx.TxOptions{}, fn)
 }
 
+// InTxWith is InTx with options.
+func InTxWith(ctx context.Context, db Beginner, o pgx.TxOptions, fn func(pgx.Tx) error) error {
+	return run(ctx, db, o, fn)
+}
+
 // Snapshot runs fn in one read-only snapshot: all its statements see the same moment.
 func Snapshot(ctx context.Context, db Beginner, fn func(pgx.Tx) error) error {
 	return run(ctx, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, fn)

@@ -124,33 +124,43 @@ const (
 	// The row could not be taken over whole: what is shown lacks some of it. State
 	// UNKNOWN.
 	FreshnessReason_FRESHNESS_REASON_ROW_SET_ASIDE FreshnessReason = 9
+	// Something that the note was concluded from, at any remove, is not as it was
+	// shown to the note's author any more. State STALE.
+	FreshnessReason_FRESHNESS_REASON_EVIDENCE_CHANGED FreshnessReason = 10
+	// Something that the note was concluded from cannot be judged within the
+	// task's scope. State UNKNOWN.
+	FreshnessReason_FRESHNESS_REASON_EVIDENCE_OUT_OF_SCOPE FreshnessReason = 11
 )
 
 // Enum value maps for FreshnessReason.
 var (
 	FreshnessReason_name = map[int32]string{
-		0: "FRESHNESS_REASON_UNSPECIFIED",
-		1: "FRESHNESS_REASON_SOURCE_CHANGED",
-		2: "FRESHNESS_REASON_SOURCE_DELETED",
-		3: "FRESHNESS_REASON_MODEL_CHANGED",
-		4: "FRESHNESS_REASON_DEFINITION_CHANGED",
-		5: "FRESHNESS_REASON_CAPTURE_LAGGING",
-		6: "FRESHNESS_REASON_CAPTURE_PAUSED",
-		7: "FRESHNESS_REASON_CAPTURE_BROKEN",
-		8: "FRESHNESS_REASON_SCHEMA_CHANGED",
-		9: "FRESHNESS_REASON_ROW_SET_ASIDE",
+		0:  "FRESHNESS_REASON_UNSPECIFIED",
+		1:  "FRESHNESS_REASON_SOURCE_CHANGED",
+		2:  "FRESHNESS_REASON_SOURCE_DELETED",
+		3:  "FRESHNESS_REASON_MODEL_CHANGED",
+		4:  "FRESHNESS_REASON_DEFINITION_CHANGED",
+		5:  "FRESHNESS_REASON_CAPTURE_LAGGING",
+		6:  "FRESHNESS_REASON_CAPTURE_PAUSED",
+		7:  "FRESHNESS_REASON_CAPTURE_BROKEN",
+		8:  "FRESHNESS_REASON_SCHEMA_CHANGED",
+		9:  "FRESHNESS_REASON_ROW_SET_ASIDE",
+		10: "FRESHNESS_REASON_EVIDENCE_CHANGED",
+		11: "FRESHNESS_REASON_EVIDENCE_OUT_OF_SCOPE",
 	}
 	FreshnessReason_value = map[string]int32{
-		"FRESHNESS_REASON_UNSPECIFIED":        0,
-		"FRESHNESS_REASON_SOURCE_CHANGED":     1,
-		"FRESHNESS_REASON_SOURCE_DELETED":     2,
-		"FRESHNESS_REASON_MODEL_CHANGED":      3,
-		"FRESHNESS_REASON_DEFINITION_CHANGED": 4,
-		"FRESHNESS_REASON_CAPTURE_LAGGING":    5,
-		"FRESHNESS_REASON_CAPTURE_PAUSED":     6,
-		"FRESHNESS_REASON_CAPTURE_BROKEN":     7,
-		"FRESHNESS_REASON_SCHEMA_CHANGED":     8,
-		"FRESHNESS_REASON_ROW_SET_ASIDE":      9,
+		"FRESHNESS_REASON_UNSPECIFIED":           0,
+		"FRESHNESS_REASON_SOURCE_CHANGED":        1,
+		"FRESHNESS_REASON_SOURCE_DELETED":        2,
+		"FRESHNESS_REASON_MODEL_CHANGED":         3,
+		"FRESHNESS_REASON_DEFINITION_CHANGED":    4,
+		"FRESHNESS_REASON_CAPTURE_LAGGING":       5,
+		"FRESHNESS_REASON_CAPTURE_PAUSED":        6,
+		"FRESHNESS_REASON_CAPTURE_BROKEN":        7,
+		"FRESHNESS_REASON_SCHEMA_CHANGED":        8,
+		"FRESHNESS_REASON_ROW_SET_ASIDE":         9,
+		"FRESHNESS_REASON_EVIDENCE_CHANGED":      10,
+		"FRESHNESS_REASON_EVIDENCE_OUT_OF_SCOPE": 11,
 	}
 )
 
@@ -179,6 +189,71 @@ func (x FreshnessReason) Number() protoreflect.EnumNumber {
 // Deprecated: Use FreshnessReason.Descriptor instead.
 func (FreshnessReason) EnumDescriptor() ([]byte, []int) {
 	return file_whence_v1_hit_proto_rawDescGZIP(), []int{1}
+}
+
+// NoteKind sorts notes by what they say.
+type NoteKind int32
+
+const (
+	// Not set; in a request it means NOTE_KIND_FREE_TEXT.
+	NoteKind_NOTE_KIND_UNSPECIFIED NoteKind = 0
+	// Something that holds until it is corrected.
+	NoteKind_NOTE_KIND_FACT NoteKind = 1
+	// Something that happened at a time.
+	NoteKind_NOTE_KIND_EVENT NoteKind = 2
+	// What somebody wants or likes.
+	NoteKind_NOTE_KIND_PREFERENCE NoteKind = 3
+	// How something is done.
+	NoteKind_NOTE_KIND_PROCEDURE NoteKind = 4
+	// Anything else.
+	NoteKind_NOTE_KIND_FREE_TEXT NoteKind = 5
+)
+
+// Enum value maps for NoteKind.
+var (
+	NoteKind_name = map[int32]string{
+		0: "NOTE_KIND_UNSPECIFIED",
+		1: "NOTE_KIND_FACT",
+		2: "NOTE_KIND_EVENT",
+		3: "NOTE_KIND_PREFERENCE",
+		4: "NOTE_KIND_PROCEDURE",
+		5: "NOTE_KIND_FREE_TEXT",
+	}
+	NoteKind_value = map[string]int32{
+		"NOTE_KIND_UNSPECIFIED": 0,
+		"NOTE_KIND_FACT":        1,
+		"NOTE_KIND_EVENT":       2,
+		"NOTE_KIND_PREFERENCE":  3,
+		"NOTE_KIND_PROCEDURE":   4,
+		"NOTE_KIND_FREE_TEXT":   5,
+	}
+)
+
+func (x NoteKind) Enum() *NoteKind {
+	p := new(NoteKind)
+	*p = x
+	return p
+}
+
+func (x NoteKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NoteKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_hit_proto_enumTypes[2].Descriptor()
+}
+
+func (NoteKind) Type() protoreflect.EnumType {
+	return &file_whence_v1_hit_proto_enumTypes[2]
+}
+
+func (x NoteKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NoteKind.Descriptor instead.
+func (NoteKind) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{2}
 }
 
 // Leg is a way by which a chunk can be found.
@@ -222,11 +297,11 @@ func (x Leg) String() string {
 }
 
 func (Leg) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_hit_proto_enumTypes[2].Descriptor()
+	return file_whence_v1_hit_proto_enumTypes[3].Descriptor()
 }
 
 func (Leg) Type() protoreflect.EnumType {
-	return &file_whence_v1_hit_proto_enumTypes[2]
+	return &file_whence_v1_hit_proto_enumTypes[3]
 }
 
 func (x Leg) Number() protoreflect.EnumNumber {
@@ -235,7 +310,7 @@ func (x Leg) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Leg.Descriptor instead.
 func (Leg) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{2}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{3}
 }
 
 // LeftOutReason says why a chunk is not in an answer.
@@ -275,11 +350,11 @@ func (x LeftOutReason) String() string {
 }
 
 func (LeftOutReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_hit_proto_enumTypes[3].Descriptor()
+	return file_whence_v1_hit_proto_enumTypes[4].Descriptor()
 }
 
 func (LeftOutReason) Type() protoreflect.EnumType {
-	return &file_whence_v1_hit_proto_enumTypes[3]
+	return &file_whence_v1_hit_proto_enumTypes[4]
 }
 
 func (x LeftOutReason) Number() protoreflect.EnumNumber {
@@ -288,7 +363,107 @@ func (x LeftOutReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LeftOutReason.Descriptor instead.
 func (LeftOutReason) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{3}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{4}
+}
+
+// Note is who wrote a note, and what they said of it.
+type Note struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What kind of note it is.
+	Kind NoteKind `protobuf:"varint,1,opt,name=kind,proto3,enum=whence.v1.NoteKind" json:"kind,omitempty"`
+	// The key by which its author supersedes it; empty when it has none.
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// ID of the task in which it was written.
+	Task string `protobuf:"bytes,3,opt,name=task,proto3" json:"task,omitempty"`
+	// The agent that wrote it.
+	Agent string `protobuf:"bytes,4,opt,name=agent,proto3" json:"agent,omitempty"`
+	// The user for whom.
+	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	// When it ends; absent when it does not.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// What it was concluded from, as its author named it.
+	DerivedFrom   []string `protobuf:"bytes,7,rep,name=derived_from,json=derivedFrom,proto3" json:"derived_from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Note) Reset() {
+	*x = Note{}
+	mi := &file_whence_v1_hit_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Note) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Note) ProtoMessage() {}
+
+func (x *Note) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_hit_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Note.ProtoReflect.Descriptor instead.
+func (*Note) Descriptor() ([]byte, []int) {
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Note) GetKind() NoteKind {
+	if x != nil {
+		return x.Kind
+	}
+	return NoteKind_NOTE_KIND_UNSPECIFIED
+}
+
+func (x *Note) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Note) GetTask() string {
+	if x != nil {
+		return x.Task
+	}
+	return ""
+}
+
+func (x *Note) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *Note) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Note) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Note) GetDerivedFrom() []string {
+	if x != nil {
+		return x.DerivedFrom
+	}
+	return nil
 }
 
 // Freshness is a state, why, and how far behind the source it may be.
@@ -307,7 +482,7 @@ type Freshness struct {
 
 func (x *Freshness) Reset() {
 	*x = Freshness{}
-	mi := &file_whence_v1_hit_proto_msgTypes[0]
+	mi := &file_whence_v1_hit_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -319,7 +494,7 @@ func (x *Freshness) String() string {
 func (*Freshness) ProtoMessage() {}
 
 func (x *Freshness) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[0]
+	mi := &file_whence_v1_hit_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -332,7 +507,7 @@ func (x *Freshness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Freshness.ProtoReflect.Descriptor instead.
 func (*Freshness) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{0}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Freshness) GetState() FreshnessState {
@@ -370,7 +545,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_whence_v1_hit_proto_msgTypes[1]
+	mi := &file_whence_v1_hit_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +557,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[1]
+	mi := &file_whence_v1_hit_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +570,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{1}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Span) GetStart() uint32 {
@@ -415,7 +590,7 @@ func (x *Span) GetEnd() uint32 {
 // Origin is where a chunk came from.
 type Origin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the source.
+	// Name of the source; "whence" for a note.
 	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	// Registered name of the table, "source.schema.name".
 	Table string `protobuf:"bytes,2,opt,name=table,proto3" json:"table,omitempty"`
@@ -438,14 +613,16 @@ type Origin struct {
 	// Where the chunk lies in the version's rendered text.
 	Span *Span `protobuf:"bytes,9,opt,name=span,proto3" json:"span,omitempty"`
 	// SHA-256 of the chunk's text, in lower-case hexadecimal.
-	Digest        string `protobuf:"bytes,10,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest string `protobuf:"bytes,10,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Who wrote it, for a note; absent for a row.
+	Note          *Note `protobuf:"bytes,11,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_whence_v1_hit_proto_msgTypes[2]
+	mi := &file_whence_v1_hit_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +634,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[2]
+	mi := &file_whence_v1_hit_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +647,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{2}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Origin) GetSource() string {
@@ -543,6 +720,13 @@ func (x *Origin) GetDigest() string {
 	return ""
 }
 
+func (x *Origin) GetNote() *Note {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
 // Embedding says which vector a chunk was found by.
 type Embedding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -556,7 +740,7 @@ type Embedding struct {
 
 func (x *Embedding) Reset() {
 	*x = Embedding{}
-	mi := &file_whence_v1_hit_proto_msgTypes[3]
+	mi := &file_whence_v1_hit_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +752,7 @@ func (x *Embedding) String() string {
 func (*Embedding) ProtoMessage() {}
 
 func (x *Embedding) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[3]
+	mi := &file_whence_v1_hit_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +765,7 @@ func (x *Embedding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Embedding.ProtoReflect.Descriptor instead.
 func (*Embedding) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{3}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Embedding) GetModel() string {
@@ -617,7 +801,7 @@ type Score struct {
 
 func (x *Score) Reset() {
 	*x = Score{}
-	mi := &file_whence_v1_hit_proto_msgTypes[4]
+	mi := &file_whence_v1_hit_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +813,7 @@ func (x *Score) String() string {
 func (*Score) ProtoMessage() {}
 
 func (x *Score) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[4]
+	mi := &file_whence_v1_hit_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +826,7 @@ func (x *Score) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Score.ProtoReflect.Descriptor instead.
 func (*Score) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{4}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Score) GetFinal() float64 {
@@ -703,14 +887,17 @@ type Hit struct {
 	// differs from what was captured and is still within scope and request.
 	LiveText *string `protobuf:"bytes,9,opt,name=live_text,json=liveText,proto3,oneof" json:"live_text,omitempty"`
 	// The legs that found it.
-	Legs          []Leg `protobuf:"varint,10,rep,packed,name=legs,proto3,enum=whence.v1.Leg" json:"legs,omitempty"`
+	Legs []Leg `protobuf:"varint,10,rep,packed,name=legs,proto3,enum=whence.v1.Leg" json:"legs,omitempty"`
+	// Its words have been erased from the stored answer since, for its row was purged
+	// or its note forgotten.
+	Erased        bool `protobuf:"varint,11,opt,name=erased,proto3" json:"erased,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hit) Reset() {
 	*x = Hit{}
-	mi := &file_whence_v1_hit_proto_msgTypes[5]
+	mi := &file_whence_v1_hit_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +909,7 @@ func (x *Hit) String() string {
 func (*Hit) ProtoMessage() {}
 
 func (x *Hit) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[5]
+	mi := &file_whence_v1_hit_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +922,7 @@ func (x *Hit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hit.ProtoReflect.Descriptor instead.
 func (*Hit) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{5}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Hit) GetChunkId() string {
@@ -808,6 +995,13 @@ func (x *Hit) GetLegs() []Leg {
 	return nil
 }
 
+func (x *Hit) GetErased() bool {
+	if x != nil {
+		return x.Erased
+	}
+	return false
+}
+
 // Explanation says how an answer came about.
 type Explanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -833,7 +1027,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_whence_v1_hit_proto_msgTypes[6]
+	mi := &file_whence_v1_hit_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +1039,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[6]
+	mi := &file_whence_v1_hit_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +1052,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{6}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Explanation) GetDenseWeight() float64 {
@@ -938,7 +1132,7 @@ type LeftOut struct {
 
 func (x *LeftOut) Reset() {
 	*x = LeftOut{}
-	mi := &file_whence_v1_hit_proto_msgTypes[7]
+	mi := &file_whence_v1_hit_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1144,7 @@ func (x *LeftOut) String() string {
 func (*LeftOut) ProtoMessage() {}
 
 func (x *LeftOut) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[7]
+	mi := &file_whence_v1_hit_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1157,7 @@ func (x *LeftOut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeftOut.ProtoReflect.Descriptor instead.
 func (*LeftOut) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{7}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LeftOut) GetChunkId() string {
@@ -1011,7 +1205,7 @@ func (x *LeftOut) GetReason() LeftOutReason {
 // Watermark is how far capture had applied one source.
 type Watermark struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the source.
+	// Name of the source; "whence" for a note.
 	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	// Everything committed before this position was applied.
 	Lsn string `protobuf:"bytes,2,opt,name=lsn,proto3" json:"lsn,omitempty"`
@@ -1027,7 +1221,7 @@ type Watermark struct {
 
 func (x *Watermark) Reset() {
 	*x = Watermark{}
-	mi := &file_whence_v1_hit_proto_msgTypes[8]
+	mi := &file_whence_v1_hit_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1233,7 @@ func (x *Watermark) String() string {
 func (*Watermark) ProtoMessage() {}
 
 func (x *Watermark) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_hit_proto_msgTypes[8]
+	mi := &file_whence_v1_hit_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1246,7 @@ func (x *Watermark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Watermark.ProtoReflect.Descriptor instead.
 func (*Watermark) Descriptor() ([]byte, []int) {
-	return file_whence_v1_hit_proto_rawDescGZIP(), []int{8}
+	return file_whence_v1_hit_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Watermark) GetSource() string {
@@ -1094,14 +1288,23 @@ var File_whence_v1_hit_proto protoreflect.FileDescriptor
 
 const file_whence_v1_hit_proto_rawDesc = "" +
 	"\n" +
-	"\x13whence/v1/hit.proto\x12\twhence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n" +
+	"\x13whence/v1/hit.proto\x12\twhence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x01\n" +
+	"\x04Note\x12'\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x13.whence.v1.NoteKindR\x04kind\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
+	"\x04task\x18\x03 \x01(\tR\x04task\x12\x14\n" +
+	"\x05agent\x18\x04 \x01(\tR\x05agent\x12\x12\n" +
+	"\x04user\x18\x05 \x01(\tR\x04user\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12!\n" +
+	"\fderived_from\x18\a \x03(\tR\vderivedFrom\"\xa5\x01\n" +
 	"\tFreshness\x12/\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x19.whence.v1.FreshnessStateR\x05state\x124\n" +
 	"\areasons\x18\x02 \x03(\x0e2\x1a.whence.v1.FreshnessReasonR\areasons\x121\n" +
 	"\x06behind\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06behind\".\n" +
 	"\x04Span\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\rR\x05start\x12\x10\n" +
-	"\x03end\x18\x02 \x01(\rR\x03end\"\xdc\x02\n" +
+	"\x03end\x18\x02 \x01(\rR\x03end\"\x81\x03\n" +
 	"\x06Origin\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12)\n" +
@@ -1115,7 +1318,8 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\acolumns\x18\b \x03(\tR\acolumns\x12#\n" +
 	"\x04span\x18\t \x01(\v2\x0f.whence.v1.SpanR\x04span\x12\x16\n" +
 	"\x06digest\x18\n" +
-	" \x01(\tR\x06digest\"^\n" +
+	" \x01(\tR\x06digest\x12#\n" +
+	"\x04note\x18\v \x01(\v2\x0f.whence.v1.NoteR\x04note\"^\n" +
 	"\tEmbedding\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12;\n" +
 	"\vembedded_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -1128,7 +1332,7 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\alexical\x18\x05 \x01(\x01H\x01R\alexical\x88\x01\x01B\b\n" +
 	"\x06_denseB\n" +
 	"\n" +
-	"\b_lexical\"\xb5\x03\n" +
+	"\b_lexical\"\xcd\x03\n" +
 	"\x03Hit\x12\x19\n" +
 	"\bchunk_id\x18\x01 \x01(\tR\achunkId\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12&\n" +
@@ -1142,7 +1346,8 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"attributes\x12 \n" +
 	"\tlive_text\x18\t \x01(\tH\x01R\bliveText\x88\x01\x01\x12\"\n" +
 	"\x04legs\x18\n" +
-	" \x03(\x0e2\x0e.whence.v1.LegR\x04legsB\x0f\n" +
+	" \x03(\x0e2\x0e.whence.v1.LegR\x04legs\x12\x16\n" +
+	"\x06erased\x18\v \x01(\bR\x06erasedB\x0f\n" +
 	"\r_matched_textB\f\n" +
 	"\n" +
 	"_live_text\"\xd5\x02\n" +
@@ -1176,7 +1381,7 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\x15FRESHNESS_STATE_FRESH\x10\x01\x12\x19\n" +
 	"\x15FRESHNESS_STATE_STALE\x10\x02\x12\x1b\n" +
 	"\x17FRESHNESS_STATE_UNKNOWN\x10\x03\x12\x1c\n" +
-	"\x18FRESHNESS_STATE_VERIFIED\x10\x04*\x83\x03\n" +
+	"\x18FRESHNESS_STATE_VERIFIED\x10\x04*\xd6\x03\n" +
 	"\x0fFreshnessReason\x12 \n" +
 	"\x1cFRESHNESS_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fFRESHNESS_REASON_SOURCE_CHANGED\x10\x01\x12#\n" +
@@ -1187,7 +1392,17 @@ const file_whence_v1_hit_proto_rawDesc = "" +
 	"\x1fFRESHNESS_REASON_CAPTURE_PAUSED\x10\x06\x12#\n" +
 	"\x1fFRESHNESS_REASON_CAPTURE_BROKEN\x10\a\x12#\n" +
 	"\x1fFRESHNESS_REASON_SCHEMA_CHANGED\x10\b\x12\"\n" +
-	"\x1eFRESHNESS_REASON_ROW_SET_ASIDE\x10\t*J\n" +
+	"\x1eFRESHNESS_REASON_ROW_SET_ASIDE\x10\t\x12%\n" +
+	"!FRESHNESS_REASON_EVIDENCE_CHANGED\x10\n" +
+	"\x12*\n" +
+	"&FRESHNESS_REASON_EVIDENCE_OUT_OF_SCOPE\x10\v*\x9a\x01\n" +
+	"\bNoteKind\x12\x19\n" +
+	"\x15NOTE_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eNOTE_KIND_FACT\x10\x01\x12\x13\n" +
+	"\x0fNOTE_KIND_EVENT\x10\x02\x12\x18\n" +
+	"\x14NOTE_KIND_PREFERENCE\x10\x03\x12\x17\n" +
+	"\x13NOTE_KIND_PROCEDURE\x10\x04\x12\x17\n" +
+	"\x13NOTE_KIND_FREE_TEXT\x10\x05*J\n" +
 	"\x03Leg\x12\x13\n" +
 	"\x0fLEG_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tLEG_DENSE\x10\x01\x12\x0f\n" +
@@ -1211,54 +1426,59 @@ func file_whence_v1_hit_proto_rawDescGZIP() []byte {
 	return file_whence_v1_hit_proto_rawDescData
 }
 
-var file_whence_v1_hit_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_whence_v1_hit_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_whence_v1_hit_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_whence_v1_hit_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_whence_v1_hit_proto_goTypes = []any{
 	(FreshnessState)(0),           // 0: whence.v1.FreshnessState
 	(FreshnessReason)(0),          // 1: whence.v1.FreshnessReason
-	(Leg)(0),                      // 2: whence.v1.Leg
-	(LeftOutReason)(0),            // 3: whence.v1.LeftOutReason
-	(*Freshness)(nil),             // 4: whence.v1.Freshness
-	(*Span)(nil),                  // 5: whence.v1.Span
-	(*Origin)(nil),                // 6: whence.v1.Origin
-	(*Embedding)(nil),             // 7: whence.v1.Embedding
-	(*Score)(nil),                 // 8: whence.v1.Score
-	(*Hit)(nil),                   // 9: whence.v1.Hit
-	(*Explanation)(nil),           // 10: whence.v1.Explanation
-	(*LeftOut)(nil),               // 11: whence.v1.LeftOut
-	(*Watermark)(nil),             // 12: whence.v1.Watermark
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
+	(NoteKind)(0),                 // 2: whence.v1.NoteKind
+	(Leg)(0),                      // 3: whence.v1.Leg
+	(LeftOutReason)(0),            // 4: whence.v1.LeftOutReason
+	(*Note)(nil),                  // 5: whence.v1.Note
+	(*Freshness)(nil),             // 6: whence.v1.Freshness
+	(*Span)(nil),                  // 7: whence.v1.Span
+	(*Origin)(nil),                // 8: whence.v1.Origin
+	(*Embedding)(nil),             // 9: whence.v1.Embedding
+	(*Score)(nil),                 // 10: whence.v1.Score
+	(*Hit)(nil),                   // 11: whence.v1.Hit
+	(*Explanation)(nil),           // 12: whence.v1.Explanation
+	(*LeftOut)(nil),               // 13: whence.v1.LeftOut
+	(*Watermark)(nil),             // 14: whence.v1.Watermark
 	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 17: google.protobuf.Struct
 }
 var file_whence_v1_hit_proto_depIdxs = []int32{
-	0,  // 0: whence.v1.Freshness.state:type_name -> whence.v1.FreshnessState
-	1,  // 1: whence.v1.Freshness.reasons:type_name -> whence.v1.FreshnessReason
-	13, // 2: whence.v1.Freshness.behind:type_name -> google.protobuf.Duration
-	14, // 3: whence.v1.Origin.key:type_name -> google.protobuf.Struct
-	15, // 4: whence.v1.Origin.commit_time:type_name -> google.protobuf.Timestamp
-	15, // 5: whence.v1.Origin.event_time:type_name -> google.protobuf.Timestamp
-	5,  // 6: whence.v1.Origin.span:type_name -> whence.v1.Span
-	15, // 7: whence.v1.Embedding.embedded_at:type_name -> google.protobuf.Timestamp
-	6,  // 8: whence.v1.Hit.origin:type_name -> whence.v1.Origin
-	7,  // 9: whence.v1.Hit.embedding:type_name -> whence.v1.Embedding
-	4,  // 10: whence.v1.Hit.freshness:type_name -> whence.v1.Freshness
-	8,  // 11: whence.v1.Hit.score:type_name -> whence.v1.Score
-	14, // 12: whence.v1.Hit.attributes:type_name -> google.protobuf.Struct
-	2,  // 13: whence.v1.Hit.legs:type_name -> whence.v1.Leg
-	11, // 14: whence.v1.Explanation.left_out:type_name -> whence.v1.LeftOut
-	14, // 15: whence.v1.LeftOut.key:type_name -> google.protobuf.Struct
-	8,  // 16: whence.v1.LeftOut.score:type_name -> whence.v1.Score
-	2,  // 17: whence.v1.LeftOut.legs:type_name -> whence.v1.Leg
-	3,  // 18: whence.v1.LeftOut.reason:type_name -> whence.v1.LeftOutReason
-	15, // 19: whence.v1.Watermark.commit_time:type_name -> google.protobuf.Timestamp
-	15, // 20: whence.v1.Watermark.caught_up_at:type_name -> google.protobuf.Timestamp
-	13, // 21: whence.v1.Watermark.lag:type_name -> google.protobuf.Duration
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	2,  // 0: whence.v1.Note.kind:type_name -> whence.v1.NoteKind
+	15, // 1: whence.v1.Note.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 2: whence.v1.Freshness.state:type_name -> whence.v1.FreshnessState
+	1,  // 3: whence.v1.Freshness.reasons:type_name -> whence.v1.FreshnessReason
+	16, // 4: whence.v1.Freshness.behind:type_name -> google.protobuf.Duration
+	17, // 5: whence.v1.Origin.key:type_name -> google.protobuf.Struct
+	15, // 6: whence.v1.Origin.commit_time:type_name -> google.protobuf.Timestamp
+	15, // 7: whence.v1.Origin.event_time:type_name -> google.protobuf.Timestamp
+	7,  // 8: whence.v1.Origin.span:type_name -> whence.v1.Span
+	5,  // 9: whence.v1.Origin.note:type_name -> whence.v1.Note
+	15, // 10: whence.v1.Embedding.embedded_at:type_name -> google.protobuf.Timestamp
+	8,  // 11: whence.v1.Hit.origin:type_name -> whence.v1.Origin
+	9,  // 12: whence.v1.Hit.embedding:type_name -> whence.v1.Embedding
+	6,  // 13: whence.v1.Hit.freshness:type_name -> whence.v1.Freshness
+	10, // 14: whence.v1.Hit.score:type_name -> whence.v1.Score
+	17, // 15: whence.v1.Hit.attributes:type_name -> google.protobuf.Struct
+	3,  // 16: whence.v1.Hit.legs:type_name -> whence.v1.Leg
+	13, // 17: whence.v1.Explanation.left_out:type_name -> whence.v1.LeftOut
+	17, // 18: whence.v1.LeftOut.key:type_name -> google.protobuf.Struct
+	10, // 19: whence.v1.LeftOut.score:type_name -> whence.v1.Score
+	3,  // 20: whence.v1.LeftOut.legs:type_name -> whence.v1.Leg
+	4,  // 21: whence.v1.LeftOut.reason:type_name -> whence.v1.LeftOutReason
+	15, // 22: whence.v1.Watermark.commit_time:type_name -> google.protobuf.Timestamp
+	15, // 23: whence.v1.Watermark.caught_up_at:type_name -> google.protobuf.Timestamp
+	16, // 24: whence.v1.Watermark.lag:type_name -> google.protobuf.Duration
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_hit_proto_init() }
@@ -1266,15 +1486,15 @@ func file_whence_v1_hit_proto_init() {
 	if File_whence_v1_hit_proto != nil {
 		return
 	}
-	file_whence_v1_hit_proto_msgTypes[4].OneofWrappers = []any{}
 	file_whence_v1_hit_proto_msgTypes[5].OneofWrappers = []any{}
+	file_whence_v1_hit_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_hit_proto_rawDesc), len(file_whence_v1_hit_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   9,
+			NumEnums:      5,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

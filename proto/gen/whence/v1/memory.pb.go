@@ -78,71 +78,6 @@ func (RecordState) EnumDescriptor() ([]byte, []int) {
 	return file_whence_v1_memory_proto_rawDescGZIP(), []int{0}
 }
 
-// NoteKind sorts notes by what they say.
-type NoteKind int32
-
-const (
-	// Not set; in a request it means NOTE_KIND_FREE_TEXT.
-	NoteKind_NOTE_KIND_UNSPECIFIED NoteKind = 0
-	// Something that holds until it is corrected.
-	NoteKind_NOTE_KIND_FACT NoteKind = 1
-	// Something that happened at a time.
-	NoteKind_NOTE_KIND_EVENT NoteKind = 2
-	// What somebody wants or likes.
-	NoteKind_NOTE_KIND_PREFERENCE NoteKind = 3
-	// How something is done.
-	NoteKind_NOTE_KIND_PROCEDURE NoteKind = 4
-	// Anything else.
-	NoteKind_NOTE_KIND_FREE_TEXT NoteKind = 5
-)
-
-// Enum value maps for NoteKind.
-var (
-	NoteKind_name = map[int32]string{
-		0: "NOTE_KIND_UNSPECIFIED",
-		1: "NOTE_KIND_FACT",
-		2: "NOTE_KIND_EVENT",
-		3: "NOTE_KIND_PREFERENCE",
-		4: "NOTE_KIND_PROCEDURE",
-		5: "NOTE_KIND_FREE_TEXT",
-	}
-	NoteKind_value = map[string]int32{
-		"NOTE_KIND_UNSPECIFIED": 0,
-		"NOTE_KIND_FACT":        1,
-		"NOTE_KIND_EVENT":       2,
-		"NOTE_KIND_PREFERENCE":  3,
-		"NOTE_KIND_PROCEDURE":   4,
-		"NOTE_KIND_FREE_TEXT":   5,
-	}
-)
-
-func (x NoteKind) Enum() *NoteKind {
-	p := new(NoteKind)
-	*p = x
-	return p
-}
-
-func (x NoteKind) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (NoteKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_memory_proto_enumTypes[1].Descriptor()
-}
-
-func (NoteKind) Type() protoreflect.EnumType {
-	return &file_whence_v1_memory_proto_enumTypes[1]
-}
-
-func (x NoteKind) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use NoteKind.Descriptor instead.
-func (NoteKind) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{1}
-}
-
 // Verdict says how good an answer turned out to be.
 type Verdict int32
 
@@ -188,11 +123,11 @@ func (x Verdict) String() string {
 }
 
 func (Verdict) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_memory_proto_enumTypes[2].Descriptor()
+	return file_whence_v1_memory_proto_enumTypes[1].Descriptor()
 }
 
 func (Verdict) Type() protoreflect.EnumType {
-	return &file_whence_v1_memory_proto_enumTypes[2]
+	return &file_whence_v1_memory_proto_enumTypes[1]
 }
 
 func (x Verdict) Number() protoreflect.EnumNumber {
@@ -201,7 +136,7 @@ func (x Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verdict.Descriptor instead.
 func (Verdict) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{2}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{1}
 }
 
 // Recency says how much the age of a hit counts.
@@ -339,7 +274,8 @@ type QueryRequest struct {
 	Subjects []string `protobuf:"bytes,3,rep,name=subjects,proto3" json:"subjects,omitempty"`
 	// Only records whose attributes have these values, at most 32. A name that no
 	// asked table has as an attribute is refused with FILTER_UNKNOWN, which lists
-	// those there are.
+	// those there are. Notes can be filtered by any attribute when tables names
+	// "whence.notes".
 	Filter map[string]string `protobuf:"bytes,4,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The most hits to return, 1 to 200; absent: 10.
 	Limit *uint32 `protobuf:"varint,5,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
@@ -583,7 +519,9 @@ type Record struct {
 	// The attribute columns: name to value.
 	Attributes *structpb.Struct `protobuf:"bytes,11,opt,name=attributes,proto3" json:"attributes,omitempty"`
 	// How far the record can be relied on.
-	Freshness     *Freshness `protobuf:"bytes,12,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	Freshness *Freshness `protobuf:"bytes,12,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// Who wrote it, for a note; absent for a row.
+	Note          *Note `protobuf:"bytes,13,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,6 +636,13 @@ func (x *Record) GetAttributes() *structpb.Struct {
 func (x *Record) GetFreshness() *Freshness {
 	if x != nil {
 		return x.Freshness
+	}
+	return nil
+}
+
+func (x *Record) GetNote() *Note {
+	if x != nil {
+		return x.Note
 	}
 	return nil
 }
@@ -1074,15 +1019,22 @@ type RememberRequest struct {
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// What kind of note; unset: free text.
 	Kind NoteKind `protobuf:"varint,2,opt,name=kind,proto3,enum=whence.v1.NoteKind" json:"kind,omitempty"`
-	// Whom or what it is about; must be in the task's scope.
+	// Whom or what it is about, at most 1,024 bytes; must be in the task's scope.
 	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
 	// When what it tells of happened; absent: now.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`
-	// Attributes, at most 32: name to text or null.
+	// Attributes, at most 32: name to text or null. Those that the task's scope is
+	// bound to are added; names of a note's own columns are refused.
 	Attributes *structpb.Struct `protobuf:"bytes,5,opt,name=attributes,proto3" json:"attributes,omitempty"`
 	// What the note was concluded from: `answerId`s of answers, or `chunkId`s of
 	// hits, that the task was given; at most 100.
-	DerivedFrom   []string `protobuf:"bytes,6,rep,name=derived_from,json=derivedFrom,proto3" json:"derived_from,omitempty"`
+	DerivedFrom []string `protobuf:"bytes,6,rep,name=derived_from,json=derivedFrom,proto3" json:"derived_from,omitempty"`
+	// Name under which to supersede the note: a later one with the same key, about
+	// the same subject, within scopes bound to the same attributes, becomes its next
+	// version. Empty: every call writes a note of its own.
+	Key string `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	// When the note ends: it is not found from then on, and removed. Absent: never.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1155,6 +1107,20 @@ func (x *RememberRequest) GetAttributes() *structpb.Struct {
 func (x *RememberRequest) GetDerivedFrom() []string {
 	if x != nil {
 		return x.DerivedFrom
+	}
+	return nil
+}
+
+func (x *RememberRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RememberRequest) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
 	}
 	return nil
 }
@@ -1684,7 +1650,7 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\bdegraded\x18\x04 \x01(\bR\bdegraded\x12'\n" +
 	"\x0fdegraded_reason\x18\x05 \x01(\tR\x0edegradedReason\x12)\n" +
 	"\x06budget\x18\x06 \x01(\v2\x11.whence.v1.BudgetR\x06budget\x128\n" +
-	"\vexplanation\x18\a \x01(\v2\x16.whence.v1.ExplanationR\vexplanation\"\xfa\x03\n" +
+	"\vexplanation\x18\a \x01(\v2\x16.whence.v1.ExplanationR\vexplanation\"\x9f\x04\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12)\n" +
 	"\x03key\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x03key\x12,\n" +
@@ -1702,7 +1668,8 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\v \x01(\v2\x17.google.protobuf.StructR\n" +
 	"attributes\x122\n" +
-	"\tfreshness\x18\f \x01(\v2\x14.whence.v1.FreshnessR\tfreshnessB\n" +
+	"\tfreshness\x18\f \x01(\v2\x14.whence.v1.FreshnessR\tfreshness\x12#\n" +
+	"\x04note\x18\r \x01(\v2\x0f.whence.v1.NoteR\x04noteB\n" +
 	"\n" +
 	"\b_subject\"\xc7\x02\n" +
 	"\aVersion\x12\x18\n" +
@@ -1739,12 +1706,12 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\x14ListVersionsResponse\x12.\n" +
 	"\bversions\x18\x01 \x03(\v2\x12.whence.v1.VersionR\bversions\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12)\n" +
-	"\x06budget\x18\x03 \x01(\v2\x11.whence.v1.BudgetR\x06budget\"\xc0\x04\n" +
+	"\x06budget\x18\x03 \x01(\v2\x11.whence.v1.BudgetR\x06budget\"\x99\x05\n" +
 	"\x0fRememberRequest\x12k\n" +
 	"\x04text\x18\x01 \x01(\tBW\xbaHT\xba\x01I\n" +
 	"\x13remember.text.blank\x12\x11must not be blank\x1a\x1fthis == '' || this.trim() != ''r\x06\x10\x01\x18\x80\x80\x04R\x04text\x121\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x13.whence.v1.NoteKindB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12\"\n" +
-	"\asubject\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\asubject\x129\n" +
+	"\asubject\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\asubject\x129\n" +
 	"\n" +
 	"event_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\teventTime\x12\xf5\x01\n" +
 	"\n" +
@@ -1752,7 +1719,10 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\x0fattributes.size\x12\x1cmust have at most 32 members\x1a\x10size(this) <= 32\xba\x01p\n" +
 	"\x0fattributes.text\x12\x1bvalues must be text or null\x1a@this.all(name, this[name] == null || type(this[name]) == string)R\n" +
 	"attributes\x126\n" +
-	"\fderived_from\x18\x06 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10d\x18\x01\"\ar\x05\x10\x01\x18\x80\x01R\vderivedFrom\"~\n" +
+	"\fderived_from\x18\x06 \x03(\tB\x13\xbaH\x10\x92\x01\r\x10d\x18\x01\"\ar\x05\x10\x01\x18\x80\x01R\vderivedFrom\x12\x1a\n" +
+	"\x03key\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x03key\x12;\n" +
+	"\vexpire_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"~\n" +
 	"\x10RememberResponse\x12)\n" +
 	"\x06record\x18\x01 \x01(\v2\x11.whence.v1.RecordR\x06record\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12)\n" +
@@ -1794,14 +1764,7 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\vRecordState\x12\x1c\n" +
 	"\x18RECORD_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11RECORD_STATE_LIVE\x10\x01\x12\x18\n" +
-	"\x14RECORD_STATE_DELETED\x10\x02*\x9a\x01\n" +
-	"\bNoteKind\x12\x19\n" +
-	"\x15NOTE_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
-	"\x0eNOTE_KIND_FACT\x10\x01\x12\x13\n" +
-	"\x0fNOTE_KIND_EVENT\x10\x02\x12\x18\n" +
-	"\x14NOTE_KIND_PREFERENCE\x10\x03\x12\x17\n" +
-	"\x13NOTE_KIND_PROCEDURE\x10\x04\x12\x17\n" +
-	"\x13NOTE_KIND_FREE_TEXT\x10\x05*w\n" +
+	"\x14RECORD_STATE_DELETED\x10\x02*w\n" +
 	"\aVerdict\x12\x17\n" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eVERDICT_USEFUL\x10\x01\x12\x16\n" +
@@ -1829,99 +1792,102 @@ func file_whence_v1_memory_proto_rawDescGZIP() []byte {
 	return file_whence_v1_memory_proto_rawDescData
 }
 
-var file_whence_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_whence_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_whence_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_whence_v1_memory_proto_goTypes = []any{
 	(RecordState)(0),              // 0: whence.v1.RecordState
-	(NoteKind)(0),                 // 1: whence.v1.NoteKind
-	(Verdict)(0),                  // 2: whence.v1.Verdict
-	(*Recency)(nil),               // 3: whence.v1.Recency
-	(*Consistency)(nil),           // 4: whence.v1.Consistency
-	(*QueryRequest)(nil),          // 5: whence.v1.QueryRequest
-	(*QueryResponse)(nil),         // 6: whence.v1.QueryResponse
-	(*Record)(nil),                // 7: whence.v1.Record
-	(*Version)(nil),               // 8: whence.v1.Version
-	(*GetRecordRequest)(nil),      // 9: whence.v1.GetRecordRequest
-	(*GetRecordResponse)(nil),     // 10: whence.v1.GetRecordResponse
-	(*ListVersionsRequest)(nil),   // 11: whence.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),  // 12: whence.v1.ListVersionsResponse
-	(*RememberRequest)(nil),       // 13: whence.v1.RememberRequest
-	(*RememberResponse)(nil),      // 14: whence.v1.RememberResponse
-	(*ForgetRequest)(nil),         // 15: whence.v1.ForgetRequest
-	(*ForgetResponse)(nil),        // 16: whence.v1.ForgetResponse
-	(*ReportAnswerRequest)(nil),   // 17: whence.v1.ReportAnswerRequest
-	(*ReportAnswerResponse)(nil),  // 18: whence.v1.ReportAnswerResponse
-	(*WatchAnswersRequest)(nil),   // 19: whence.v1.WatchAnswersRequest
-	(*WatchAnswersResponse)(nil),  // 20: whence.v1.WatchAnswersResponse
-	nil,                           // 21: whence.v1.QueryRequest.FilterEntry
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*Hit)(nil),                   // 24: whence.v1.Hit
-	(*Watermark)(nil),             // 25: whence.v1.Watermark
-	(*Budget)(nil),                // 26: whence.v1.Budget
-	(*Explanation)(nil),           // 27: whence.v1.Explanation
-	(*structpb.Struct)(nil),       // 28: google.protobuf.Struct
-	(*Freshness)(nil),             // 29: whence.v1.Freshness
-	(FreshnessReason)(0),          // 30: whence.v1.FreshnessReason
+	(Verdict)(0),                  // 1: whence.v1.Verdict
+	(*Recency)(nil),               // 2: whence.v1.Recency
+	(*Consistency)(nil),           // 3: whence.v1.Consistency
+	(*QueryRequest)(nil),          // 4: whence.v1.QueryRequest
+	(*QueryResponse)(nil),         // 5: whence.v1.QueryResponse
+	(*Record)(nil),                // 6: whence.v1.Record
+	(*Version)(nil),               // 7: whence.v1.Version
+	(*GetRecordRequest)(nil),      // 8: whence.v1.GetRecordRequest
+	(*GetRecordResponse)(nil),     // 9: whence.v1.GetRecordResponse
+	(*ListVersionsRequest)(nil),   // 10: whence.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),  // 11: whence.v1.ListVersionsResponse
+	(*RememberRequest)(nil),       // 12: whence.v1.RememberRequest
+	(*RememberResponse)(nil),      // 13: whence.v1.RememberResponse
+	(*ForgetRequest)(nil),         // 14: whence.v1.ForgetRequest
+	(*ForgetResponse)(nil),        // 15: whence.v1.ForgetResponse
+	(*ReportAnswerRequest)(nil),   // 16: whence.v1.ReportAnswerRequest
+	(*ReportAnswerResponse)(nil),  // 17: whence.v1.ReportAnswerResponse
+	(*WatchAnswersRequest)(nil),   // 18: whence.v1.WatchAnswersRequest
+	(*WatchAnswersResponse)(nil),  // 19: whence.v1.WatchAnswersResponse
+	nil,                           // 20: whence.v1.QueryRequest.FilterEntry
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*Hit)(nil),                   // 23: whence.v1.Hit
+	(*Watermark)(nil),             // 24: whence.v1.Watermark
+	(*Budget)(nil),                // 25: whence.v1.Budget
+	(*Explanation)(nil),           // 26: whence.v1.Explanation
+	(*structpb.Struct)(nil),       // 27: google.protobuf.Struct
+	(*Freshness)(nil),             // 28: whence.v1.Freshness
+	(*Note)(nil),                  // 29: whence.v1.Note
+	(NoteKind)(0),                 // 30: whence.v1.NoteKind
+	(FreshnessReason)(0),          // 31: whence.v1.FreshnessReason
 }
 var file_whence_v1_memory_proto_depIdxs = []int32{
-	22, // 0: whence.v1.Recency.half_life:type_name -> google.protobuf.Duration
-	22, // 1: whence.v1.Consistency.max_staleness:type_name -> google.protobuf.Duration
-	21, // 2: whence.v1.QueryRequest.filter:type_name -> whence.v1.QueryRequest.FilterEntry
-	3,  // 3: whence.v1.QueryRequest.recency:type_name -> whence.v1.Recency
-	4,  // 4: whence.v1.QueryRequest.consistency:type_name -> whence.v1.Consistency
-	23, // 5: whence.v1.QueryRequest.as_of:type_name -> google.protobuf.Timestamp
-	24, // 6: whence.v1.QueryResponse.hits:type_name -> whence.v1.Hit
-	25, // 7: whence.v1.QueryResponse.watermark:type_name -> whence.v1.Watermark
-	26, // 8: whence.v1.QueryResponse.budget:type_name -> whence.v1.Budget
-	27, // 9: whence.v1.QueryResponse.explanation:type_name -> whence.v1.Explanation
-	28, // 10: whence.v1.Record.key:type_name -> google.protobuf.Struct
+	21, // 0: whence.v1.Recency.half_life:type_name -> google.protobuf.Duration
+	21, // 1: whence.v1.Consistency.max_staleness:type_name -> google.protobuf.Duration
+	20, // 2: whence.v1.QueryRequest.filter:type_name -> whence.v1.QueryRequest.FilterEntry
+	2,  // 3: whence.v1.QueryRequest.recency:type_name -> whence.v1.Recency
+	3,  // 4: whence.v1.QueryRequest.consistency:type_name -> whence.v1.Consistency
+	22, // 5: whence.v1.QueryRequest.as_of:type_name -> google.protobuf.Timestamp
+	23, // 6: whence.v1.QueryResponse.hits:type_name -> whence.v1.Hit
+	24, // 7: whence.v1.QueryResponse.watermark:type_name -> whence.v1.Watermark
+	25, // 8: whence.v1.QueryResponse.budget:type_name -> whence.v1.Budget
+	26, // 9: whence.v1.QueryResponse.explanation:type_name -> whence.v1.Explanation
+	27, // 10: whence.v1.Record.key:type_name -> google.protobuf.Struct
 	0,  // 11: whence.v1.Record.state:type_name -> whence.v1.RecordState
-	23, // 12: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
-	23, // 13: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
-	28, // 14: whence.v1.Record.columns:type_name -> google.protobuf.Struct
-	28, // 15: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
-	29, // 16: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
-	23, // 17: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
-	23, // 18: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
-	28, // 19: whence.v1.Version.columns:type_name -> google.protobuf.Struct
-	28, // 20: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
-	7,  // 21: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
-	26, // 22: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
-	28, // 23: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
-	8,  // 24: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
-	26, // 25: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
-	1,  // 26: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
-	23, // 27: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
-	28, // 28: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
-	7,  // 29: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
-	26, // 30: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
-	28, // 31: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
-	26, // 32: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
-	2,  // 33: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
-	26, // 34: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
-	28, // 35: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
-	30, // 36: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
-	23, // 37: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
-	5,  // 38: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
-	9,  // 39: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
-	11, // 40: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
-	13, // 41: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
-	15, // 42: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
-	17, // 43: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
-	19, // 44: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
-	6,  // 45: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
-	10, // 46: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
-	12, // 47: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
-	14, // 48: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
-	16, // 49: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
-	18, // 50: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
-	20, // 51: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
-	45, // [45:52] is the sub-list for method output_type
-	38, // [38:45] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	22, // 12: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
+	22, // 13: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
+	27, // 14: whence.v1.Record.columns:type_name -> google.protobuf.Struct
+	27, // 15: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
+	28, // 16: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
+	29, // 17: whence.v1.Record.note:type_name -> whence.v1.Note
+	22, // 18: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
+	22, // 19: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
+	27, // 20: whence.v1.Version.columns:type_name -> google.protobuf.Struct
+	27, // 21: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
+	6,  // 22: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
+	25, // 23: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
+	27, // 24: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
+	7,  // 25: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
+	25, // 26: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
+	30, // 27: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
+	22, // 28: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
+	27, // 29: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
+	22, // 30: whence.v1.RememberRequest.expire_time:type_name -> google.protobuf.Timestamp
+	6,  // 31: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
+	25, // 32: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
+	27, // 33: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
+	25, // 34: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
+	1,  // 35: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
+	25, // 36: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
+	27, // 37: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
+	31, // 38: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
+	22, // 39: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
+	4,  // 40: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
+	8,  // 41: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
+	10, // 42: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
+	12, // 43: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
+	14, // 44: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
+	16, // 45: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
+	18, // 46: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
+	5,  // 47: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
+	9,  // 48: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
+	11, // 49: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
+	13, // 50: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
+	15, // 51: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
+	17, // 52: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
+	19, // 53: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
+	47, // [47:54] is the sub-list for method output_type
+	40, // [40:47] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_memory_proto_init() }
@@ -1940,7 +1906,7 @@ func file_whence_v1_memory_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_memory_proto_rawDesc), len(file_whence_v1_memory_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      2,
 			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,

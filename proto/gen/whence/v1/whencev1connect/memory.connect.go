@@ -105,11 +105,10 @@ type MemoryServiceClient interface {
 	GetRecord(context.Context, *v1.GetRecordRequest) (*v1.GetRecordResponse, error)
 	// ListVersions lists a record's captured versions, newest first.
 	ListVersions(context.Context, *v1.ListVersionsRequest) (*v1.ListVersionsResponse, error)
-	// Remember writes a note. Takes an Idempotency-Key header. Not yet
-	// implemented: answers `unimplemented`.
+	// Remember writes a note. Takes an Idempotency-Key header.
 	Remember(context.Context, *v1.RememberRequest) (*v1.RememberResponse, error)
-	// Forget removes a note with its versions, chunks and vectors. Takes an
-	// Idempotency-Key header. Not yet implemented: answers `unimplemented`.
+	// Forget removes a note with its versions, chunks and vectors, and its words
+	// in every stored answer. Takes an Idempotency-Key header.
 	Forget(context.Context, *v1.ForgetRequest) (*v1.ForgetResponse, error)
 	// ReportAnswer says how good an answer turned out to be. Takes an
 	// Idempotency-Key header. Not yet implemented: answers `unimplemented`.
@@ -156,11 +155,10 @@ type MemoryServiceHandler interface {
 	GetRecord(context.Context, *v1.GetRecordRequest) (*v1.GetRecordResponse, error)
 	// ListVersions lists a record's captured versions, newest first.
 	ListVersions(context.Context, *v1.ListVersionsRequest) (*v1.ListVersionsResponse, error)
-	// Remember writes a note. Takes an Idempotency-Key header. Not yet
-	// implemented: answers `unimplemented`.
+	// Remember writes a note. Takes an Idempotency-Key header.
 	Remember(context.Context, *v1.RememberRequest) (*v1.RememberResponse, error)
-	// Forget removes a note with its versions, chunks and vectors. Takes an
-	// Idempotency-Key header. Not yet implemented: answers `unimplemented`.
+	// Forget removes a note with its versions, chunks and vectors, and its words
+	// in every stored answer. Takes an Idempotency-Key header.
 	Forget(context.Context, *v1.ForgetRequest) (*v1.ForgetResponse, error)
 	// ReportAnswer says how good an answer turned out to be. Takes an
 	// Idempotency-Key header. Not yet implemented: answers `unimplemented`.

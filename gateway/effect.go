@@ -1,0 +1,145 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/index"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+// effect runs what a call writes and records the call, in one transaction that no
+// other call shares: one that fails takes nobody with it. What the effect refuses
+// is recorded as any refusal is.
+func (g *Gateway) effect(ctx context.Context, c Call, s *Session) error {
+	var refused error
+	lost := false
+	// The caller may go, the transaction goes on: only its end says what happened.
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	err := pg.InTxWith(bound, g.pool, index.Writing, func(tx pgx.Tx) error {
+		lost = false
+		var replayed bool
+		if replayed, refused = g.once(bound, tx, c, s); refused != nil {
+			return refused
+		}
+		r := g.outcome(c, s, true, nil)
+		if replayed { // it costs nothing
+			r.refund, r.entry.CallsCharged = true, 0
+			r.entry.Detail = with(r.entry.Detail, "replayed", true)
+		}
+		err := g.put(bound, tx, []*record{r})
+		if lost = err == nil && r.lost; lost {
+			return errLost()
+		}
+		return err
+	})
+	switch {
+	case err == nil:
+		if s.write.After != nil {
+			s.write.After(context.WithoutCancel(ctx))
+		}
+		return nil
+	case refused == nil && !lost:
+		// Whether the commit came about may not be known, so no second entry says
+		// otherwise; the charge stays.
+		return withheld(err)
+	}
+	s.write = nil
+	return g.record(ctx, c, s, true, err)
+}
+
+func with(detail map[string]any, key string, value any) map[string]any {
+	out := map[string]any{key: value}
+	for k, v := range detail {
+		out[k] = v
+	}
+	return out
+}
+
+const (
+	tryKey = `select pg_try_advisory_xact_lock(hashtextextended(@key, 1))`
+
+	selectKey = `
+select fingerprint, reply from whence.idempotency
+where tenant = @tenant and user_id = @user and root_task = @root and call = @call and key = @key`
+
+	insertKey = `
+insert into whence.idempotency (tenant, user_id, root_task, call, key, fingerprint, reply, expires_at)
+values (@tenant, @user, @root, @call, @key, @fingerprint, @reply,
+    greatest(now() + interval '24 hours', (select deadline from whence.tasks where id = @root)))`
+
+	dropKeys = `delete from whence.idempotency where expires_at < now()`
+)
+
+// once runs the effect, or replays it when a call with its key has written before.
+func (g *Gateway) once(ctx context.Context, tx pgx.Tx, c Call, s *Session) (replayed bool, err error) {
+	p := s.Principal
+	if c.IdempotencyKey == "" || p.IsOperator() {
+		_, err := s.write.Effect(ctx, tx)
+		return false, err
+	}
+	args := pgx.NamedArgs{"tenant": p.Tenant, "user": p.User, "root": p.Root, "call": c.Name, "key": c.IdempotencyKey}
+	var mine bool
+	lock := strings.Join([]string{p.Tenant, p.User, p.Root.String(), c.Name, c.IdempotencyKey}, "\x1f")
+	if err := tx.QueryRow(ctx, tryKey, pgx.NamedArgs{"key": lock}).Scan(&mine); err != nil {
+		return false, err
+	}
+	if !mine {
+		return false, &whence.Error{Kind: whence.ErrAborted, Reason: "IN_FLIGHT", RetryAfter: 100 * time.Millisecond,
+			Message: "a call with this idempotency key is under way; try again with the same key"}
+	}
+	rows, err := tx.Query(ctx, selectKey, args)
+	if err != nil {
+		return false, err
+	}
+	var fingerprint, reply []byte
+	if _, err := pgx.ForEachRow(rows, []any{&fingerprint, &reply}, func() error { replayed = true; return nil }); err != nil {
+		return false, err
+	}
+	if replayed {
+		if !bytes.Equal(fingerprint, s.digest[:]) {
+			return false, whence.Invalid("", "IDEMPOTENCY_KEY_REUSED",
+				"this idempotency key was used for another request; use a new key for a new request")
+		}
+		return true, s.write.Replay(ctx, tx, reply)
+	}
+	if reply, err = s.write.Effect(ctx, tx); err != nil {
+		return false, err
+	}
+	args["fingerprint"], args["reply"] = s.digest[:], append([]byte{}, reply...)
+	_, err = tx.Exec(ctx, insertKey, args)
+	return false, err
+}
+
+const maxIdempotencyKey = 255
+
+func (c Call) checkKey() error {
+	if len(c.IdempotencyKey) > maxIdempotencyKey || strings.ContainsFunc(c.IdempotencyKey, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return whence.Invalid("", "IDEMPOTENCY_KEY_INVALID", fmt.Sprintf(
+			"Idempotency-Key: 1 to %d printable ASCII characters", maxIdempotencyKey))
+	}
+	return nil
+}
+
+// dropping removes idempotency keys whose time is over, until ctx ends.
+func (g *Gateway) dropping(ctx context.Context) {
+	t := time.NewTicker(10 * time.Minute)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			if _, err := g.pool.Exec(ctx, dropKeys); err != nil && ctx.Err() == nil {
+				g.log.WarnContext(ctx, "cannot remove old idempotency keys; trying again", "error", err)
+			}
+		}
+	}
+}

@@ -39,3 +39,10 @@ create table whence.idempotency (
     primary key (tenant, user_id, root_task, call, key)
 );
 create index idempotency_expiring on whence.idempotency (expires_at);
+
+-- No statistics over what may have to be erased: they would keep samples of it.
+alter table whence.versions alter column columns set statistics 0, alter column text set statistics 0;
+alter table whence.chunks alter column text set statistics 0;
+alter table whence.vectors alter column embedding set statistics 0;
+alter table whence.answers alter column request set statistics 0;
+alter table whence.answer_hits alter column hit set statistics 0;

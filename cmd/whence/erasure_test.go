@@ -71,8 +71,7 @@ func TestErasure(t *testing.T) {
 	w.exec(t, `update public.patients set what = 'patient xq44dd has a mended clavicle' where id = 1`)
 	note := agent.note(t, &v1.RememberRequest{Text: "xq55ee would rather sit by the window", Key: "ky66ff", Subject: "wh77gg",
 		Attributes: &structpb.Struct{Fields: map[string]*structpb.Value{"mood": structpb.NewStringValue("md88hh")}}})
-	note = agent.note(t, &v1.RememberRequest{Text: "xq99ii would rather sit by the door", Key: "ky66ff", Subject: "wh77gg"})
-	for _, text := range []string{"mended clavicle", "rather sit by the door", "ward closed for painting"} {
+	shown := func(text string) {
 		eventually(t, showLimit, text, func() error {
 			hits := agent.query(t, &v1.QueryRequest{Text: text, Limit: proto.Uint32(1)}).GetHits()
 			if len(hits) != 1 || hits[0].GetFreshness().GetState() != fresh {
@@ -81,11 +80,17 @@ func TestErasure(t *testing.T) {
 			return nil
 		})
 	}
+	shown("rather sit by the window")
 	all := traces{}
+	w.vectorsOf(t, all, `%by the window%`)
+	note = agent.note(t, &v1.RememberRequest{Text: "xq99ii would rather sit by the door", Key: "ky66ff", Subject: "wh77gg"})
+	for _, text := range []string{"mended clavicle", "rather sit by the door", "ward closed for painting"} {
+		shown(text)
+	}
 	for _, word := range []string{"xq11aa", "wh22bb", "cl33cc", "xq44dd", "xq55ee", "ky66ff", "wh77gg", "md88hh", "xq99ii", "xq88aa"} {
 		all[word] = []byte(word)
 	}
-	w.vectorsOf(t, all, `%clavicle%`, `%rather sit%`, `%painting%`)
+	w.vectorsOf(t, all, `%clavicle%`, `%by the door%`, `%painting%`)
 	files := w.files(t)
 	w.memoryExec(t, `analyze`)
 	w.memoryExec(t, `checkpoint`)

@@ -18,6 +18,7 @@ const (
 	partBackfill = "backfill"
 	partHuge     = "huge"
 	partSteady   = "steady"
+	partScale    = "scale"
 )
 
 var captureParts = []string{partDrain, partBackfill, partHuge, partSteady}
@@ -45,6 +46,8 @@ type config struct {
 	rate        int // changes a second
 	transaction int // changes in one
 	steady      time.Duration
+
+	sizes []int // rows that the growing table has in turn
 }
 
 func (c config) runs(parts ...string) bool {
@@ -62,6 +65,9 @@ func (c config) profileOf(part string) string {
 // limit is when a run is given up: the parts have budgets that end it much
 // sooner, unless something is stuck.
 func (c config) limit() time.Duration {
+	if c.runs(partScale) {
+		return 4 * time.Hour
+	}
 	return 20*time.Minute + time.Duration(c.changes+c.huge)*time.Millisecond
 }
 
@@ -70,13 +76,15 @@ func (c config) most() int { return max(1, slices.Max(c.clients)) }
 
 // shorter is what -short sets, unless it is given.
 var shorter = map[string]string{"rows": "2000", "clients": "1,8", "seconds": "2", "changes": "20000", "applied": "3000", "huge": "5000",
-	"steady": "3", "rate": "200"}
+	"steady": "3", "rate": "200", "sizes": "1000,12000"}
 
 func parse(args []string, complaints io.Writer) (config, error) {
 	c := config{rounds: 5, backfills: 3, questions: 50, updates: 50, drains: 3}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(complaints)
-	only := flags.String("only", "", "run only these parts, as in query,drain: query, or capture, which is "+strings.Join(captureParts, ", "))
+	only := flags.String("only", "", "run only these parts, as in query,drain: query, or capture, which is "+strings.Join(captureParts, ", ")+
+		"; or scale, which runs only when it is named and takes an hour")
+	sizes := flags.String("sizes", "10000,100000,1000000", "rows that the table of scale has in turn")
 	flags.IntVar(&c.rows, "rows", 20_000, "rows of the tables that are queried and backfilled")
 	clients := flags.String("clients", "1,8,32", "numbers of concurrent clients")
 	seconds := flags.Float64("seconds", 8, "seconds of queries for each side, at each number of clients")
@@ -108,8 +116,14 @@ func parse(args []string, complaints io.Writer) (config, error) {
 	c.perSide = time.Duration(*seconds * float64(time.Second))
 	c.steady = time.Duration(*steady * float64(time.Second))
 	var err error
-	if c.clients, err = numbers(*clients); err != nil {
+	if c.clients, err = numbers("clients", *clients, 90); err != nil {
 		return c, err
+	}
+	if c.sizes, err = numbers("sizes", *sizes, 10_000_000); err != nil {
+		return c, err
+	}
+	if !slices.IsSorted(c.sizes) || c.sizes[0] < 1000 {
+		return c, fmt.Errorf("-sizes %s: want growing numbers from 1000 on", *sizes)
 	}
 	if c.parts, err = partsOf(*only); err != nil {
 		return c, err
@@ -135,11 +149,11 @@ func (c config) check() error {
 	return nil
 }
 
-func numbers(list string) (out []int, err error) {
+func numbers(flag, list string, most int) (out []int, err error) {
 	for part := range strings.SplitSeq(list, ",") {
 		n, err := strconv.Atoi(strings.TrimSpace(part))
-		if err != nil || n < 1 || n > 90 {
-			return nil, fmt.Errorf("-clients %q: want numbers from 1 to 90, as in 1,8,32", list)
+		if err != nil || n < 1 || n > most {
+			return nil, fmt.Errorf("-%s %q: want numbers from 1 to %d, as in 1,8,32", flag, list, most)
 		}
 		out = append(out, n)
 	}
@@ -154,7 +168,7 @@ func partsOf(list string) (out []string, err error) {
 		switch part = strings.TrimSpace(part); {
 		case part == partCapture:
 			out = append(out, captureParts...)
-		case part == partQuery || slices.Contains(captureParts, part):
+		case part == partQuery || part == partScale || slices.Contains(captureParts, part):
 			out = append(out, part)
 		default:
 			return nil, fmt.Errorf("-only %q: there is no part %q", list, part)

@@ -74,6 +74,11 @@ func (r *report) measure(ctx context.Context, c config, say func(string, ...any)
 			return err
 		}
 	}
+	if c.runs(partScale) {
+		if err := r.growing(ctx, c, say); err != nil {
+			return err
+		}
+	}
 	if c.runs(partQuery, partBackfill, partSteady) {
 		return r.together(ctx, c, say)
 	}
@@ -128,6 +133,26 @@ func (r *report) captureAlone(ctx context.Context, c config, s *served, say func
 		r.Huge = &h
 	}
 	return nil
+}
+
+// growing measures whence dev as one table grows.
+func (r *report) growing(ctx context.Context, c config, say func(string, ...any)) (err error) {
+	say("building and starting whence dev")
+	s, err := startServer(ctx, c.most())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	return while(ctx, s.program, func(ctx context.Context) (err error) {
+		if r.Environment, err = inspect(ctx, s.env["WHENCE_DATABASE_URL"]); err != nil {
+			return err
+		}
+		found, err := measureScale(ctx, s, c, say)
+		if len(found.Sizes) > 0 {
+			r.Scale = &found
+		}
+		return err
+	})
 }
 
 // together measures whence dev, which does everything in one process.

@@ -46,8 +46,8 @@ type sides struct {
 
 const (
 	scratchSQL = `
-create schema bench;
-create table bench.asked (id bigint generated always as identity primary key, at timestamptz not null default now(), question text not null)`
+create schema if not exists bench;
+create table if not exists bench.asked (id bigint generated always as identity primary key, at timestamptz not null default now(), question text not null)`
 
 	insertSQL = `insert into bench.asked (question) values (@question)`
 )

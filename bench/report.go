@@ -20,6 +20,7 @@ type report struct {
 	Plain       *backfillResult `json:"backfill_without_embedding,omitempty"`
 	Huge        *hugeResult     `json:"large_transaction,omitempty"`
 	Steady      *steadyResult   `json:"steady_rate,omitempty"`
+	Scale       *scaleResult    `json:"scale,omitempty"`
 
 	Backfill     *backfillResult `json:"backfill,omitempty"`
 	Data         *dataLine       `json:"data,omitempty"`
@@ -117,6 +118,7 @@ func (r *report) print(w io.Writer) error {
 		{r.Plain != nil || r.Backfill != nil, r.printBackfill},
 		{r.Huge != nil, func(w io.Writer) error { return r.Huge.print(w) }},
 		{r.Steady != nil, func(w io.Writer) error { return r.Steady.print(w) }},
+		{r.Scale != nil, func(w io.Writer) error { return r.Scale.print(w) }},
 		{len(r.Queries) > 0, r.printQueries},
 		{len(r.Shares) > 0, r.printShares},
 		{r.Visible != nil, r.printVisible},

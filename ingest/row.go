@@ -48,6 +48,7 @@ type row struct {
 	subject    *string
 	event      time.Time // zero: not known
 	attributes []byte    // JSON
+	cuts       []Span    // what split returned
 	chunks     []whence.Chunk
 	lacks      lacking // what could not be taken over
 }
@@ -71,7 +72,7 @@ func (r *row) cut(t *capturedTable, key whence.Key, at moment) error {
 		return nil
 	}
 	origin := whence.Origin{Source: t.Source, Table: t.name, Key: key, LSN: at.lsn, CommitTime: at.commit, Columns: t.text, EventTime: r.event}
-	for _, s := range Split(r.text) {
+	for _, s := range r.split() {
 		c, err := whence.NewChunk(origin, r.text, s.Start, s.End)
 		if err != nil {
 			return err
@@ -80,6 +81,28 @@ func (r *row) cut(t *capturedTable, key whence.Key, at moment) error {
 	}
 	r.attributes = r.lacks.attributes(r.attributes, len(r.chunks))
 	return nil
+}
+
+// split cuts the text, once.
+func (r *row) split() []Span {
+	if r.cuts == nil {
+		r.cuts = Split(r.text)
+	}
+	return r.cuts
+}
+
+// spans tells where the chunks of the text begin and end, also of a row that was
+// not cut because a newer state followed at once; nil where the whole is one.
+func (r *row) spans() []int32 {
+	cuts := r.split()
+	if r.text == "" || len(cuts) == 1 && cuts[0] == (Span{0, len(r.text)}) {
+		return nil
+	}
+	out := make([]int32, 0, 2*len(cuts))
+	for _, s := range cuts {
+		out = append(out, int32(s.Start), int32(s.End))
+	}
+	return out
 }
 
 // describe sets what a row is filtered and ranked by. The event time is the

@@ -68,6 +68,7 @@ func (t *track) mutation(i int) (index.Mutation, error) {
 		return m, nil
 	}
 	m.Columns, m.State, m.Text, m.Digest = p.row.columns, p.row.mark[:], p.row.text, p.row.digest
+	m.Spans = p.row.spans()
 	if i == len(t.pending)-1 {
 		if err := p.row.cut(t.table, t.key, p.moment); err != nil {
 			return m, err

@@ -21,7 +21,7 @@ type Mutation struct {
 	Text       string   // as rendered; empty when deleted or missing
 	Digest     whence.Digest
 	Chunks     []whence.Chunk
-	Spans      []int32 // where each chunk of the text begins and ends; nil: it is one, the whole
+	Spans      []int32 // where each chunk of the text would begin and end, where there are none; nil: it is one, the whole
 	Subject    *string
 	EventTime  time.Time // zero: not known
 	Attributes []byte    // a JSON object
@@ -358,7 +358,22 @@ func (c *copied) version(p *plan, i int) {
 	}
 	c.bytea(digest[:])
 	c.time(m.EventTime)
-	c.int4s(m.Spans)
+	c.int4s(m.spans())
+}
+
+// spans tells where the chunks of the text begin and end, as whence.versions keeps it.
+func (m *Mutation) spans() []int32 {
+	if len(m.Chunks) == 0 {
+		return m.Spans
+	}
+	out := make([]int32, 0, 2*len(m.Chunks))
+	for _, c := range m.Chunks {
+		out = append(out, int32(c.Origin().Start), int32(c.Origin().End))
+	}
+	if len(out) == 2 && out[0] == 0 && int(out[1]) == len(m.Text) {
+		return nil
+	}
+	return out
 }
 
 var emptyDigest = whence.DigestOf("")

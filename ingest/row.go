@@ -72,7 +72,7 @@ func (r *row) cut(t *capturedTable, key whence.Key, at moment) error {
 		return nil
 	}
 	origin := whence.Origin{Source: t.Source, Table: t.name, Key: key, LSN: at.lsn, CommitTime: at.commit, Columns: t.text, EventTime: r.event}
-	for _, s := range r.split() {
+	for _, s := range Split(r.text) {
 		c, err := whence.NewChunk(origin, r.text, s.Start, s.End)
 		if err != nil {
 			return err
@@ -83,18 +83,10 @@ func (r *row) cut(t *capturedTable, key whence.Key, at moment) error {
 	return nil
 }
 
-// split cuts the text, once.
-func (r *row) split() []Span {
-	if r.cuts == nil {
-		r.cuts = Split(r.text)
-	}
-	return r.cuts
-}
-
-// spans tells where the chunks of the text begin and end, also of a row that was
-// not cut because a newer state followed at once; nil where the whole is one.
+// spans tells where the chunks of a text would begin and end; nil where the whole
+// is one.
 func (r *row) spans() []int32 {
-	cuts := r.split()
+	cuts := Split(r.text)
 	if r.text == "" || len(cuts) == 1 && cuts[0] == (Span{0, len(r.text)}) {
 		return nil
 	}

@@ -41,7 +41,8 @@ const (
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
 coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
-t.copy_lsn, exists (select from whence.set_aside a where a.table_id = t.id)`
+t.copy_lsn, exists (select from whence.set_aside a where a.table_id = t.id),
+coalesce(t.version_retention, '0'), coalesce(t.covered_from, case when t.state = 'LIVE' then t.created_at end), t.purged_until, t.pruned_before`
 
 	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done),
     case when t.state = 'BACKFILLING' then greatest(0, p.done - t.copy_rows) / greatest(extract(epoch from now() - t.copy_began), 0.001) else 0 end::float8
@@ -53,10 +54,16 @@ order by s.name, t.schema_name, t.relation`
 )
 
 func scanTable(row pgx.CollectableRow, more ...any) (t whence.Table, err error) {
+	var covered, purged, pruned *time.Time
 	dest := []any{&t.ID, &t.SourceID, &t.Source, &t.Schema, &t.Relation, &t.KeyColumns, &t.TextColumns, &t.TextTemplate, &t.SubjectColumn,
 		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Shape,
-		&t.Copied, &t.SetAside}
+		&t.Copied, &t.SetAside, &t.VersionRetention, &covered, &purged, &pruned}
 	err = row.Scan(append(dest, more...)...)
+	for of, is := range map[*time.Time]*time.Time{&t.CoveredFrom: covered, &t.PurgedUntil: purged, &t.PrunedBefore: pruned} {
+		if is != nil {
+			*of = *is
+		}
+	}
 	return t, err
 }
 
@@ -165,10 +172,12 @@ values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @a
 update whence.tables set key_columns = @key, text_columns = @text, text_template = @template, subject_column = @subject,
     time_column = @time, attribute_columns = @attributes, half_life = @half_life, freshness_target = @target, on_delete = @on_delete,
     definition = definition + 1, state = 'PENDING', error = null, shape = null, rows_done = 0, rows_total = 0,
-    snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn)
+    snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn), ` + keepPurged + `
 where id = @id`
 	tuneTable = `
-update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete where id = @id`
+update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete, ` + keepPurged + ` where id = @id`
+	// What was purged stays so when the table no longer purges.
+	keepPurged     = `purged_until = case when on_delete = 'PURGE' and @on_delete <> 'PURGE' then clock_timestamp() else purged_until end`
 	sourcePosition = `select pg_current_wal_insert_lsn()`
 )
 

@@ -204,6 +204,63 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_whence_v1_memory_proto_rawDescGZIP(), []int{2}
 }
 
+// IncompleteReason says what an answer as of a moment may lack.
+type IncompleteReason int32
+
+const (
+	// Not set; never sent.
+	IncompleteReason_INCOMPLETE_REASON_UNSPECIFIED IncompleteReason = 0
+	// The table keeps nothing of rows that are deleted: those deleted since.
+	IncompleteReason_INCOMPLETE_REASON_ROWS_PURGED IncompleteReason = 1
+	// The table keeps versions only for so long: what rows were that changed since.
+	IncompleteReason_INCOMPLETE_REASON_VERSIONS_REMOVED IncompleteReason = 2
+	// What the source had committed by then may not be captured yet.
+	IncompleteReason_INCOMPLETE_REASON_NOT_CAUGHT_UP IncompleteReason = 3
+)
+
+// Enum value maps for IncompleteReason.
+var (
+	IncompleteReason_name = map[int32]string{
+		0: "INCOMPLETE_REASON_UNSPECIFIED",
+		1: "INCOMPLETE_REASON_ROWS_PURGED",
+		2: "INCOMPLETE_REASON_VERSIONS_REMOVED",
+		3: "INCOMPLETE_REASON_NOT_CAUGHT_UP",
+	}
+	IncompleteReason_value = map[string]int32{
+		"INCOMPLETE_REASON_UNSPECIFIED":      0,
+		"INCOMPLETE_REASON_ROWS_PURGED":      1,
+		"INCOMPLETE_REASON_VERSIONS_REMOVED": 2,
+		"INCOMPLETE_REASON_NOT_CAUGHT_UP":    3,
+	}
+)
+
+func (x IncompleteReason) Enum() *IncompleteReason {
+	p := new(IncompleteReason)
+	*p = x
+	return p
+}
+
+func (x IncompleteReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IncompleteReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_memory_proto_enumTypes[3].Descriptor()
+}
+
+func (IncompleteReason) Type() protoreflect.EnumType {
+	return &file_whence_v1_memory_proto_enumTypes[3]
+}
+
+func (x IncompleteReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IncompleteReason.Descriptor instead.
+func (IncompleteReason) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{3}
+}
+
 // Recency says how much the age of a hit counts.
 type Recency struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -349,7 +406,11 @@ type QueryRequest struct {
 	Consistency *Consistency `protobuf:"bytes,7,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	// Leave out every hit that is neither FRESH nor VERIFIED.
 	FreshOnly bool `protobuf:"varint,8,opt,name=fresh_only,json=freshOnly,proto3" json:"fresh_only,omitempty"`
-	// Answer from the versions that were current at this moment.
+	// Answer from the versions that were current at this moment: those committed
+	// by then, by the source's clock, or captured by then where that is not known.
+	// Recency counts from it. Not after now, and not with freshOnly or
+	// consistency.verify. A moment before a table was first copied fails with
+	// failed_precondition AS_OF_TOO_EARLY, which says from when on it is known.
 	AsOf *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	// Say how the answer came about and what came close.
 	Explain       bool `protobuf:"varint,10,opt,name=explain,proto3" json:"explain,omitempty"`
@@ -473,7 +534,10 @@ type QueryResponse struct {
 	// What the task has left.
 	Budget *Budget `protobuf:"bytes,6,opt,name=budget,proto3" json:"budget,omitempty"`
 	// How the answer came about; absent when it was not asked for.
-	Explanation   *Explanation `protobuf:"bytes,7,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	Explanation *Explanation `protobuf:"bytes,7,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	// Why the answer may lack something, when asOf was given; empty when it cannot.
+	// It follows from how tables are kept, and says nothing of single rows.
+	Incomplete    []*Incomplete `protobuf:"bytes,8,rep,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -557,6 +621,78 @@ func (x *QueryResponse) GetExplanation() *Explanation {
 	return nil
 }
 
+func (x *QueryResponse) GetIncomplete() []*Incomplete {
+	if x != nil {
+		return x.Incomplete
+	}
+	return nil
+}
+
+// Incomplete says that an answer as of a moment may lack something of a table.
+type Incomplete struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Registered name of the table.
+	Table string `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	// What may be missing.
+	Reason IncompleteReason `protobuf:"varint,2,opt,name=reason,proto3,enum=whence.v1.IncompleteReason" json:"reason,omitempty"`
+	// Nothing is missing for this reason of moments from here on; absent when there
+	// is no such moment yet.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Incomplete) Reset() {
+	*x = Incomplete{}
+	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Incomplete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Incomplete) ProtoMessage() {}
+
+func (x *Incomplete) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Incomplete.ProtoReflect.Descriptor instead.
+func (*Incomplete) Descriptor() ([]byte, []int) {
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Incomplete) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *Incomplete) GetReason() IncompleteReason {
+	if x != nil {
+		return x.Reason
+	}
+	return IncompleteReason_INCOMPLETE_REASON_UNSPECIFIED
+}
+
+func (x *Incomplete) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // Record is one row as it is remembered.
 type Record struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -590,7 +726,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	mi := &file_whence_v1_memory_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +738,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	mi := &file_whence_v1_memory_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +751,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{4}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Record) GetTable() string {
@@ -729,7 +865,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_whence_v1_memory_proto_msgTypes[5]
+	mi := &file_whence_v1_memory_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +877,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[5]
+	mi := &file_whence_v1_memory_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +890,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{5}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Version) GetVersion() uint32 {
@@ -833,7 +969,7 @@ type GetRecordRequest struct {
 
 func (x *GetRecordRequest) Reset() {
 	*x = GetRecordRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[6]
+	mi := &file_whence_v1_memory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +981,7 @@ func (x *GetRecordRequest) String() string {
 func (*GetRecordRequest) ProtoMessage() {}
 
 func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[6]
+	mi := &file_whence_v1_memory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +994,7 @@ func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordRequest.ProtoReflect.Descriptor instead.
 func (*GetRecordRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{6}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetRecordRequest) GetTable() string {
@@ -888,7 +1024,7 @@ type GetRecordResponse struct {
 
 func (x *GetRecordResponse) Reset() {
 	*x = GetRecordResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[7]
+	mi := &file_whence_v1_memory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1036,7 @@ func (x *GetRecordResponse) String() string {
 func (*GetRecordResponse) ProtoMessage() {}
 
 func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[7]
+	mi := &file_whence_v1_memory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1049,7 @@ func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordResponse.ProtoReflect.Descriptor instead.
 func (*GetRecordResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{7}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRecordResponse) GetRecord() *Record {
@@ -947,7 +1083,7 @@ type ListVersionsRequest struct {
 
 func (x *ListVersionsRequest) Reset() {
 	*x = ListVersionsRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[8]
+	mi := &file_whence_v1_memory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1095,7 @@ func (x *ListVersionsRequest) String() string {
 func (*ListVersionsRequest) ProtoMessage() {}
 
 func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[8]
+	mi := &file_whence_v1_memory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1108,7 @@ func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{8}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListVersionsRequest) GetTable() string {
@@ -1018,7 +1154,7 @@ type ListVersionsResponse struct {
 
 func (x *ListVersionsResponse) Reset() {
 	*x = ListVersionsResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[9]
+	mi := &file_whence_v1_memory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1166,7 @@ func (x *ListVersionsResponse) String() string {
 func (*ListVersionsResponse) ProtoMessage() {}
 
 func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[9]
+	mi := &file_whence_v1_memory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1179,7 @@ func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{9}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVersionsResponse) GetVersions() []*Version {
@@ -1089,7 +1225,7 @@ type RememberRequest struct {
 
 func (x *RememberRequest) Reset() {
 	*x = RememberRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[10]
+	mi := &file_whence_v1_memory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1237,7 @@ func (x *RememberRequest) String() string {
 func (*RememberRequest) ProtoMessage() {}
 
 func (x *RememberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[10]
+	mi := &file_whence_v1_memory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1250,7 @@ func (x *RememberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberRequest.ProtoReflect.Descriptor instead.
 func (*RememberRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{10}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RememberRequest) GetText() string {
@@ -1174,7 +1310,7 @@ type RememberResponse struct {
 
 func (x *RememberResponse) Reset() {
 	*x = RememberResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[11]
+	mi := &file_whence_v1_memory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1322,7 @@ func (x *RememberResponse) String() string {
 func (*RememberResponse) ProtoMessage() {}
 
 func (x *RememberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[11]
+	mi := &file_whence_v1_memory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1335,7 @@ func (x *RememberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberResponse.ProtoReflect.Descriptor instead.
 func (*RememberResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{11}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RememberResponse) GetRecord() *Record {
@@ -1238,7 +1374,7 @@ type ForgetRequest struct {
 
 func (x *ForgetRequest) Reset() {
 	*x = ForgetRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[12]
+	mi := &file_whence_v1_memory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1386,7 @@ func (x *ForgetRequest) String() string {
 func (*ForgetRequest) ProtoMessage() {}
 
 func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[12]
+	mi := &file_whence_v1_memory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1399,7 @@ func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
 func (*ForgetRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{12}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ForgetRequest) GetTable() string {
@@ -1304,7 +1440,7 @@ type ForgetResponse struct {
 
 func (x *ForgetResponse) Reset() {
 	*x = ForgetResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[13]
+	mi := &file_whence_v1_memory_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1452,7 @@ func (x *ForgetResponse) String() string {
 func (*ForgetResponse) ProtoMessage() {}
 
 func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[13]
+	mi := &file_whence_v1_memory_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1465,7 @@ func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
 func (*ForgetResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{13}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForgetResponse) GetVersions() uint32 {
@@ -1377,7 +1513,7 @@ type ReportAnswerRequest struct {
 
 func (x *ReportAnswerRequest) Reset() {
 	*x = ReportAnswerRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[14]
+	mi := &file_whence_v1_memory_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1525,7 @@ func (x *ReportAnswerRequest) String() string {
 func (*ReportAnswerRequest) ProtoMessage() {}
 
 func (x *ReportAnswerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[14]
+	mi := &file_whence_v1_memory_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1538,7 @@ func (x *ReportAnswerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAnswerRequest.ProtoReflect.Descriptor instead.
 func (*ReportAnswerRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{14}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReportAnswerRequest) GetAnswerId() string {
@@ -1444,7 +1580,7 @@ type ReportAnswerResponse struct {
 
 func (x *ReportAnswerResponse) Reset() {
 	*x = ReportAnswerResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[15]
+	mi := &file_whence_v1_memory_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1592,7 @@ func (x *ReportAnswerResponse) String() string {
 func (*ReportAnswerResponse) ProtoMessage() {}
 
 func (x *ReportAnswerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[15]
+	mi := &file_whence_v1_memory_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1605,7 @@ func (x *ReportAnswerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAnswerResponse.ProtoReflect.Descriptor instead.
 func (*ReportAnswerResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{15}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportAnswerResponse) GetBudget() *Budget {
@@ -1490,7 +1626,7 @@ type WatchAnswersRequest struct {
 
 func (x *WatchAnswersRequest) Reset() {
 	*x = WatchAnswersRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[16]
+	mi := &file_whence_v1_memory_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1638,7 @@ func (x *WatchAnswersRequest) String() string {
 func (*WatchAnswersRequest) ProtoMessage() {}
 
 func (x *WatchAnswersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[16]
+	mi := &file_whence_v1_memory_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1651,7 @@ func (x *WatchAnswersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAnswersRequest.ProtoReflect.Descriptor instead.
 func (*WatchAnswersRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{16}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchAnswersRequest) GetAnswerIds() []string {
@@ -1552,7 +1688,7 @@ type WatchAnswersResponse struct {
 
 func (x *WatchAnswersResponse) Reset() {
 	*x = WatchAnswersResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[17]
+	mi := &file_whence_v1_memory_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1700,7 @@ func (x *WatchAnswersResponse) String() string {
 func (*WatchAnswersResponse) ProtoMessage() {}
 
 func (x *WatchAnswersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[17]
+	mi := &file_whence_v1_memory_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1713,7 @@ func (x *WatchAnswersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAnswersResponse.ProtoReflect.Descriptor instead.
 func (*WatchAnswersResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{17}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchAnswersResponse) GetAnswerId() string {
@@ -1676,7 +1812,7 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\vFilterEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_limit\"\xae\x02\n" +
+	"\x06_limit\"\xe5\x02\n" +
 	"\rQueryResponse\x12\x1b\n" +
 	"\tanswer_id\x18\x01 \x01(\tR\banswerId\x12\"\n" +
 	"\x04hits\x18\x02 \x03(\v2\x0e.whence.v1.HitR\x04hits\x122\n" +
@@ -1684,7 +1820,15 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\bdegraded\x18\x04 \x01(\bR\bdegraded\x12'\n" +
 	"\x0fdegraded_reason\x18\x05 \x01(\tR\x0edegradedReason\x12)\n" +
 	"\x06budget\x18\x06 \x01(\v2\x11.whence.v1.BudgetR\x06budget\x128\n" +
-	"\vexplanation\x18\a \x01(\v2\x16.whence.v1.ExplanationR\vexplanation\"\xfa\x03\n" +
+	"\vexplanation\x18\a \x01(\v2\x16.whence.v1.ExplanationR\vexplanation\x125\n" +
+	"\n" +
+	"incomplete\x18\b \x03(\v2\x15.whence.v1.IncompleteR\n" +
+	"incomplete\"\x89\x01\n" +
+	"\n" +
+	"Incomplete\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x123\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x1b.whence.v1.IncompleteReasonR\x06reason\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xfa\x03\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12)\n" +
 	"\x03key\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x03key\x12,\n" +
@@ -1807,7 +1951,12 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\x0eVERDICT_USEFUL\x10\x01\x12\x16\n" +
 	"\x12VERDICT_IRRELEVANT\x10\x02\x12\x14\n" +
 	"\x10VERDICT_OUTDATED\x10\x03\x12\x11\n" +
-	"\rVERDICT_WRONG\x10\x042\x9b\x04\n" +
+	"\rVERDICT_WRONG\x10\x04*\xa5\x01\n" +
+	"\x10IncompleteReason\x12!\n" +
+	"\x1dINCOMPLETE_REASON_UNSPECIFIED\x10\x00\x12!\n" +
+	"\x1dINCOMPLETE_REASON_ROWS_PURGED\x10\x01\x12&\n" +
+	"\"INCOMPLETE_REASON_VERSIONS_REMOVED\x10\x02\x12#\n" +
+	"\x1fINCOMPLETE_REASON_NOT_CAUGHT_UP\x10\x032\x9b\x04\n" +
 	"\rMemoryService\x12:\n" +
 	"\x05Query\x12\x17.whence.v1.QueryRequest\x1a\x18.whence.v1.QueryResponse\x12K\n" +
 	"\tGetRecord\x12\x1b.whence.v1.GetRecordRequest\x1a\x1c.whence.v1.GetRecordResponse\"\x03\x90\x02\x01\x12T\n" +
@@ -1829,99 +1978,104 @@ func file_whence_v1_memory_proto_rawDescGZIP() []byte {
 	return file_whence_v1_memory_proto_rawDescData
 }
 
-var file_whence_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_whence_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_whence_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_whence_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_whence_v1_memory_proto_goTypes = []any{
 	(RecordState)(0),              // 0: whence.v1.RecordState
 	(NoteKind)(0),                 // 1: whence.v1.NoteKind
 	(Verdict)(0),                  // 2: whence.v1.Verdict
-	(*Recency)(nil),               // 3: whence.v1.Recency
-	(*Consistency)(nil),           // 4: whence.v1.Consistency
-	(*QueryRequest)(nil),          // 5: whence.v1.QueryRequest
-	(*QueryResponse)(nil),         // 6: whence.v1.QueryResponse
-	(*Record)(nil),                // 7: whence.v1.Record
-	(*Version)(nil),               // 8: whence.v1.Version
-	(*GetRecordRequest)(nil),      // 9: whence.v1.GetRecordRequest
-	(*GetRecordResponse)(nil),     // 10: whence.v1.GetRecordResponse
-	(*ListVersionsRequest)(nil),   // 11: whence.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),  // 12: whence.v1.ListVersionsResponse
-	(*RememberRequest)(nil),       // 13: whence.v1.RememberRequest
-	(*RememberResponse)(nil),      // 14: whence.v1.RememberResponse
-	(*ForgetRequest)(nil),         // 15: whence.v1.ForgetRequest
-	(*ForgetResponse)(nil),        // 16: whence.v1.ForgetResponse
-	(*ReportAnswerRequest)(nil),   // 17: whence.v1.ReportAnswerRequest
-	(*ReportAnswerResponse)(nil),  // 18: whence.v1.ReportAnswerResponse
-	(*WatchAnswersRequest)(nil),   // 19: whence.v1.WatchAnswersRequest
-	(*WatchAnswersResponse)(nil),  // 20: whence.v1.WatchAnswersResponse
-	nil,                           // 21: whence.v1.QueryRequest.FilterEntry
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*Hit)(nil),                   // 24: whence.v1.Hit
-	(*Watermark)(nil),             // 25: whence.v1.Watermark
-	(*Budget)(nil),                // 26: whence.v1.Budget
-	(*Explanation)(nil),           // 27: whence.v1.Explanation
-	(*structpb.Struct)(nil),       // 28: google.protobuf.Struct
-	(*Freshness)(nil),             // 29: whence.v1.Freshness
-	(FreshnessReason)(0),          // 30: whence.v1.FreshnessReason
+	(IncompleteReason)(0),         // 3: whence.v1.IncompleteReason
+	(*Recency)(nil),               // 4: whence.v1.Recency
+	(*Consistency)(nil),           // 5: whence.v1.Consistency
+	(*QueryRequest)(nil),          // 6: whence.v1.QueryRequest
+	(*QueryResponse)(nil),         // 7: whence.v1.QueryResponse
+	(*Incomplete)(nil),            // 8: whence.v1.Incomplete
+	(*Record)(nil),                // 9: whence.v1.Record
+	(*Version)(nil),               // 10: whence.v1.Version
+	(*GetRecordRequest)(nil),      // 11: whence.v1.GetRecordRequest
+	(*GetRecordResponse)(nil),     // 12: whence.v1.GetRecordResponse
+	(*ListVersionsRequest)(nil),   // 13: whence.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),  // 14: whence.v1.ListVersionsResponse
+	(*RememberRequest)(nil),       // 15: whence.v1.RememberRequest
+	(*RememberResponse)(nil),      // 16: whence.v1.RememberResponse
+	(*ForgetRequest)(nil),         // 17: whence.v1.ForgetRequest
+	(*ForgetResponse)(nil),        // 18: whence.v1.ForgetResponse
+	(*ReportAnswerRequest)(nil),   // 19: whence.v1.ReportAnswerRequest
+	(*ReportAnswerResponse)(nil),  // 20: whence.v1.ReportAnswerResponse
+	(*WatchAnswersRequest)(nil),   // 21: whence.v1.WatchAnswersRequest
+	(*WatchAnswersResponse)(nil),  // 22: whence.v1.WatchAnswersResponse
+	nil,                           // 23: whence.v1.QueryRequest.FilterEntry
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*Hit)(nil),                   // 26: whence.v1.Hit
+	(*Watermark)(nil),             // 27: whence.v1.Watermark
+	(*Budget)(nil),                // 28: whence.v1.Budget
+	(*Explanation)(nil),           // 29: whence.v1.Explanation
+	(*structpb.Struct)(nil),       // 30: google.protobuf.Struct
+	(*Freshness)(nil),             // 31: whence.v1.Freshness
+	(FreshnessReason)(0),          // 32: whence.v1.FreshnessReason
 }
 var file_whence_v1_memory_proto_depIdxs = []int32{
-	22, // 0: whence.v1.Recency.half_life:type_name -> google.protobuf.Duration
-	22, // 1: whence.v1.Consistency.max_staleness:type_name -> google.protobuf.Duration
-	21, // 2: whence.v1.QueryRequest.filter:type_name -> whence.v1.QueryRequest.FilterEntry
-	3,  // 3: whence.v1.QueryRequest.recency:type_name -> whence.v1.Recency
-	4,  // 4: whence.v1.QueryRequest.consistency:type_name -> whence.v1.Consistency
-	23, // 5: whence.v1.QueryRequest.as_of:type_name -> google.protobuf.Timestamp
-	24, // 6: whence.v1.QueryResponse.hits:type_name -> whence.v1.Hit
-	25, // 7: whence.v1.QueryResponse.watermark:type_name -> whence.v1.Watermark
-	26, // 8: whence.v1.QueryResponse.budget:type_name -> whence.v1.Budget
-	27, // 9: whence.v1.QueryResponse.explanation:type_name -> whence.v1.Explanation
-	28, // 10: whence.v1.Record.key:type_name -> google.protobuf.Struct
-	0,  // 11: whence.v1.Record.state:type_name -> whence.v1.RecordState
-	23, // 12: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
-	23, // 13: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
-	28, // 14: whence.v1.Record.columns:type_name -> google.protobuf.Struct
-	28, // 15: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
-	29, // 16: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
-	23, // 17: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
-	23, // 18: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
-	28, // 19: whence.v1.Version.columns:type_name -> google.protobuf.Struct
-	28, // 20: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
-	7,  // 21: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
-	26, // 22: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
-	28, // 23: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
-	8,  // 24: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
-	26, // 25: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
-	1,  // 26: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
-	23, // 27: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
-	28, // 28: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
-	7,  // 29: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
-	26, // 30: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
-	28, // 31: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
-	26, // 32: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
-	2,  // 33: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
-	26, // 34: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
-	28, // 35: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
-	30, // 36: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
-	23, // 37: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
-	5,  // 38: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
-	9,  // 39: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
-	11, // 40: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
-	13, // 41: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
-	15, // 42: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
-	17, // 43: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
-	19, // 44: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
-	6,  // 45: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
-	10, // 46: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
-	12, // 47: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
-	14, // 48: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
-	16, // 49: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
-	18, // 50: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
-	20, // 51: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
-	45, // [45:52] is the sub-list for method output_type
-	38, // [38:45] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	24, // 0: whence.v1.Recency.half_life:type_name -> google.protobuf.Duration
+	24, // 1: whence.v1.Consistency.max_staleness:type_name -> google.protobuf.Duration
+	23, // 2: whence.v1.QueryRequest.filter:type_name -> whence.v1.QueryRequest.FilterEntry
+	4,  // 3: whence.v1.QueryRequest.recency:type_name -> whence.v1.Recency
+	5,  // 4: whence.v1.QueryRequest.consistency:type_name -> whence.v1.Consistency
+	25, // 5: whence.v1.QueryRequest.as_of:type_name -> google.protobuf.Timestamp
+	26, // 6: whence.v1.QueryResponse.hits:type_name -> whence.v1.Hit
+	27, // 7: whence.v1.QueryResponse.watermark:type_name -> whence.v1.Watermark
+	28, // 8: whence.v1.QueryResponse.budget:type_name -> whence.v1.Budget
+	29, // 9: whence.v1.QueryResponse.explanation:type_name -> whence.v1.Explanation
+	8,  // 10: whence.v1.QueryResponse.incomplete:type_name -> whence.v1.Incomplete
+	3,  // 11: whence.v1.Incomplete.reason:type_name -> whence.v1.IncompleteReason
+	25, // 12: whence.v1.Incomplete.until:type_name -> google.protobuf.Timestamp
+	30, // 13: whence.v1.Record.key:type_name -> google.protobuf.Struct
+	0,  // 14: whence.v1.Record.state:type_name -> whence.v1.RecordState
+	25, // 15: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
+	25, // 16: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
+	30, // 17: whence.v1.Record.columns:type_name -> google.protobuf.Struct
+	30, // 18: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
+	31, // 19: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
+	25, // 20: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
+	25, // 21: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
+	30, // 22: whence.v1.Version.columns:type_name -> google.protobuf.Struct
+	30, // 23: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
+	9,  // 24: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
+	28, // 25: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
+	30, // 26: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
+	10, // 27: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
+	28, // 28: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
+	1,  // 29: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
+	25, // 30: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
+	30, // 31: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
+	9,  // 32: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
+	28, // 33: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
+	30, // 34: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
+	28, // 35: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
+	2,  // 36: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
+	28, // 37: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
+	30, // 38: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
+	32, // 39: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
+	25, // 40: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
+	6,  // 41: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
+	11, // 42: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
+	13, // 43: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
+	15, // 44: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
+	17, // 45: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
+	19, // 46: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
+	21, // 47: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
+	7,  // 48: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
+	12, // 49: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
+	14, // 50: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
+	16, // 51: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
+	18, // 52: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
+	20, // 53: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
+	22, // 54: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
+	48, // [48:55] is the sub-list for method output_type
+	41, // [41:48] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_memory_proto_init() }
@@ -1933,15 +2087,15 @@ func file_whence_v1_memory_proto_init() {
 	file_whence_v1_scope_proto_init()
 	file_whence_v1_memory_proto_msgTypes[0].OneofWrappers = []any{}
 	file_whence_v1_memory_proto_msgTypes[2].OneofWrappers = []any{}
-	file_whence_v1_memory_proto_msgTypes[4].OneofWrappers = []any{}
 	file_whence_v1_memory_proto_msgTypes[5].OneofWrappers = []any{}
+	file_whence_v1_memory_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_memory_proto_rawDesc), len(file_whence_v1_memory_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   19,
+			NumEnums:      4,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

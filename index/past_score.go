@@ -46,7 +46,7 @@ func (p past) best(ctx context.Context, tx pgx.Tx, t terms, r SearchRequest, ask
 	p.choose(ByTerms, r.Limit, func(c *pastChunk) (float64, bool) { return c.lexical, c.lexical > 0 })
 	p.choose(ByTime, recentMost, func(c *pastChunk) (float64, bool) {
 		if e := p.versions[c.of].EventTime; !e.IsZero() {
-			return float64(e.UnixMicro()), true
+			return float64(e.Unix()) + float64(e.Nanosecond())/1e9, true
 		}
 		return -1e18, true // last, as in the present
 	})

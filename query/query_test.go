@@ -170,6 +170,11 @@ func (w *world) put(rows ...row) {
 					m.Chunks, rest, from = append(m.Chunks, c), next, from+len(part)+2
 				}
 			}
+			for _, before := range ms { // in the same call; a deleted row stays whose it was
+				if m.Deleted && before.Key == k && !before.Inherit {
+					m.Inherit, m.Subject, m.EventTime, m.Attributes = false, before.Subject, before.EventTime, before.Attributes
+				}
+			}
 			ms, keys = append(ms, m), append(keys, k)
 		}
 		heads, err := w.x.Heads(w.t.Context(), tx, tab.ID, keys)

@@ -14,6 +14,7 @@ import (
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/lineage"
+	"github.com/whence-db/whence/query"
 )
 
 // Call says what is asked of the door.
@@ -42,6 +43,7 @@ type Session struct {
 	Started   time.Time
 
 	charged *reservation // nil for an operator
+	used    Usage
 	digest  [32]byte
 	answer  *lineage.Answer
 	detail  map[string]any
@@ -94,7 +96,9 @@ func (g *Gateway) Do(ctx context.Context, c Call, fn func(context.Context, *Sess
 	err = g.admit(ctx, c, s)
 	ran := err == nil
 	if ran {
-		err = protect(ctx, c, s, fn)
+		measured, used := query.MeasureEmbedding(ctx)
+		err = protect(measured, c, s, fn)
+		s.used.EmbeddingCalls, s.used.EmbeddingTokens = used()
 	}
 	return g.record(ctx, c, s, ran, err)
 }
@@ -180,7 +184,13 @@ func protect(ctx context.Context, c Call, s *Session, fn func(context.Context, *
 
 // record makes the outcome durable and returns what the caller may be told.
 func (g *Gateway) record(ctx context.Context, c Call, s *Session, ran bool, failure error) error {
-	r := &record{entry: entry(c, s, failure), charge: s.charged}
+	if s.used != (Usage{}) {
+		s.Note("embedding", map[string]int64{"calls": s.used.EmbeddingCalls, "tokens": s.used.EmbeddingTokens})
+	}
+	r := &record{entry: entry(c, s, failure), charge: s.charged, used: s.used}
+	if s.charged != nil {
+		r.path = s.charged.path
+	}
 	r.entry.Latency = max(0, g.now().Sub(s.Started))
 	if failure != nil {
 		r.refund = !ran || !payable(failure)

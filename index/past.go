@@ -60,11 +60,7 @@ cross join lateral (
     select convert_to(w.text, 'UTF8') as text, w.spans from whence.versions w
     where w.record_id = i.record_id and w.version = i.version offset 0
 ) w
-cross join lateral (
-    select 0 as ordinal, 0 as low, length(w.text) as high where w.spans is null
-    union all
-    select ((s.n - 1) / 2)::int, min(s.at), max(s.at) from unnest(w.spans) with ordinality s(at, n) group by 1
-) p
+cross join lateral ` + piecesOfW + ` p
 cross join lateral (select substring(w.text from p.low + 1 for p.high - p.low) as text offset 0) c
 cross join lateral (select sha256(c.text) as digest, to_tsvector('english', convert_from(c.text, 'UTF8')) as tsv offset 0) t
 left join lateral (

@@ -166,16 +166,16 @@ for no key update of t`
 
 	insertTable = `
 insert into whence.tables (source_id, schema_name, relation, key_columns, text_columns, text_template, subject_column,
-    time_column, attribute_columns, half_life, freshness_target, on_delete, snapshot_lsn)
-values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @attributes, @half_life, @target, @on_delete, @lsn)`
+    time_column, attribute_columns, half_life, freshness_target, on_delete, version_retention, snapshot_lsn)
+values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @attributes, @half_life, @target, @on_delete, @retention, @lsn)`
 	updateTable = `
 update whence.tables set key_columns = @key, text_columns = @text, text_template = @template, subject_column = @subject,
     time_column = @time, attribute_columns = @attributes, half_life = @half_life, freshness_target = @target, on_delete = @on_delete,
-    definition = definition + 1, state = 'PENDING', error = null, shape = null, rows_done = 0, rows_total = 0,
+    version_retention = @retention, definition = definition + 1, state = 'PENDING', error = null, shape = null, rows_done = 0, rows_total = 0,
     snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn), ` + keepPurged + `
 where id = @id`
 	tuneTable = `
-update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete, ` + keepPurged + ` where id = @id`
+update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete, version_retention = @retention, ` + keepPurged + ` where id = @id`
 	// What was purged stays so when the table no longer purges.
 	keepPurged     = `purged_until = case when on_delete = 'PURGE' and @on_delete <> 'PURGE' then clock_timestamp() else purged_until end`
 	sourcePosition = `select pg_current_wal_insert_lsn()`
@@ -243,7 +243,10 @@ func (e *unregisteringError) Error() string { return "the table is being unregis
 func (r *Registry) register(ctx context.Context, tx pgx.Tx, conn *pgx.Conn, want whence.Table) error {
 	args := pgx.NamedArgs{"source": want.SourceID, "schema": want.Schema, "relation": want.Relation, "key": want.KeyColumns,
 		"text": want.TextColumns, "template": want.TextTemplate, "subject": want.SubjectColumn, "time": want.TimeColumn,
-		"attributes": want.AttributeColumns, "half_life": want.HalfLife, "target": want.FreshnessTarget, "on_delete": string(want.OnDelete)}
+		"attributes": want.AttributeColumns, "half_life": want.HalfLife, "target": want.FreshnessTarget, "on_delete": string(want.OnDelete), "retention": nil}
+	if want.VersionRetention != 0 {
+		args["retention"] = want.VersionRetention
+	}
 	rows, err := tx.Query(ctx, lockTable, args)
 	if err != nil {
 		return err

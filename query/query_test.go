@@ -389,7 +389,6 @@ func TestScopeDecidesWhatMayBeAsked(t *testing.T) {
 		{query.Request{Tables: []whence.TableName{"no.such.table"}}, "TABLE_OUT_OF_SCOPE"},
 		{query.Request{Tables: []whence.TableName{"app.public.later"}}, "TABLE_NOT_REGISTERED"},
 		{query.Request{Subjects: []string{"ann", "bob"}}, "SUBJECT_OUT_OF_SCOPE"},
-		{query.Request{AsOf: now}, "NOT_IMPLEMENTED"},
 		{query.Request{Consistency: query.Consistency{AtLeast: "here"}}, "TOKEN_INVALID"},
 		{query.Request{Consistency: query.Consistency{AtLeast: "other@0/1"}}, "TOKEN_INVALID"},
 		{query.Request{Limit: 201}, "LIMIT_OUT_OF_RANGE"},

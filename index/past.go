@@ -42,7 +42,7 @@ select r.id, r.table_id, r.key, r.deleted, w.version, w.lsn, w.commit_time, coal
        coalesce(cardinality(w.spans) / 2, 1)
 from changed r
 left join lateral (
-    select * from whence.versions w
+    select w.version, w.lsn, w.commit_time, w.event_time, w.captured_at, w.definition, w.spans, w.deleted, w.text, w.columns from whence.versions w
     where w.record_id = r.id and w.version < r.version and coalesce(w.commit_time, w.captured_at) <= @asOf::timestamptz
     order by w.version desc limit 1
 ) w on not w.deleted and w.text <> ''

@@ -16,7 +16,7 @@ import (
 // count adds the chunks to what is known of the others, of which there are total:
 // how many hold each term, and how long they are. It returns how many there are
 // altogether.
-func (p past) count(t *terms, asked []string, df map[string]float64, total float64) float64 {
+func (p *past) count(t *terms, asked []string, df map[string]float64, total float64) float64 {
 	n := float64(len(p.chunks))
 	if n == 0 {
 		return total
@@ -35,7 +35,7 @@ func (p past) count(t *terms, asked []string, df map[string]float64, total float
 }
 
 // best returns the chunks that answer best: as many as of the present, by each leg.
-func (p past) best(ctx context.Context, tx pgx.Tx, t terms, r SearchRequest, asked []string) ([]Candidate, error) {
+func (p *past) best(ctx context.Context, tx pgx.Tx, t terms, r SearchRequest, asked []string) ([]Candidate, error) {
 	p.score(t, asked)
 	p.choose(ByVector, r.Limit, func(c *pastChunk) (float64, bool) {
 		if c.dense == nil {
@@ -62,7 +62,7 @@ func (p past) best(ctx context.Context, tx pgx.Tx, t terms, r SearchRequest, ask
 }
 
 // score is what scoreSQL makes of a text.
-func (p past) score(t terms, asked []string) {
+func (p *past) score(t terms, asked []string) {
 	idf := map[string]float64{}
 	best := 0.0
 	for i, term := range t.lexemes {
@@ -80,7 +80,7 @@ func (p past) score(t terms, asked []string) {
 }
 
 // choose marks the chunks with the highest values, at most limit.
-func (p past) choose(by Legs, limit int, value func(*pastChunk) (float64, bool)) {
+func (p *past) choose(by Legs, limit int, value func(*pastChunk) (float64, bool)) {
 	type valued struct {
 		at    int
 		value float64
@@ -97,7 +97,7 @@ func (p past) choose(by Legs, limit int, value func(*pastChunk) (float64, bool))
 	}
 }
 
-func (p past) candidate(c pastChunk) Candidate {
+func (p *past) candidate(c pastChunk) Candidate {
 	out := p.versions[c.of]
 	out.ChunkID = pastID(out.RecordID, out.Version, c.ordinal)
 	out.Start, out.End, out.Digest, out.Legs = c.start, c.end, c.digest, c.legs

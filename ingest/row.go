@@ -48,7 +48,6 @@ type row struct {
 	subject    *string
 	event      time.Time // zero: not known
 	attributes []byte    // JSON
-	cuts       []Span    // what split returned
 	chunks     []whence.Chunk
 	lacks      lacking // what could not be taken over
 }

@@ -257,9 +257,9 @@ func TestAsOfRanksAsItWouldHaveThen(t *testing.T) {
 			found := 0
 			for _, text := range []string{"ledger of the tide", "a crane at the quay", "keel and rudder and keel", "mast"} {
 				r := query.Request{Text: text, Limit: query.MaxLimit}
-				want := then.e.At(moment, t, everything(t), r)
+				want := then.e.At(t, moment, everything(t), r)
 				r.AsOf = moment
-				got := past.e.At(now, t, everything(t), r)
+				got := past.e.At(t, now, everything(t), r)
 				if diff := cmp.Diff(scores(want), scores(got), cmpopts.EquateApprox(0, 1e-5)); diff != "" {
 					t.Errorf("%q (-then +as of):\n%s", text, diff)
 				}

@@ -17,7 +17,7 @@ func ScoreOf(r Ranking, now time.Time, c index.Candidate, t whence.Table, dense 
 func Rank(hits []Hit) { rank(hits) }
 
 // At answers as an engine whose clock stands still.
-func (e *Engine) At(moment time.Time, t *testing.T, scope authz.Scope, r Request) Answer {
+func (e *Engine) At(t *testing.T, moment time.Time, scope authz.Scope, r Request) Answer {
 	t.Helper()
 	c := e.Config
 	c.Clock = func() time.Time { return moment }

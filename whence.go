@@ -256,6 +256,11 @@ type Table struct {
 	Shape            string // how capture found the relation when it began to copy; only cdc reads it
 	SetAside         bool   // some of its rows are not taken over whole
 	CreateTime       time.Time
+
+	VersionRetention time.Duration // how long a version is kept after the next; zero: for ever
+	CoveredFrom      time.Time     // the rows had been copied for the first time; zero: not yet
+	PurgedUntil      time.Time     // rows deleted before have left nothing behind; zero: none has
+	PrunedBefore     time.Time     // versions that had a next one by then may be gone; zero: none is
 }
 
 // Name returns the registered name.

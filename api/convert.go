@@ -84,7 +84,7 @@ func watermarks(ws []whence.Watermark) []*v1.Watermark {
 }
 
 func table(t whence.Table) *v1.Table {
-	return &v1.Table{
+	out := &v1.Table{
 		Name: string(t.Name()), Source: t.Source, Schema: t.Schema,
 		Table:       whence.RelationName(t.Schema, t.Relation),
 		TextColumns: t.TextColumns, TextTemplate: t.TextTemplate,
@@ -94,6 +94,10 @@ func table(t whence.Table) *v1.Table {
 		OnDelete:   v1.OnDelete(v1.OnDelete_value["ON_DELETE_"+string(t.OnDelete)]),
 		CreateTime: timestamp(t.CreateTime),
 	}
+	if t.VersionRetention != 0 {
+		out.VersionRetention = durationpb.New(t.VersionRetention)
+	}
+	return out
 }
 
 // count saturates, as the contract says.

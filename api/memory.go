@@ -40,7 +40,7 @@ func (m *memory) Query(ctx context.Context, req *v1.QueryRequest) (*v1.QueryResp
 	for _, h := range a.Hits {
 		out.Hits = append(out.Hits, hitMessage(h))
 	}
-	out.Explanation = explanation(a.Explained)
+	out.Explanation, out.Incomplete = explanation(a.Explained), incomplete(a.Incomplete)
 	stored, err := answerOf(req, a, out.GetHits())
 	if err != nil {
 		return nil, err
@@ -67,6 +67,14 @@ func queryRequest(req *v1.QueryRequest) query.Request {
 		r.Tables = append(r.Tables, whence.TableName(t))
 	}
 	return r
+}
+
+func incomplete(all []query.Incomplete) (out []*v1.Incomplete) {
+	for _, i := range all {
+		out = append(out, &v1.Incomplete{Table: string(i.Table), Until: timestamp(i.Until),
+			Reason: v1.IncompleteReason(v1.IncompleteReason_value["INCOMPLETE_REASON_"+string(i.Reason)])})
+	}
+	return out
 }
 
 func hitMessage(h query.Hit) *v1.Hit {

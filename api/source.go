@@ -134,7 +134,9 @@ func (s *sources) PreviewTable(ctx context.Context, req *v1.PreviewTableRequest)
 
 // RegisterTable starts to remember a table.
 func (s *sources) RegisterTable(ctx context.Context, req *v1.RegisterTableRequest) (*v1.RegisterTableResponse, error) {
-	info, err := s.registry.RegisterTable(ctx, tableSpec(req))
+	spec := tableSpec(req)
+	spec.VersionRetention = req.GetVersionRetention().AsDuration()
+	info, err := s.registry.RegisterTable(ctx, spec)
 	if err != nil {
 		return nil, err
 	}

@@ -110,6 +110,7 @@ func taskMessage(t gateway.Task) *v1.Task {
 		User: t.User, Agent: t.Agent, Tenant: t.Tenant, Scope: scopeMessage(t.Scope), Budget: budget(t.Budget),
 		State:    v1.TaskState(v1.TaskState_value["TASK_STATE_"+string(t.State)]),
 		Deadline: timestamp(t.Budget.Deadline), CreateTime: timestamp(t.Created), EndTime: timestamp(t.Ended),
+		Usage: &v1.Usage{EmbeddingCalls: t.Usage.EmbeddingCalls, EmbeddingTokens: t.Usage.EmbeddingTokens},
 	}
 	if t.Parent != uuid.Nil {
 		out.ParentId = t.Parent.String()

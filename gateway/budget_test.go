@@ -15,6 +15,7 @@ import (
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/internal/pg"
 	"github.com/whence-db/whence/internal/pgtest"
@@ -249,12 +250,13 @@ func TestCrashOfTheDatabaseDuringACall(t *testing.T) {
 	pool := migrated(t, cluster)
 	w := newWorld(t, pool)
 	g, _ := w.gateway(t, pool)
-	token, _ := w.start(t, g, 10)
+	token, task := w.start(t, g, 10)
 	if err := g.Do(t.Context(), read(token), nothing); err != nil {
 		t.Fatal(err)
 	}
 	err := g.Do(t.Context(), read(token), func(ctx context.Context, s *gateway.Session) error {
 		s.SetAnswer(lineage.Answer{})
+		embedder.Record(ctx, embedder.Usage{Calls: 1, Tokens: 9})
 		cluster.Kill()
 		if err := cluster.Restart(ctx); err != nil {
 			return err
@@ -268,6 +270,10 @@ func TestCrashOfTheDatabaseDuringACall(t *testing.T) {
 	lines := w.entries(t, query)
 	if n := len(lines); n != 2 || lines[n-1] != (line{"FAILED", "RESERVATION_LOST", 0}) || w.answers(t) != 0 {
 		t.Errorf("entries %v, answers %d", lines, w.answers(t))
+	}
+	// What the model was asked was asked all the same.
+	if got, err := g.GetTask(t.Context(), task); err != nil || got.Usage != (gateway.Usage{EmbeddingCalls: 1, EmbeddingTokens: 9}) {
+		t.Errorf("the task has used %+v: %v", got.Usage, err)
 	}
 	if err := g.Do(t.Context(), read(token), nothing); err != nil {
 		t.Errorf("the next call: %v", err)

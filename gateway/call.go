@@ -15,6 +15,7 @@ import (
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/lineage"
+	"github.com/whence-db/whence/query"
 )
 
 // Call says what is asked of the door.
@@ -47,6 +48,7 @@ type Session struct {
 
 	write   *Write       // nil: the call writes nothing of its own
 	charged *reservation // nil for an operator
+	used    Usage
 	digest  [32]byte
 	answer  *lineage.Answer
 	detail  map[string]any
@@ -116,7 +118,9 @@ func (g *Gateway) Do(ctx context.Context, c Call, fn func(context.Context, *Sess
 	err = g.admit(ctx, c, s)
 	ran := err == nil
 	if ran {
-		err = protect(ctx, c, s, fn)
+		measured, used := query.MeasureEmbedding(ctx)
+		err = protect(measured, c, s, fn)
+		s.used.EmbeddingCalls, s.used.EmbeddingTokens = used()
 	}
 	return g.record(ctx, c, s, ran, err)
 }
@@ -226,7 +230,13 @@ func withheld(err error) *whence.Error {
 
 // outcome is what is to be recorded of a call.
 func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) *record {
-	r := &record{entry: entry(c, s, failure), charge: s.charged}
+	if s.used != (Usage{}) {
+		s.Note("embedding", map[string]int64{"calls": s.used.EmbeddingCalls, "tokens": s.used.EmbeddingTokens})
+	}
+	r := &record{entry: entry(c, s, failure), charge: s.charged, used: s.used}
+	if s.charged != nil {
+		r.path = s.charged.path
+	}
 	r.entry.Latency = max(0, g.now().Sub(s.Started))
 	if failure != nil {
 		r.refund = !ran || !payable(failure)

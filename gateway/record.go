@@ -20,6 +20,8 @@ type record struct {
 	answer *lineage.Answer // nil when the call gave none
 	charge *reservation    // nil when nothing was charged
 	refund bool            // give the charge back
+	used   Usage           // whatever became of the call
+	path   []uuid.UUID     // the task's, from the root; nil for an operator
 
 	lost bool // the charge did not survive: the call may not succeed
 }
@@ -39,7 +41,7 @@ func (g *Gateway) put(ctx context.Context, tx pgx.Tx, batch []*record) error {
 	if err := findLost(ctx, tx, batch); err != nil {
 		return err
 	}
-	if err := refund(ctx, tx, batch); err != nil {
+	if err := settle(ctx, tx, batch); err != nil {
 		return err
 	}
 	entries := make([]audit.Entry, len(batch))
@@ -86,34 +88,48 @@ func findLost(ctx context.Context, tx pgx.Tx, batch []*record) error {
 const (
 	lockSQL = `select from whence.tasks where id = any(@ids) order by id for no key update`
 
-	refundSQL = `
-update whence.tasks t set calls_settled = t.calls_settled - c.calls
-from unnest(@ids::uuid[], @calls::bigint[]) as c(id, calls)
+	settleSQL = `
+update whence.tasks t set calls_settled = t.calls_settled - c.calls,
+    embedding_calls = t.embedding_calls + c.embedding_calls, embedding_tokens = t.embedding_tokens + c.embedding_tokens
+from unnest(@ids::uuid[], @calls::bigint[], @embeddingCalls::bigint[], @embeddingTokens::bigint[])
+    as c(id, calls, embedding_calls, embedding_tokens)
 where t.id = c.id`
 )
 
-// refund takes back what failed calls were charged, on each task of their paths.
-func refund(ctx context.Context, tx pgx.Tx, batch []*record) error {
-	back := map[uuid.UUID]int64{}
+// settle takes back what failed calls were charged, and books what calls have
+// used, on each task of their paths.
+func settle(ctx context.Context, tx pgx.Tx, batch []*record) error {
+	type change struct {
+		back int64
+		used Usage
+	}
+	changes := map[uuid.UUID]change{}
 	for _, r := range batch {
-		if !r.refund || r.charge == nil || r.lost {
+		back := int64(0)
+		if r.refund && r.charge != nil && !r.lost {
+			back = r.charge.calls
+		}
+		if back == 0 && r.used == (Usage{}) {
 			continue
 		}
-		for _, id := range r.charge.path {
-			back[id] += r.charge.calls
+		for _, id := range r.path {
+			c := changes[id]
+			changes[id] = change{c.back + back, c.used.plus(r.used)}
 		}
 	}
-	if len(back) == 0 {
+	if len(changes) == 0 {
 		return nil
 	}
 	var ids []uuid.UUID
-	var calls []int64
-	for id, n := range back {
-		ids, calls = append(ids, id), append(calls, n)
+	var calls, embeddingCalls, embeddingTokens []int64
+	for id, c := range changes {
+		ids, calls = append(ids, id), append(calls, c.back)
+		embeddingCalls, embeddingTokens = append(embeddingCalls, c.used.EmbeddingCalls), append(embeddingTokens, c.used.EmbeddingTokens)
 	}
 	if _, err := tx.Exec(ctx, lockSQL, pgx.NamedArgs{"ids": ids}); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, refundSQL, pgx.NamedArgs{"ids": ids, "calls": calls})
+	_, err := tx.Exec(ctx, settleSQL, pgx.NamedArgs{"ids": ids, "calls": calls,
+		"embeddingCalls": embeddingCalls, "embeddingTokens": embeddingTokens})
 	return err
 }

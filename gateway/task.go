@@ -44,14 +44,24 @@ type Task struct {
 	Scope   authz.ScopeSpec
 	State   TaskState
 	Budget  Budget
+	Usage   Usage // of its calls and those of the tasks below it
 	Created time.Time
 	Ended   time.Time // zero while it has not
+}
+
+// Usage is what calls have used beside their budget, as embedder.Usage counts it.
+type Usage struct {
+	EmbeddingCalls, EmbeddingTokens int64
+}
+
+func (u Usage) plus(v Usage) Usage {
+	return Usage{u.EmbeddingCalls + v.EmbeddingCalls, u.EmbeddingTokens + v.EmbeddingTokens}
 }
 
 const taskSQL = `
 select t.id, t.root_id, coalesce(t.parent_id, @none), t.depth, t.tenant, t.user_id, t.agent, t.purpose, t.scope,
        t.state, t.deadline, t.calls_limit, t.calls_settled, t.created_at, t.ended_at,
-       (select min(a.calls_limit - a.calls_settled) from whence.tasks a where a.id = any(t.path))
+       (select min(a.calls_limit - a.calls_settled) from whence.tasks a where a.id = any(t.path)), t.embedding_calls, t.embedding_tokens
 from whence.tasks t
 where true`
 
@@ -171,7 +181,7 @@ func (g *Gateway) scanTask(row pgx.CollectableRow) (t Task, err error) {
 	var ended *time.Time
 	b := &t.Budget
 	err = row.Scan(&t.ID, &t.Root, &t.Parent, &t.Depth, &t.Tenant, &t.User, &t.Agent, &t.Purpose, &scope,
-		&t.State, &b.Deadline, &b.Limit, &b.Used, &t.Created, &ended, &b.Remaining)
+		&t.State, &b.Deadline, &b.Limit, &b.Used, &t.Created, &ended, &b.Remaining, &t.Usage.EmbeddingCalls, &t.Usage.EmbeddingTokens)
 	if err != nil {
 		return t, err
 	}

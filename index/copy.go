@@ -74,6 +74,26 @@ func (c *copied) jsonb(v []byte) {
 	c.b = append(append(c.b, 1), v...)
 }
 
+// int4s takes an array of one dimension; nil is null.
+func (c *copied) int4s(v []int32) {
+	if v == nil {
+		c.null()
+		return
+	}
+	const oid = 23
+	head := []uint32{1, 0, oid, uint32(len(v)), 1} // dimensions, nulls, of what, how many, from
+	if len(v) == 0 {
+		head = []uint32{0, 0, oid}
+	}
+	c.length(4*len(head) + 8*len(v))
+	for _, n := range head {
+		c.b = binary.BigEndian.AppendUint32(c.b, n)
+	}
+	for _, n := range v {
+		c.int4(n)
+	}
+}
+
 var emptyObject = []byte("{}")
 
 func (c *copied) xid(v *uint32) {

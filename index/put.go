@@ -21,6 +21,7 @@ type Mutation struct {
 	Text       string   // as rendered; empty when deleted or missing
 	Digest     whence.Digest
 	Chunks     []whence.Chunk
+	Spans      []int32 // where each chunk of the text would begin and end, where there are none; nil: it is one, the whole
 	Subject    *string
 	EventTime  time.Time // zero: not known
 	Attributes []byte    // a JSON object
@@ -86,6 +87,9 @@ func (p *plan) store(ctx context.Context, tx pgx.Tx, x *Index) (Stored, error) {
 	if err := p.number(ctx, tx, x); err != nil {
 		return Stored{}, err
 	}
+	if err := p.dateUndated(ctx, tx); err != nil {
+		return Stored{}, err
+	}
 	if err := p.writeRecords(ctx, tx); err != nil {
 		return Stored{}, err
 	}
@@ -121,6 +125,7 @@ type plan struct {
 	of       []*entry
 	known    []int64 // ids of the records that were there before
 	held     map[int64][]held
+	captured time.Time // when those mutations are captured that have no commit time; zero: all have one
 }
 
 func newPlan(ms []Mutation) *plan {
@@ -175,14 +180,24 @@ func (p *plan) number(ctx context.Context, tx pgx.Tx, x *Index) error {
 	return nil
 }
 
+// dateUndated asks the database for the time if a mutation has none: record and
+// version are to name the same moment.
+func (p *plan) dateUndated(ctx context.Context, tx pgx.Tx) error {
+	if !slices.ContainsFunc(p.ms, func(m Mutation) bool { return m.CommitTime.IsZero() }) {
+		return nil
+	}
+	return tx.QueryRow(ctx, `select clock_timestamp()`).Scan(&p.captured)
+}
+
 const (
 	copyRecords = `
-copy whence.records (id, table_id, key, version, lsn, xid, commit_time, event_time, subject, attributes, deleted, state)
+copy whence.records (id, table_id, key, version, lsn, xid, commit_time, event_time, subject, attributes, deleted, state, since)
 from stdin (format binary)`
 
 	updateRecords = `
 update whence.records r
 set version = n.version, lsn = n.lsn::pg_lsn, xid = n.xid, commit_time = n.commit_time, deleted = n.deleted, state = n.state, missing = null,
+    since = coalesce(n.commit_time, @captured::timestamptz),
     event_time = case when n.inherit then r.event_time else n.event_time end,
     subject = case when n.inherit then r.subject else n.subject end,
     attributes = case when n.inherit then r.attributes else n.attributes::jsonb end
@@ -212,11 +227,11 @@ func (p *plan) writeRecords(ctx context.Context, tx pgx.Tx) error {
 		if e.known {
 			known.add(e)
 		} else {
-			fresh.record(e)
+			fresh.record(e, p.captured)
 		}
 	}
 	if len(known.ids) > 0 {
-		b.Queue(updateRecords, known.named())
+		b.Queue(updateRecords, known.named(p.captured))
 	}
 	for _, e := range p.entries {
 		if len(e.last.Missing) > 0 {
@@ -240,9 +255,9 @@ func (p *plan) writeRecords(ctx context.Context, tx pgx.Tx) error {
 	return tx.SendBatch(ctx, b).Close()
 }
 
-func (c *copied) record(e *entry) {
+func (c *copied) record(e *entry, captured time.Time) {
 	m := e.last
-	c.row(12)
+	c.row(13)
 	c.int8(e.id)
 	c.int4(m.Table.ID)
 	c.text(string(m.Key))
@@ -255,6 +270,10 @@ func (c *copied) record(e *entry) {
 	c.jsonb(m.Attributes)
 	c.bool(m.Deleted)
 	c.bytea(m.State)
+	if !m.CommitTime.IsZero() {
+		captured = m.CommitTime
+	}
+	c.time(captured)
 }
 
 type recordArgs struct {
@@ -284,14 +303,18 @@ func (a *recordArgs) add(e *entry) {
 	a.states = append(a.states, m.State)
 }
 
-func (a *recordArgs) named() pgx.NamedArgs {
-	return pgx.NamedArgs{"ids": a.ids, "versions": a.versions, "lsns": lsnStrings(a.lsns), "xids": a.xids, "attributes": a.attributes,
+func (a *recordArgs) named(captured time.Time) pgx.NamedArgs {
+	return pgx.NamedArgs{"captured": timeOrNull(captured), "ids": a.ids, "versions": a.versions, "lsns": lsnStrings(a.lsns), "xids": a.xids, "attributes": a.attributes,
 		"subjects": a.subjects, "commits": a.commits, "events": a.events, "deleted": a.deleted, "inherit": a.inherit, "states": a.states}
 }
 
 const (
 	copyVersions = `
-copy whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest) from stdin (format binary)`
+copy whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest, event_time, spans) from stdin (format binary)`
+	// Of rows without a commit time, which count from when they were captured.
+	copyUndated = `
+copy whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest, event_time, spans, captured_at)
+from stdin (format binary)`
 
 	purgeVersions = `
 delete from whence.versions v using unnest(@ids::bigint[], @versions::int[]) as n(id, version)
@@ -312,29 +335,58 @@ func (p *plan) writeVersions(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
-	var c copied
+	var dated, undated copied
 	for i := range p.ms {
-		m := &p.ms[i]
-		if p.versions[i] == 0 {
-			continue
+		switch {
+		case p.versions[i] == 0:
+		case p.ms[i].CommitTime.IsZero():
+			undated.row(13)
+			undated.version(p, i)
+			undated.time(p.captured)
+		default:
+			dated.row(12)
+			dated.version(p, i)
 		}
-		c.row(10)
-		c.int8(p.of[i].id)
-		c.int4(p.versions[i])
-		c.lsn(m.LSN)
-		c.xid(m.XID)
-		c.time(m.CommitTime)
-		c.bool(m.Deleted)
-		c.int4(m.Table.Definition)
-		c.jsonb(m.Columns)
-		c.text(m.Text)
-		digest := m.Digest
-		if m.Text == "" {
-			digest = emptyDigest
-		}
-		c.bytea(digest[:])
 	}
-	return c.send(ctx, tx, copyVersions)
+	if err := undated.send(ctx, tx, copyUndated); err != nil {
+		return err
+	}
+	return dated.send(ctx, tx, copyVersions)
+}
+
+func (c *copied) version(p *plan, i int) {
+	m := &p.ms[i]
+	c.int8(p.of[i].id)
+	c.int4(p.versions[i])
+	c.lsn(m.LSN)
+	c.xid(m.XID)
+	c.time(m.CommitTime)
+	c.bool(m.Deleted)
+	c.int4(m.Table.Definition)
+	c.jsonb(m.Columns)
+	c.text(m.Text)
+	digest := m.Digest
+	if m.Text == "" {
+		digest = emptyDigest
+	}
+	c.bytea(digest[:])
+	c.time(m.EventTime)
+	c.int4s(m.spans())
+}
+
+// spans tells where the chunks of the text begin and end, as whence.versions keeps it.
+func (m *Mutation) spans() []int32 {
+	if len(m.Chunks) == 0 {
+		return m.Spans
+	}
+	out := make([]int32, 0, 2*len(m.Chunks))
+	for _, c := range m.Chunks {
+		out = append(out, int32(c.Origin().Start), int32(c.Origin().End))
+	}
+	if len(out) == 2 && out[0] == 0 && int(out[1]) == len(m.Text) {
+		return nil
+	}
+	return out
 }
 
 var emptyDigest = whence.DigestOf("")

@@ -18,17 +18,18 @@ where r.table_id = @table and not r.deleted and r.lsn = @lsn::pg_lsn and r.xid =
     and v.record_id = r.id and v.version = r.version`
 	// No id leaves the database: there may be millions.
 	deleteOlder = `
-with gone as (
+with moment as materialized (select clock_timestamp() as captured), gone as (
     update whence.records
-    set version = version + case when lsn = @lsn::pg_lsn and xid = @xid::bigint then 0 else 1 end, lsn = @lsn::pg_lsn, xid = @xid::bigint, commit_time = @commit::timestamptz, deleted = true, missing = null, state = null,
+    set since = coalesce(@commit::timestamptz, (select captured from moment)), version = version + case when lsn = @lsn::pg_lsn and xid = @xid::bigint then 0 else 1 end, lsn = @lsn::pg_lsn, xid = @xid::bigint, commit_time = @commit::timestamptz, deleted = true, missing = null, state = null,
         subject = case when @purge::bool then null else subject end,
         event_time = case when @purge::bool then null else event_time end,
         attributes = case when @purge::bool then '{}'::jsonb else attributes end
     where table_id = @table and not deleted and lsn < @before::pg_lsn
     returning id, version
 )
-insert into whence.versions (record_id, version, lsn, xid, commit_time, deleted, definition, columns, text, digest)
-select id, version, @lsn::pg_lsn, @xid::bigint, @commit::timestamptz, true, @definition::int, '{}'::jsonb, '', @digest::bytea from gone`
+insert into whence.versions (record_id, version, lsn, xid, commit_time, captured_at, deleted, definition, columns, text, digest)
+select id, version, @lsn::pg_lsn, @xid::bigint, @commit::timestamptz, (select captured from moment), true, @definition::int, '{}'::jsonb, '', @digest::bytea
+from gone`
 	purgeOlder = `
 delete from whence.versions v using whence.records r
 where r.table_id = @table and r.deleted and v.record_id = r.id and v.version < r.version`

@@ -36,6 +36,9 @@ type SearchRequest struct {
 	// FreshOnly takes only head chunks that have a vector in the space and were
 	// rendered by their table's present definition.
 	FreshOnly bool
+	// AsOf searches what was current at that moment instead of now; the zero time
+	// is now. It does not go with FreshOnly.
+	AsOf time.Time
 }
 
 // Candidate is a chunk that matched, with the state of its record.
@@ -65,6 +68,8 @@ type Candidate struct {
 	EmbeddedAt time.Time
 	Embedded   bool // the shown text has a vector in the space
 	OtherSpace bool // it has none in the space, but one in another
+	Past       bool // the shown text is of a version that was current at AsOf and is not the head
+	Deleted    bool // and the row is gone since
 
 	Legs    Legs     // that found the chunk that matched
 	Dense   *float64 // cosine similarity in [-1,1]; nil without a vector on either side
@@ -75,8 +80,9 @@ type Candidate struct {
 // wishes, both, in every statement.
 type bounds struct {
 	tables              []int32
-	subjects            []string // nil: all, rows without a subject included
-	scopeFilter, filter *string  // JSON objects that the attributes must contain; nil: none
+	subjects            []string   // nil: all, rows without a subject included
+	scopeFilter, filter *string    // JSON objects that the attributes must contain; nil: none
+	asOf                *time.Time // nil: now
 }
 
 // The bounds as conditions on a chunk c and on a record r. Parts that do not
@@ -87,7 +93,8 @@ const (
     and (@subjects::text[] is null or c.subject = any(@subjects::text[]))
     and (@scopeFilter::jsonb is null or c.attributes @> @scopeFilter::jsonb)
     and (@filter::jsonb is null or c.attributes @> @filter::jsonb)
-    and (c.expires_at is null or c.expires_at > now())`
+    and (c.expires_at is null or c.expires_at > now())
+    and (@asOf::timestamptz is null or exists (select from whence.records n where n.id = c.record_id and n.since <= @asOf::timestamptz))`
 
 	recordInBounds = `
     r.table_id = any(@tables::int[])
@@ -123,7 +130,7 @@ func within(scope authz.Scope, tables []whence.Table, subjects []string, filter 
 
 func (b bounds) args(more pgx.NamedArgs) pgx.NamedArgs {
 	more["tables"], more["subjects"] = b.tables, b.subjects
-	more["scopeFilter"], more["filter"] = b.scopeFilter, b.filter
+	more["scopeFilter"], more["filter"], more["asOf"] = b.scopeFilter, b.filter, b.asOf
 	return more
 }
 
@@ -146,7 +153,18 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 		return nil, fmt.Errorf("search: %w", pg.Translate(err))
 	}
 	fresh := freshness{r.FreshOnly, r.Space.ID, r.Tables}
-	terms, err := x.terms(ctx, tx, b, r.Text)
+	asked, err := lexemes(ctx, tx, r.Text)
+	if err != nil {
+		return nil, fmt.Errorf("search: %w", pg.Translate(err))
+	}
+	var past past
+	if !r.AsOf.IsZero() {
+		b.asOf = &r.AsOf
+		if past, err = readPast(ctx, tx, scope, b, r, asked); err != nil {
+			return nil, err
+		}
+	}
+	terms, err := x.terms(ctx, tx, b, asked, past)
 	if err != nil {
 		return nil, fmt.Errorf("search: %w", pg.Translate(err))
 	}
@@ -176,7 +194,11 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 	if err != nil {
 		return nil, fmt.Errorf("score candidates: %w", pg.Translate(err))
 	}
-	return collapse(out), nil
+	were, err := past.best(ctx, tx, terms, r, asked)
+	if err != nil {
+		return nil, fmt.Errorf("read past versions: %w", pg.Translate(err))
+	}
+	return append(collapse(out), were...), nil
 }
 
 // Candidates are held in memory, and compiling would take longer than running.

@@ -74,17 +74,21 @@ select t.term, n.df from unnest(@terms::text[]) t(term), lateral (
 ) n`
 )
 
-// terms takes the question apart and weighs each term by its rarity within the
-// bounds.
-func (x *Index) terms(ctx context.Context, tx pgx.Tx, b bounds, text string) (terms, error) {
-	t := terms{mean: 1}
+// lexemes takes the question apart.
+func lexemes(ctx context.Context, tx pgx.Tx, text string) ([]string, error) {
 	rows, err := tx.Query(ctx, lexemesSQL, pgx.NamedArgs{"text": text, "maxTerms": maxTerms})
 	if err != nil {
-		return t, err
+		return nil, err
 	}
-	asked, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil || len(asked) == 0 {
-		return t, err
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// terms weighs each term of the question by its rarity within the bounds, past
+// versions included.
+func (x *Index) terms(ctx context.Context, tx pgx.Tx, b bounds, asked []string, were past) (terms, error) {
+	t := terms{mean: 1}
+	if len(asked) == 0 {
+		return t, nil
 	}
 	args := b.args(pgx.NamedArgs{"terms": asked, "narrowMost": narrowMost, "choose": choose})
 	var drawn int64
@@ -108,7 +112,7 @@ func (x *Index) terms(ctx context.Context, tx pgx.Tx, b bounds, text string) (te
 			return t, err
 		}
 	}
-	t.weigh(asked, df, total)
+	t.weigh(asked, df, were.count(&t, asked, df, total))
 	return t, nil
 }
 

@@ -49,7 +49,7 @@ on conflict (table_id, part, file) do update set blocks = b.blocks + excluded.bl
 	selectEnd = `
 select snapshot_lsn, snapshot_lsn = copy_lsn or @known::pg_lsn >= copy_lsn from whence.tables where id = @id`
 	endBackfill = `
-update whence.tables t set state = 'LIVE', rows_done = n.rows, rows_total = n.rows
+update whence.tables t set state = 'LIVE', rows_done = n.rows, rows_total = n.rows, covered_from = coalesce(covered_from, clock_timestamp())
 from (select coalesce(sum(rows), 0) as rows from whence.backfills where table_id = @id) n
 where id = @id`
 	dropBlocks = `delete from whence.backfills where table_id = @id`

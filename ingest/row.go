@@ -82,6 +82,20 @@ func (r *row) cut(t *capturedTable, key whence.Key, at moment) error {
 	return nil
 }
 
+// spans tells where the chunks of a text would begin and end; nil where the whole
+// is one.
+func (r *row) spans() []int32 {
+	cuts := Split(r.text)
+	if r.text == "" || len(cuts) == 1 && cuts[0] == (Span{0, len(r.text)}) {
+		return nil
+	}
+	out := make([]int32, 0, 2*len(cuts))
+	for _, s := range cuts {
+		out = append(out, int32(s.Start), int32(s.End))
+	}
+	return out
+}
+
 // describe sets what a row is filtered and ranked by. The event time is the
 // commit time where the time column is null or infinite; it stays unknown when
 // the row was copied by a backfill, which cannot tell when it was committed.

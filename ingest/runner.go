@@ -73,6 +73,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	g.Go(func() error { return r.supervise(ctx, g, changed) })
 	g.Go(func() error { return r.tidy(ctx) })
 	g.Go(func() error { return r.watchSlots(ctx) })
+	g.Go(func() error { return r.prune(ctx) })
 	return g.Wait()
 }
 

@@ -24,6 +24,7 @@ type TableSpec struct {
 	HalfLife         time.Duration // of recency; default 30 days
 	FreshnessTarget  time.Duration // the largest capture lag of a FRESH hit; default 10 s
 	OnDelete         whence.OnDelete
+	VersionRetention time.Duration // how long a version is kept after the next; default for ever
 }
 
 const (
@@ -33,6 +34,8 @@ const (
 	defaultFreshness = 10 * time.Second
 	minimumFreshness = time.Second
 	maximumFreshness = 365 * 24 * time.Hour
+	minimumRetention = time.Second
+	maximumRetention = 100 * 365 * 24 * time.Hour
 	maximumTemplate  = 8 << 10
 	maximumColumns   = 200
 )
@@ -51,6 +54,7 @@ func (s TableSpec) table() (whence.Table, error) {
 		Source: s.Source, Schema: schema, Relation: relation,
 		TextColumns: orNone(s.TextColumns), TextTemplate: s.TextTemplate, SubjectColumn: s.SubjectColumn, TimeColumn: s.TimeColumn,
 		AttributeColumns: orNone(s.AttributeColumns), HalfLife: s.HalfLife, FreshnessTarget: s.FreshnessTarget, OnDelete: s.OnDelete,
+		VersionRetention: s.VersionRetention,
 	}
 	if t.HalfLife == 0 {
 		t.HalfLife = defaultHalfLife
@@ -73,6 +77,9 @@ func (s TableSpec) table() (whence.Table, error) {
 	case t.FreshnessTarget < minimumFreshness || t.FreshnessTarget > maximumFreshness:
 		return t, whence.Invalid("freshnessTarget", "FRESHNESS_TARGET_OUT_OF_RANGE",
 			fmt.Sprintf("freshnessTarget is %v: it must be from %v to a year", t.FreshnessTarget, minimumFreshness))
+	case t.VersionRetention != 0 && (t.VersionRetention < minimumRetention || t.VersionRetention > maximumRetention):
+		return t, whence.Invalid("versionRetention", "VERSION_RETENTION_OUT_OF_RANGE",
+			fmt.Sprintf("versionRetention is %v: it must be from %v to 100 years; leave it out to keep versions for ever", t.VersionRetention, minimumRetention))
 	case t.OnDelete != whence.OnDeleteTombstone && t.OnDelete != whence.OnDeletePurge:
 		return t, whence.Invalid("onDelete", "ON_DELETE_INVALID", fmt.Sprintf("onDelete is %q: it must be TOMBSTONE or PURGE", t.OnDelete))
 	}
@@ -184,12 +191,12 @@ func sameDefinition(a, b whence.Table) bool {
 	return slices.Equal(a.KeyColumns, b.KeyColumns) && slices.Equal(a.TextColumns, b.TextColumns) &&
 		a.TextTemplate == b.TextTemplate && a.SubjectColumn == b.SubjectColumn && a.TimeColumn == b.TimeColumn &&
 		slices.Equal(a.AttributeColumns, b.AttributeColumns) && a.HalfLife == b.HalfLife &&
-		a.FreshnessTarget == b.FreshnessTarget && a.OnDelete == b.OnDelete
+		a.FreshnessTarget == b.FreshnessTarget && a.OnDelete == b.OnDelete && a.VersionRetention == b.VersionRetention
 }
 
 // sameCapture tells whether what is stored of a row stays the same.
 func sameCapture(a, b whence.Table) bool {
-	a.HalfLife, a.FreshnessTarget, a.OnDelete = b.HalfLife, b.FreshnessTarget, b.OnDelete
+	a.HalfLife, a.FreshnessTarget, a.OnDelete, a.VersionRetention = b.HalfLife, b.FreshnessTarget, b.OnDelete, b.VersionRetention
 	return sameDefinition(a, b)
 }
 

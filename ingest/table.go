@@ -41,7 +41,8 @@ const (
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
 coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
-t.copy_lsn, exists (select from whence.set_aside a where a.table_id = t.id)`
+t.copy_lsn, exists (select from whence.set_aside a where a.table_id = t.id),
+coalesce(t.version_retention, '0'), coalesce(t.covered_from, case when t.state = 'LIVE' then t.created_at end), t.purged_until, t.pruned_before`
 
 	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done),
     case when t.state = 'BACKFILLING' then greatest(0, p.done - t.copy_rows) / greatest(extract(epoch from now() - t.copy_began), 0.001) else 0 end::float8
@@ -53,10 +54,16 @@ order by s.name, t.schema_name, t.relation`
 )
 
 func scanTable(row pgx.CollectableRow, more ...any) (t whence.Table, err error) {
+	var covered, purged, pruned *time.Time
 	dest := []any{&t.ID, &t.SourceID, &t.Source, &t.Schema, &t.Relation, &t.KeyColumns, &t.TextColumns, &t.TextTemplate, &t.SubjectColumn,
 		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Shape,
-		&t.Copied, &t.SetAside}
+		&t.Copied, &t.SetAside, &t.VersionRetention, &covered, &purged, &pruned}
 	err = row.Scan(append(dest, more...)...)
+	for of, is := range map[*time.Time]*time.Time{&t.CoveredFrom: covered, &t.PurgedUntil: purged, &t.PrunedBefore: pruned} {
+		if is != nil {
+			*of = *is
+		}
+	}
 	return t, err
 }
 
@@ -159,16 +166,18 @@ for no key update of t`
 
 	insertTable = `
 insert into whence.tables (source_id, schema_name, relation, key_columns, text_columns, text_template, subject_column,
-    time_column, attribute_columns, half_life, freshness_target, on_delete, snapshot_lsn)
-values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @attributes, @half_life, @target, @on_delete, @lsn)`
+    time_column, attribute_columns, half_life, freshness_target, on_delete, version_retention, snapshot_lsn)
+values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @attributes, @half_life, @target, @on_delete, @retention, @lsn)`
 	updateTable = `
 update whence.tables set key_columns = @key, text_columns = @text, text_template = @template, subject_column = @subject,
     time_column = @time, attribute_columns = @attributes, half_life = @half_life, freshness_target = @target, on_delete = @on_delete,
-    definition = definition + 1, state = 'PENDING', error = null, shape = null, rows_done = 0, rows_total = 0,
-    snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn)
+    version_retention = @retention, definition = definition + 1, state = 'PENDING', error = null, shape = null, rows_done = 0, rows_total = 0,
+    snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn), ` + keepPurged + `
 where id = @id`
 	tuneTable = `
-update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete where id = @id`
+update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete, version_retention = @retention, ` + keepPurged + ` where id = @id`
+	// What was purged stays so when the table no longer purges.
+	keepPurged     = `purged_until = case when on_delete = 'PURGE' and @on_delete <> 'PURGE' then clock_timestamp() else purged_until end`
 	sourcePosition = `select pg_current_wal_insert_lsn()`
 )
 
@@ -234,7 +243,10 @@ func (e *unregisteringError) Error() string { return "the table is being unregis
 func (r *Registry) register(ctx context.Context, tx pgx.Tx, conn *pgx.Conn, want whence.Table) error {
 	args := pgx.NamedArgs{"source": want.SourceID, "schema": want.Schema, "relation": want.Relation, "key": want.KeyColumns,
 		"text": want.TextColumns, "template": want.TextTemplate, "subject": want.SubjectColumn, "time": want.TimeColumn,
-		"attributes": want.AttributeColumns, "half_life": want.HalfLife, "target": want.FreshnessTarget, "on_delete": string(want.OnDelete)}
+		"attributes": want.AttributeColumns, "half_life": want.HalfLife, "target": want.FreshnessTarget, "on_delete": string(want.OnDelete), "retention": nil}
+	if want.VersionRetention != 0 {
+		args["retention"] = want.VersionRetention
+	}
 	rows, err := tx.Query(ctx, lockTable, args)
 	if err != nil {
 		return err
@@ -400,18 +412,19 @@ func (r *Registry) State(ctx context.Context, tx pgx.Tx) (whence.State, error) {
 
 // On a replica, notes are as old as what it has replayed last.
 const selectNotesLag = `
-select case when pg_is_in_recovery() then coalesce(extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()), -1) else 0 end::float8`
+select case when pg_is_in_recovery() then pg_last_xact_replay_timestamp() else clock_timestamp() end, clock_timestamp()`
 
 // addNotes puts the table of notes beside the registered ones. Its source is this
 // database, so it needs no capture.
 func addNotes(ctx context.Context, tx pgx.Tx, state *whence.State) error {
-	var lag float64
-	if err := tx.QueryRow(ctx, selectNotesLag).Scan(&lag); err != nil {
+	var caught *time.Time
+	var now time.Time
+	if err := tx.QueryRow(ctx, selectNotesLag).Scan(&caught, &now); err != nil {
 		return fmt.Errorf("read the replica's lag: %w", pg.Translate(err))
 	}
 	s := whence.SourceState{Watermark: whence.Watermark{Source: whence.NotesSource, Lag: -1}}
-	if lag >= 0 {
-		s.Lag = time.Duration(lag * float64(time.Second))
+	if caught != nil {
+		s.CaughtUpAt, s.Lag = *caught, max(0, now.Sub(*caught))
 	}
 	state.Tables = append(state.Tables, whence.Notes())
 	state.Sources[whence.NotesSource] = s

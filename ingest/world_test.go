@@ -234,12 +234,15 @@ where r.table_id = $1 and not r.deleted and r.missing is null`, t.ID)
 	if d := cmp.Diff(want, got); d != "" {
 		w.t.Fatalf("%s (-source +index):\n%s", t.Name(), d)
 	}
+	w.cutAlike(t)
 	invariants := map[string]string{
 		"records that owe columns":         `select count(*)::text from whence.records where missing is not null and not deleted`,
 		"chunks of deleted records":        `select count(*)::text from whence.chunks c join whence.records r on r.id = c.record_id where r.deleted`,
 		"chunks without a vector's row":    `select count(*)::text from whence.chunks c where not exists (select from whence.vectors v where v.digest = c.digest)`,
 		"superseded chunks without vector": `select count(*)::text from whence.chunks c join whence.records r on r.id = c.record_id join whence.vectors v on v.digest = c.digest where c.version < r.version and v.embedding is null`,
-		"versions that go backwards":       `select count(*)::text from (select lsn < lag(lsn) over (partition by record_id order by version) as back from whence.versions) x where back`,
+		"records not as old as their heads": `select count(*)::text from whence.records r join whence.versions v on v.record_id = r.id and v.version = r.version
+where r.since <> coalesce(v.commit_time, v.captured_at)`,
+		"versions that go backwards": `select count(*)::text from (select lsn < lag(lsn) over (partition by record_id order by version) as back from whence.versions) x where back`,
 	}
 	if w.rewound {
 		delete(invariants, "versions that go backwards")
@@ -248,6 +251,37 @@ where r.table_id = $1 and not r.deleted and r.missing is null`, t.ID)
 		if n := w.query(w.memory.Pool, sql)[0]; n != "0" {
 			w.t.Errorf("%s %s", n, what)
 		}
+	}
+}
+
+// cutAlike checks that every version, past ones too, says where its chunks were.
+func (w *world) cutAlike(t TableInfo) {
+	w.t.Helper()
+	rows, err := w.memory.Pool.Query(context.Background(), `
+select v.text, v.spans from whence.versions v join whence.records r on r.id = v.record_id where r.table_id = $1 and v.text <> ''`, t.ID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var text string
+	var spans []int32
+	_, err = pgx.ForEachRow(rows, []any{&text, &spans}, func() error {
+		want := []Span{}
+		want = append(want, Split(text)...)
+		got := []Span{}
+		if spans == nil {
+			got = append(got, Span{0, len(text)})
+		}
+		for i := 0; i+1 < len(spans); i += 2 {
+			got = append(got, Span{int(spans[i]), int(spans[i+1])})
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			return fmt.Errorf("the spans of %.80q (-split +kept):\n%s", text, d)
+		}
+		spans = nil
+		return nil
+	})
+	if err != nil {
+		w.t.Error(err)
 	}
 }
 

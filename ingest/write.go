@@ -53,7 +53,7 @@ func (u *unit) write(ctx context.Context, tracks []*track) error {
 const maximumUnsettled = 100_000
 
 // mutation is a gathered state in the index's form. Only the last state of a row
-// is cut into chunks: nobody can have seen the others.
+// is cut into chunks: the others are found only by who asks for their moment.
 func (t *track) mutation(i int) (index.Mutation, error) {
 	p := &t.pending[i]
 	m := index.Mutation{Table: &t.table.Table, Key: t.key, Deleted: p.deleted, Missing: p.missing, LSN: p.lsn, XID: p.xid,
@@ -78,6 +78,9 @@ func (t *track) mutation(i int) (index.Mutation, error) {
 			return m, err
 		}
 		m.Chunks = p.row.chunks
+	}
+	if len(m.Chunks) == 0 {
+		m.Spans = p.row.spans()
 	}
 	return m, nil
 }

@@ -29,3 +29,13 @@ func MeterEmbedding(ctx context.Context) (context.Context, func(texts []string) 
 	ctx, meter := embedder.Measure(ctx)
 	return ctx, func(texts []string) []int64 { return meter.Usage().Split(texts) }
 }
+
+// MeasureEmbedding measures what embedding the questions that are asked with the
+// context costs: requests that reached the model's server, and tokens.
+func MeasureEmbedding(ctx context.Context) (context.Context, func() (calls, tokens int64)) {
+	ctx, meter := embedder.Measure(ctx)
+	return ctx, func() (calls, tokens int64) {
+		u := meter.Usage()
+		return int64(u.Calls), u.Tokens
+	}
+}

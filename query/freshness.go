@@ -13,7 +13,12 @@ import (
 // nobody knows.
 func judge(c index.Candidate, t whence.Table, state whence.State) whence.Freshness {
 	var stale []whence.FreshnessReason
-	if c.Superseded || !c.Embedded && !c.OtherSpace {
+	switch {
+	case c.Past && c.Deleted:
+		stale = append(stale, whence.SourceDeleted)
+	case c.Past:
+		stale = append(stale, whence.SourceChanged)
+	case c.Superseded || !c.Embedded && !c.OtherSpace:
 		stale = append(stale, whence.SourceChanged)
 	}
 	if !c.Embedded && c.OtherSpace {

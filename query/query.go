@@ -79,9 +79,12 @@ type Answer struct {
 	Watermark []whence.Watermark // of the sources that were asked, by name
 	Explained *Explanation       // nil when it was not asked for
 	Degraded  string             // which leg is missing and why, "REASON: words"; empty when none is
+	// Incomplete says what may be missing of an answer as of a moment.
+	Incomplete []Incomplete
 }
 
-// Hit is one chunk in an answer. Its text is the newest captured; Origin is that text's.
+// Hit is one chunk in an answer. Its text is the newest captured, or what was so
+// at the moment asked about; Origin is that text's.
 type Hit struct {
 	ChunkID     int64
 	RecordID    int64
@@ -124,6 +127,9 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 			return err
 		}
 		if err := current(ctx, tx, state, tables, r.Consistency); err != nil {
+			return err
+		}
+		if a.Incomplete, err = coverage(state, tables, r.AsOf, a.At); err != nil {
 			return err
 		}
 		a.Watermark = watermark(state, tables)
@@ -179,7 +185,7 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 	}
 	found, err := e.Index.Search(ctx, tx, scope, index.SearchRequest{
 		Tables: tables, Subjects: r.Subjects, Filter: r.Filter, Text: r.Text,
-		Vector: vector, Space: space, Limit: max(60, 3*r.limit()), FreshOnly: r.FreshOnly})
+		Vector: vector, Space: space, Limit: max(60, 3*r.limit()), FreshOnly: r.FreshOnly, AsOf: r.AsOf})
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +202,10 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 		return nil, err
 	}
 	states := map[int64][]byte{}
+	moment := a.At
+	if !r.AsOf.IsZero() {
+		moment = r.AsOf
+	}
 	for _, c := range found {
 		states[c.RecordID] = c.State
 		h := hit(c, byID[c.TableID], state, space)
@@ -208,7 +218,7 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 		if r.FreshOnly && h.Freshness.State != whence.Fresh {
 			continue
 		}
-		h.Score = e.Ranking.score(a.At, c, byID[c.TableID], vector != nil, r.Recency)
+		h.Score = e.Ranking.score(moment, c, byID[c.TableID], vector != nil, r.Recency)
 		if h.Score.Relevance > 0 {
 			a.Hits = append(a.Hits, h)
 		}

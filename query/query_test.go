@@ -133,7 +133,7 @@ select id, 'public', 'docs', '{id}', '{body}', '', 'owner', '', '{lang}', '30 da
 }
 
 type row struct {
-	id, owner, lang, text string
+	id, owner, lang, text string // each paragraph of the text is a chunk
 	age                   time.Duration
 }
 
@@ -141,7 +141,7 @@ func ref(id string) query.Ref {
 	return query.Ref{Table: "app.public.docs", Key: whence.Values{"id": &id}}
 }
 
-// put stores the next state of rows, each one chunk; an empty text deletes.
+// put stores the next state of rows; an empty text deletes.
 func (w *world) put(rows ...row) {
 	w.t.Helper()
 	w.lsn += 0x10
@@ -155,17 +155,25 @@ func (w *world) put(rows ...row) {
 				return err
 			}
 			at := now.Add(-r.age)
-			m := index.Mutation{Table: &tab, Key: k, LSN: w.lsn, CommitTime: at, Deleted: r.text == ""}
+			m := index.Mutation{Table: &tab, Key: k, LSN: w.lsn, CommitTime: at, Deleted: r.text == "", Inherit: r.text == ""}
 			if !m.Deleted {
 				m.State = source(r).State
 				m.Text, m.Digest, m.Subject, m.EventTime = r.text, whence.DigestOf(r.text), &r.owner, at
 				m.Columns = object(w.t, whence.Values{"id": &r.id, "owner": &r.owner, "lang": &r.lang, "body": &r.text})
 				m.Attributes = object(w.t, whence.Values{"lang": &r.lang})
-				c, err := whence.NewChunk(whence.Origin{Table: tab.Name(), Key: k}, r.text, 0, len(r.text))
-				if err != nil {
-					return err
+				for from, rest := 0, r.text; rest != ""; {
+					part, next, _ := strings.Cut(rest, "\n\n")
+					c, err := whence.NewChunk(whence.Origin{Table: tab.Name(), Key: k}, r.text, from, from+len(part))
+					if err != nil {
+						return err
+					}
+					m.Chunks, rest, from = append(m.Chunks, c), next, from+len(part)+2
 				}
-				m.Chunks = []whence.Chunk{c}
+			}
+			for _, before := range ms { // in the same call; a deleted row stays whose it was
+				if m.Deleted && before.Key == k && !before.Inherit {
+					m.Inherit, m.Subject, m.EventTime, m.Attributes = false, before.Subject, before.EventTime, before.Attributes
+				}
 			}
 			ms, keys = append(ms, m), append(keys, k)
 		}
@@ -381,7 +389,6 @@ func TestScopeDecidesWhatMayBeAsked(t *testing.T) {
 		{query.Request{Tables: []whence.TableName{"no.such.table"}}, "TABLE_OUT_OF_SCOPE"},
 		{query.Request{Tables: []whence.TableName{"app.public.later"}}, "TABLE_NOT_REGISTERED"},
 		{query.Request{Subjects: []string{"ann", "bob"}}, "SUBJECT_OUT_OF_SCOPE"},
-		{query.Request{AsOf: now}, "NOT_IMPLEMENTED"},
 		{query.Request{Consistency: query.Consistency{AtLeast: "here"}}, "TOKEN_INVALID"},
 		{query.Request{Consistency: query.Consistency{AtLeast: "other@0/1"}}, "TOKEN_INVALID"},
 		{query.Request{Limit: 201}, "LIMIT_OUT_OF_RANGE"},

@@ -32,7 +32,7 @@ type Request struct {
 	Consistency Consistency
 	Explain     bool      // say how the answer came about
 	FreshOnly   bool      // leave out what is not FRESH
-	AsOf        time.Time // not implemented: must be zero
+	AsOf        time.Time // answer from what was current at that moment; zero: now
 }
 
 // Recency says how much age counts.
@@ -72,8 +72,9 @@ func (r Request) Validate() error {
 		return whence.Invalid("recency.halfLife", "HALF_LIFE_OUT_OF_RANGE", "recency.halfLife must be above 0 and at most 100 years")
 	case r.Consistency.MaxStaleness != nil && *r.Consistency.MaxStaleness < 0:
 		return whence.Invalid("consistency.maxStaleness", "STALENESS_OUT_OF_RANGE", "consistency.maxStaleness must not be negative")
-	case !r.AsOf.IsZero():
-		return unimplemented("asOf")
+	}
+	if err := r.validateAsOf(); err != nil {
+		return err
 	}
 	if slices.ContainsFunc(r.Subjects, func(s string) bool { return !clean(s) }) {
 		return whence.Invalid("subjects", "SUBJECT_INVALID", "subjects must be UTF-8 without null characters")
@@ -87,11 +88,6 @@ func (r Request) Validate() error {
 }
 
 func clean(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
-
-func unimplemented(field string) error {
-	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Field: field,
-		Message: field + " is not yet implemented; leave it out"}
-}
 
 // resolve finds the tables that a request may search, and refuses a filter that
 // none of them can meet. What the scope does not allow is refused in the same

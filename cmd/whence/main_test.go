@@ -66,6 +66,7 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("MetricsWithoutAPI", w.testMetricsWithoutAPI)
 		t.Run("JSONShape", w.testJSONShape)
 		t.Run("TimesBeyondTheContract", w.testTimesBeyondTheContract)
+		t.Run("ThePast", w.testThePast)
 	})
 	// Afterwards, for it has doctor find fault.
 	t.Run("Apart", func(t *testing.T) {

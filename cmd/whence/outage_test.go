@@ -61,6 +61,15 @@ func TestEmbeddingServerAway(t *testing.T) {
 				t.Fatalf("before: %d hits, degraded %q", len(res.GetHits()), res.GetDegradedReason())
 			}
 
+			used := w.usage(t)
+			if used.GetEmbeddingCalls() != 1 || used.GetEmbeddingTokens() == 0 {
+				t.Errorf("the first question used %v", used)
+			}
+			asked-- // the same question again costs nothing
+			if ask(); w.usage(t).GetEmbeddingCalls() != 1 {
+				t.Errorf("a question whose vector was remembered used %v", w.usage(t))
+			}
+
 			model.SwitchOff()
 			w.exec(t, `update public.garden set what = what || ', replanted' where id between 2 and 6`)
 			w.exec(t, `insert into public.garden values (21, 'marigold bed 21')`)
@@ -115,4 +124,12 @@ func same(got, want map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// usage is what the agent's task has used so far.
+func (w *running) usage(t *testing.T) *v1.Usage {
+	t.Helper()
+	var res v1.GetTaskResponse
+	w.agent().must(t, "TaskService/GetTask", &v1.GetTaskRequest{}, &res)
+	return res.GetTask().GetUsage()
 }

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 )
@@ -26,6 +27,7 @@ type queryCmd struct {
 	FreshOnly     bool              `help:"Only fresh hits."`
 	Explain       bool              `help:"Say how the answer came about and what came close."`
 	Verify        bool              `help:"Compare every hit with its row in the source."`
+	AsOf          time.Time         `help:"Answer from what was current at this moment, as in 2026-01-31T18:00:00Z." placeholder:"TIME"`
 	AtLeast       string            `help:"Wait until this position is applied: a token, an LSN or SOURCE@LSN." placeholder:"TOKEN"`
 }
 
@@ -38,6 +40,9 @@ func (c *queryCmd) Run(ctx context.Context, a *app) error {
 		Limit: &c.Limit, FreshOnly: c.FreshOnly, Explain: c.Explain}
 	if c.Verify || c.AtLeast != "" {
 		req.Consistency = &v1.Consistency{Verify: c.Verify, AtLeast: c.AtLeast}
+	}
+	if !c.AsOf.IsZero() {
+		req.AsOf = timestamppb.New(c.AsOf)
 	}
 	if c.RecencyWeight != nil || c.HalfLife != 0 {
 		req.Recency = &v1.Recency{Weight: c.RecencyWeight}
@@ -53,6 +58,9 @@ func (c *queryCmd) Run(ctx context.Context, a *app) error {
 		printHits(a, res.GetHits())
 		if res.GetDegraded() {
 			a.printf("degraded: %s\n", res.GetDegradedReason())
+		}
+		for _, i := range res.GetIncomplete() {
+			a.printf("incomplete: %s\n", incompleteText(i))
 		}
 		if x := res.GetExplanation(); x != nil {
 			printExplanation(a, res.GetHits(), x)
@@ -104,6 +112,22 @@ func printHits(a *app, hits []*v1.Hit) {
 			a.printf("    reads now: %s\n", line(h.GetLiveText(), 150))
 		}
 	}
+}
+
+// incompleteText says what of a table an answer as of a moment may lack.
+func incompleteText(i *v1.Incomplete) string {
+	why := map[v1.IncompleteReason]string{
+		v1.IncompleteReason_INCOMPLETE_REASON_ROWS_PURGED:      "keeps nothing of rows that were deleted since",
+		v1.IncompleteReason_INCOMPLETE_REASON_VERSIONS_REMOVED: "does not keep versions for so long",
+		v1.IncompleteReason_INCOMPLETE_REASON_NOT_CAUGHT_UP:    "may not hold all that was committed by then",
+	}[i.GetReason()]
+	if why == "" {
+		why = i.GetReason().String()
+	}
+	if i.GetUntil() != nil {
+		why += ", from " + i.GetUntil().AsTime().Format(time.RFC3339Nano) + " on it is complete"
+	}
+	return i.GetTable() + " " + why
 }
 
 func printExplanation(a *app, hits []*v1.Hit, x *v1.Explanation) {

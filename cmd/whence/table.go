@@ -101,9 +101,10 @@ func printPreview(a *app, p *v1.PreviewTableResponse) {
 }
 
 type tableRegister struct {
-	operatorFlags   `embed:""`
-	tableDefinition `embed:""`
-	Wait            bool `help:"Show progress until the table is live and embedded." short:"w"`
+	operatorFlags    `embed:""`
+	tableDefinition  `embed:""`
+	VersionRetention time.Duration `help:"How long a version is kept once a newer one has taken its place; otherwise for ever."`
+	Wait             bool          `help:"Show progress until the table is live and embedded." short:"w"`
 }
 
 func (c *tableRegister) Run(ctx context.Context, a *app) error {
@@ -111,7 +112,11 @@ func (c *tableRegister) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	res, err := client.RegisterTable(ctx, c.request())
+	req := c.request()
+	if c.VersionRetention != 0 {
+		req.VersionRetention = durationpb.New(c.VersionRetention)
+	}
+	res, err := client.RegisterTable(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -157,6 +162,9 @@ func (c *tableGet) Run(ctx context.Context, a *app) error {
 		printTables(a, &v1.TableWithStatus{Table: res.GetTable(), Status: res.GetStatus()})
 		if why := res.GetStatus().GetWaitsFor(); why != "" {
 			a.printf("waits: %s\n", why)
+		}
+		if keep := res.GetTable().GetVersionRetention(); keep != nil {
+			a.printf("versions are kept for %s after the next\n", keep.AsDuration())
 		}
 		a.printf("embedding calls: %d made, %d saved\n", res.GetStatus().GetCalls().GetMade(), res.GetStatus().GetCalls().GetSaved())
 		if aside := res.GetStatus().GetSetAside(); aside.GetRows() > 0 && c.Aside == 0 {

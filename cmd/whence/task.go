@@ -98,11 +98,11 @@ func (c *taskList) Run(ctx context.Context, a *app) error {
 }
 
 func printTasks(a *app, tasks ...*v1.Task) {
-	columns(a, "TASK\tSTATE\tAGENT\tUSER\tCALLS\tENDS\tPURPOSE", func(w *tabwriter.Writer) {
+	columns(a, "TASK\tSTATE\tAGENT\tUSER\tCALLS\tTOKENS\tENDS\tPURPOSE", func(w *tabwriter.Writer) {
 		for _, t := range tasks {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%s\t%s\n", t.GetId(), plain(t.GetState()), t.GetAgent(), t.GetUser(),
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d/%d\t%d\t%s\t%s\n", t.GetId(), plain(t.GetState()), t.GetAgent(), t.GetUser(),
 				t.GetBudget().GetCalls().GetUsed(), t.GetBudget().GetCalls().GetLimit(),
-				t.GetDeadline().AsTime().Format(time.RFC3339), line(t.GetPurpose(), 60))
+				t.GetUsage().GetEmbeddingTokens(), t.GetDeadline().AsTime().Format(time.RFC3339), line(t.GetPurpose(), 60))
 		}
 	})
 }

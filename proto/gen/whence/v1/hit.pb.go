@@ -867,9 +867,10 @@ func (x *Score) GetLexical() float64 {
 // Hit is one chunk of an answer.
 type Hit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// ID of the chunk.
+	// ID of the chunk; of a version that is not the record's newest, a negative
+	// number that is always the same.
 	ChunkId string `protobuf:"bytes,1,opt,name=chunk_id,json=chunkId,proto3" json:"chunk_id,omitempty"`
-	// The newest captured text.
+	// The newest captured text; with asOf, what was so at that moment.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
 	// The older text that matched; absent when it is the text above.
 	MatchedText *string `protobuf:"bytes,3,opt,name=matched_text,json=matchedText,proto3,oneof" json:"matched_text,omitempty"`

@@ -139,6 +139,63 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_whence_v1_memory_proto_rawDescGZIP(), []int{1}
 }
 
+// IncompleteReason says what an answer as of a moment may lack.
+type IncompleteReason int32
+
+const (
+	// Not set; never sent.
+	IncompleteReason_INCOMPLETE_REASON_UNSPECIFIED IncompleteReason = 0
+	// The table keeps nothing of rows that are deleted: those deleted since.
+	IncompleteReason_INCOMPLETE_REASON_ROWS_PURGED IncompleteReason = 1
+	// The table keeps versions only for so long: what rows were that changed since.
+	IncompleteReason_INCOMPLETE_REASON_VERSIONS_REMOVED IncompleteReason = 2
+	// What the source had committed by then may not be captured yet.
+	IncompleteReason_INCOMPLETE_REASON_NOT_CAUGHT_UP IncompleteReason = 3
+)
+
+// Enum value maps for IncompleteReason.
+var (
+	IncompleteReason_name = map[int32]string{
+		0: "INCOMPLETE_REASON_UNSPECIFIED",
+		1: "INCOMPLETE_REASON_ROWS_PURGED",
+		2: "INCOMPLETE_REASON_VERSIONS_REMOVED",
+		3: "INCOMPLETE_REASON_NOT_CAUGHT_UP",
+	}
+	IncompleteReason_value = map[string]int32{
+		"INCOMPLETE_REASON_UNSPECIFIED":      0,
+		"INCOMPLETE_REASON_ROWS_PURGED":      1,
+		"INCOMPLETE_REASON_VERSIONS_REMOVED": 2,
+		"INCOMPLETE_REASON_NOT_CAUGHT_UP":    3,
+	}
+)
+
+func (x IncompleteReason) Enum() *IncompleteReason {
+	p := new(IncompleteReason)
+	*p = x
+	return p
+}
+
+func (x IncompleteReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IncompleteReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_memory_proto_enumTypes[2].Descriptor()
+}
+
+func (IncompleteReason) Type() protoreflect.EnumType {
+	return &file_whence_v1_memory_proto_enumTypes[2]
+}
+
+func (x IncompleteReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IncompleteReason.Descriptor instead.
+func (IncompleteReason) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{2}
+}
+
 // Recency says how much the age of a hit counts.
 type Recency struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -285,7 +342,11 @@ type QueryRequest struct {
 	Consistency *Consistency `protobuf:"bytes,7,opt,name=consistency,proto3" json:"consistency,omitempty"`
 	// Leave out every hit that is neither FRESH nor VERIFIED.
 	FreshOnly bool `protobuf:"varint,8,opt,name=fresh_only,json=freshOnly,proto3" json:"fresh_only,omitempty"`
-	// Answer from the versions that were current at this moment.
+	// Answer from the versions that were current at this moment: those committed
+	// by then, by the source's clock, or captured by then where that is not known.
+	// Recency counts from it. Not after now, and not with freshOnly or
+	// consistency.verify. A moment before a table was first copied fails with
+	// failed_precondition AS_OF_TOO_EARLY, which says from when on it is known.
 	AsOf *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	// Say how the answer came about and what came close.
 	Explain       bool `protobuf:"varint,10,opt,name=explain,proto3" json:"explain,omitempty"`
@@ -409,7 +470,10 @@ type QueryResponse struct {
 	// What the task has left.
 	Budget *Budget `protobuf:"bytes,6,opt,name=budget,proto3" json:"budget,omitempty"`
 	// How the answer came about; absent when it was not asked for.
-	Explanation   *Explanation `protobuf:"bytes,7,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	Explanation *Explanation `protobuf:"bytes,7,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	// Why the answer may lack something, when asOf was given; empty when it cannot.
+	// It follows from how tables are kept, and says nothing of single rows.
+	Incomplete    []*Incomplete `protobuf:"bytes,8,rep,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -493,6 +557,78 @@ func (x *QueryResponse) GetExplanation() *Explanation {
 	return nil
 }
 
+func (x *QueryResponse) GetIncomplete() []*Incomplete {
+	if x != nil {
+		return x.Incomplete
+	}
+	return nil
+}
+
+// Incomplete says that an answer as of a moment may lack something of a table.
+type Incomplete struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Registered name of the table.
+	Table string `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	// What may be missing.
+	Reason IncompleteReason `protobuf:"varint,2,opt,name=reason,proto3,enum=whence.v1.IncompleteReason" json:"reason,omitempty"`
+	// Nothing is missing for this reason of moments from here on; absent when there
+	// is no such moment yet.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Incomplete) Reset() {
+	*x = Incomplete{}
+	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Incomplete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Incomplete) ProtoMessage() {}
+
+func (x *Incomplete) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Incomplete.ProtoReflect.Descriptor instead.
+func (*Incomplete) Descriptor() ([]byte, []int) {
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Incomplete) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *Incomplete) GetReason() IncompleteReason {
+	if x != nil {
+		return x.Reason
+	}
+	return IncompleteReason_INCOMPLETE_REASON_UNSPECIFIED
+}
+
+func (x *Incomplete) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // Record is one row as it is remembered.
 type Record struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -528,7 +664,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	mi := &file_whence_v1_memory_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +676,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[4]
+	mi := &file_whence_v1_memory_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +689,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{4}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Record) GetTable() string {
@@ -674,7 +810,7 @@ type Version struct {
 
 func (x *Version) Reset() {
 	*x = Version{}
-	mi := &file_whence_v1_memory_proto_msgTypes[5]
+	mi := &file_whence_v1_memory_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +822,7 @@ func (x *Version) String() string {
 func (*Version) ProtoMessage() {}
 
 func (x *Version) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[5]
+	mi := &file_whence_v1_memory_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +835,7 @@ func (x *Version) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Version.ProtoReflect.Descriptor instead.
 func (*Version) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{5}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Version) GetVersion() uint32 {
@@ -778,7 +914,7 @@ type GetRecordRequest struct {
 
 func (x *GetRecordRequest) Reset() {
 	*x = GetRecordRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[6]
+	mi := &file_whence_v1_memory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +926,7 @@ func (x *GetRecordRequest) String() string {
 func (*GetRecordRequest) ProtoMessage() {}
 
 func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[6]
+	mi := &file_whence_v1_memory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +939,7 @@ func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordRequest.ProtoReflect.Descriptor instead.
 func (*GetRecordRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{6}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetRecordRequest) GetTable() string {
@@ -833,7 +969,7 @@ type GetRecordResponse struct {
 
 func (x *GetRecordResponse) Reset() {
 	*x = GetRecordResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[7]
+	mi := &file_whence_v1_memory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +981,7 @@ func (x *GetRecordResponse) String() string {
 func (*GetRecordResponse) ProtoMessage() {}
 
 func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[7]
+	mi := &file_whence_v1_memory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +994,7 @@ func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordResponse.ProtoReflect.Descriptor instead.
 func (*GetRecordResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{7}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRecordResponse) GetRecord() *Record {
@@ -892,7 +1028,7 @@ type ListVersionsRequest struct {
 
 func (x *ListVersionsRequest) Reset() {
 	*x = ListVersionsRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[8]
+	mi := &file_whence_v1_memory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1040,7 @@ func (x *ListVersionsRequest) String() string {
 func (*ListVersionsRequest) ProtoMessage() {}
 
 func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[8]
+	mi := &file_whence_v1_memory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1053,7 @@ func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{8}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListVersionsRequest) GetTable() string {
@@ -963,7 +1099,7 @@ type ListVersionsResponse struct {
 
 func (x *ListVersionsResponse) Reset() {
 	*x = ListVersionsResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[9]
+	mi := &file_whence_v1_memory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1111,7 @@ func (x *ListVersionsResponse) String() string {
 func (*ListVersionsResponse) ProtoMessage() {}
 
 func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[9]
+	mi := &file_whence_v1_memory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1124,7 @@ func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{9}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListVersionsResponse) GetVersions() []*Version {
@@ -1041,7 +1177,7 @@ type RememberRequest struct {
 
 func (x *RememberRequest) Reset() {
 	*x = RememberRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[10]
+	mi := &file_whence_v1_memory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1189,7 @@ func (x *RememberRequest) String() string {
 func (*RememberRequest) ProtoMessage() {}
 
 func (x *RememberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[10]
+	mi := &file_whence_v1_memory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1202,7 @@ func (x *RememberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberRequest.ProtoReflect.Descriptor instead.
 func (*RememberRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{10}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RememberRequest) GetText() string {
@@ -1140,7 +1276,7 @@ type RememberResponse struct {
 
 func (x *RememberResponse) Reset() {
 	*x = RememberResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[11]
+	mi := &file_whence_v1_memory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1288,7 @@ func (x *RememberResponse) String() string {
 func (*RememberResponse) ProtoMessage() {}
 
 func (x *RememberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[11]
+	mi := &file_whence_v1_memory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1301,7 @@ func (x *RememberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RememberResponse.ProtoReflect.Descriptor instead.
 func (*RememberResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{11}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RememberResponse) GetRecord() *Record {
@@ -1204,7 +1340,7 @@ type ForgetRequest struct {
 
 func (x *ForgetRequest) Reset() {
 	*x = ForgetRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[12]
+	mi := &file_whence_v1_memory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1352,7 @@ func (x *ForgetRequest) String() string {
 func (*ForgetRequest) ProtoMessage() {}
 
 func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[12]
+	mi := &file_whence_v1_memory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1365,7 @@ func (x *ForgetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetRequest.ProtoReflect.Descriptor instead.
 func (*ForgetRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{12}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ForgetRequest) GetTable() string {
@@ -1270,7 +1406,7 @@ type ForgetResponse struct {
 
 func (x *ForgetResponse) Reset() {
 	*x = ForgetResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[13]
+	mi := &file_whence_v1_memory_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1418,7 @@ func (x *ForgetResponse) String() string {
 func (*ForgetResponse) ProtoMessage() {}
 
 func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[13]
+	mi := &file_whence_v1_memory_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1431,7 @@ func (x *ForgetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetResponse.ProtoReflect.Descriptor instead.
 func (*ForgetResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{13}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForgetResponse) GetVersions() uint32 {
@@ -1343,7 +1479,7 @@ type ReportAnswerRequest struct {
 
 func (x *ReportAnswerRequest) Reset() {
 	*x = ReportAnswerRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[14]
+	mi := &file_whence_v1_memory_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1491,7 @@ func (x *ReportAnswerRequest) String() string {
 func (*ReportAnswerRequest) ProtoMessage() {}
 
 func (x *ReportAnswerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[14]
+	mi := &file_whence_v1_memory_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1504,7 @@ func (x *ReportAnswerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAnswerRequest.ProtoReflect.Descriptor instead.
 func (*ReportAnswerRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{14}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReportAnswerRequest) GetAnswerId() string {
@@ -1410,7 +1546,7 @@ type ReportAnswerResponse struct {
 
 func (x *ReportAnswerResponse) Reset() {
 	*x = ReportAnswerResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[15]
+	mi := &file_whence_v1_memory_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1558,7 @@ func (x *ReportAnswerResponse) String() string {
 func (*ReportAnswerResponse) ProtoMessage() {}
 
 func (x *ReportAnswerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[15]
+	mi := &file_whence_v1_memory_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1571,7 @@ func (x *ReportAnswerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAnswerResponse.ProtoReflect.Descriptor instead.
 func (*ReportAnswerResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{15}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportAnswerResponse) GetBudget() *Budget {
@@ -1456,7 +1592,7 @@ type WatchAnswersRequest struct {
 
 func (x *WatchAnswersRequest) Reset() {
 	*x = WatchAnswersRequest{}
-	mi := &file_whence_v1_memory_proto_msgTypes[16]
+	mi := &file_whence_v1_memory_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1604,7 @@ func (x *WatchAnswersRequest) String() string {
 func (*WatchAnswersRequest) ProtoMessage() {}
 
 func (x *WatchAnswersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[16]
+	mi := &file_whence_v1_memory_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1617,7 @@ func (x *WatchAnswersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAnswersRequest.ProtoReflect.Descriptor instead.
 func (*WatchAnswersRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{16}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchAnswersRequest) GetAnswerIds() []string {
@@ -1518,7 +1654,7 @@ type WatchAnswersResponse struct {
 
 func (x *WatchAnswersResponse) Reset() {
 	*x = WatchAnswersResponse{}
-	mi := &file_whence_v1_memory_proto_msgTypes[17]
+	mi := &file_whence_v1_memory_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1666,7 @@ func (x *WatchAnswersResponse) String() string {
 func (*WatchAnswersResponse) ProtoMessage() {}
 
 func (x *WatchAnswersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_memory_proto_msgTypes[17]
+	mi := &file_whence_v1_memory_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1679,7 @@ func (x *WatchAnswersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAnswersResponse.ProtoReflect.Descriptor instead.
 func (*WatchAnswersResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_memory_proto_rawDescGZIP(), []int{17}
+	return file_whence_v1_memory_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WatchAnswersResponse) GetAnswerId() string {
@@ -1642,7 +1778,7 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\vFilterEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_limit\"\xae\x02\n" +
+	"\x06_limit\"\xe5\x02\n" +
 	"\rQueryResponse\x12\x1b\n" +
 	"\tanswer_id\x18\x01 \x01(\tR\banswerId\x12\"\n" +
 	"\x04hits\x18\x02 \x03(\v2\x0e.whence.v1.HitR\x04hits\x122\n" +
@@ -1650,7 +1786,15 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\bdegraded\x18\x04 \x01(\bR\bdegraded\x12'\n" +
 	"\x0fdegraded_reason\x18\x05 \x01(\tR\x0edegradedReason\x12)\n" +
 	"\x06budget\x18\x06 \x01(\v2\x11.whence.v1.BudgetR\x06budget\x128\n" +
-	"\vexplanation\x18\a \x01(\v2\x16.whence.v1.ExplanationR\vexplanation\"\x9f\x04\n" +
+	"\vexplanation\x18\a \x01(\v2\x16.whence.v1.ExplanationR\vexplanation\x125\n" +
+	"\n" +
+	"incomplete\x18\b \x03(\v2\x15.whence.v1.IncompleteR\n" +
+	"incomplete\"\x89\x01\n" +
+	"\n" +
+	"Incomplete\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x123\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x1b.whence.v1.IncompleteReasonR\x06reason\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x9f\x04\n" +
 	"\x06Record\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12)\n" +
 	"\x03key\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x03key\x12,\n" +
@@ -1770,7 +1914,12 @@ const file_whence_v1_memory_proto_rawDesc = "" +
 	"\x0eVERDICT_USEFUL\x10\x01\x12\x16\n" +
 	"\x12VERDICT_IRRELEVANT\x10\x02\x12\x14\n" +
 	"\x10VERDICT_OUTDATED\x10\x03\x12\x11\n" +
-	"\rVERDICT_WRONG\x10\x042\x9b\x04\n" +
+	"\rVERDICT_WRONG\x10\x04*\xa5\x01\n" +
+	"\x10IncompleteReason\x12!\n" +
+	"\x1dINCOMPLETE_REASON_UNSPECIFIED\x10\x00\x12!\n" +
+	"\x1dINCOMPLETE_REASON_ROWS_PURGED\x10\x01\x12&\n" +
+	"\"INCOMPLETE_REASON_VERSIONS_REMOVED\x10\x02\x12#\n" +
+	"\x1fINCOMPLETE_REASON_NOT_CAUGHT_UP\x10\x032\x9b\x04\n" +
 	"\rMemoryService\x12:\n" +
 	"\x05Query\x12\x17.whence.v1.QueryRequest\x1a\x18.whence.v1.QueryResponse\x12K\n" +
 	"\tGetRecord\x12\x1b.whence.v1.GetRecordRequest\x1a\x1c.whence.v1.GetRecordResponse\"\x03\x90\x02\x01\x12T\n" +
@@ -1792,102 +1941,107 @@ func file_whence_v1_memory_proto_rawDescGZIP() []byte {
 	return file_whence_v1_memory_proto_rawDescData
 }
 
-var file_whence_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_whence_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_whence_v1_memory_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_whence_v1_memory_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_whence_v1_memory_proto_goTypes = []any{
 	(RecordState)(0),              // 0: whence.v1.RecordState
 	(Verdict)(0),                  // 1: whence.v1.Verdict
-	(*Recency)(nil),               // 2: whence.v1.Recency
-	(*Consistency)(nil),           // 3: whence.v1.Consistency
-	(*QueryRequest)(nil),          // 4: whence.v1.QueryRequest
-	(*QueryResponse)(nil),         // 5: whence.v1.QueryResponse
-	(*Record)(nil),                // 6: whence.v1.Record
-	(*Version)(nil),               // 7: whence.v1.Version
-	(*GetRecordRequest)(nil),      // 8: whence.v1.GetRecordRequest
-	(*GetRecordResponse)(nil),     // 9: whence.v1.GetRecordResponse
-	(*ListVersionsRequest)(nil),   // 10: whence.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),  // 11: whence.v1.ListVersionsResponse
-	(*RememberRequest)(nil),       // 12: whence.v1.RememberRequest
-	(*RememberResponse)(nil),      // 13: whence.v1.RememberResponse
-	(*ForgetRequest)(nil),         // 14: whence.v1.ForgetRequest
-	(*ForgetResponse)(nil),        // 15: whence.v1.ForgetResponse
-	(*ReportAnswerRequest)(nil),   // 16: whence.v1.ReportAnswerRequest
-	(*ReportAnswerResponse)(nil),  // 17: whence.v1.ReportAnswerResponse
-	(*WatchAnswersRequest)(nil),   // 18: whence.v1.WatchAnswersRequest
-	(*WatchAnswersResponse)(nil),  // 19: whence.v1.WatchAnswersResponse
-	nil,                           // 20: whence.v1.QueryRequest.FilterEntry
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*Hit)(nil),                   // 23: whence.v1.Hit
-	(*Watermark)(nil),             // 24: whence.v1.Watermark
-	(*Budget)(nil),                // 25: whence.v1.Budget
-	(*Explanation)(nil),           // 26: whence.v1.Explanation
-	(*structpb.Struct)(nil),       // 27: google.protobuf.Struct
-	(*Freshness)(nil),             // 28: whence.v1.Freshness
-	(*Note)(nil),                  // 29: whence.v1.Note
-	(NoteKind)(0),                 // 30: whence.v1.NoteKind
-	(FreshnessReason)(0),          // 31: whence.v1.FreshnessReason
+	(IncompleteReason)(0),         // 2: whence.v1.IncompleteReason
+	(*Recency)(nil),               // 3: whence.v1.Recency
+	(*Consistency)(nil),           // 4: whence.v1.Consistency
+	(*QueryRequest)(nil),          // 5: whence.v1.QueryRequest
+	(*QueryResponse)(nil),         // 6: whence.v1.QueryResponse
+	(*Incomplete)(nil),            // 7: whence.v1.Incomplete
+	(*Record)(nil),                // 8: whence.v1.Record
+	(*Version)(nil),               // 9: whence.v1.Version
+	(*GetRecordRequest)(nil),      // 10: whence.v1.GetRecordRequest
+	(*GetRecordResponse)(nil),     // 11: whence.v1.GetRecordResponse
+	(*ListVersionsRequest)(nil),   // 12: whence.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),  // 13: whence.v1.ListVersionsResponse
+	(*RememberRequest)(nil),       // 14: whence.v1.RememberRequest
+	(*RememberResponse)(nil),      // 15: whence.v1.RememberResponse
+	(*ForgetRequest)(nil),         // 16: whence.v1.ForgetRequest
+	(*ForgetResponse)(nil),        // 17: whence.v1.ForgetResponse
+	(*ReportAnswerRequest)(nil),   // 18: whence.v1.ReportAnswerRequest
+	(*ReportAnswerResponse)(nil),  // 19: whence.v1.ReportAnswerResponse
+	(*WatchAnswersRequest)(nil),   // 20: whence.v1.WatchAnswersRequest
+	(*WatchAnswersResponse)(nil),  // 21: whence.v1.WatchAnswersResponse
+	nil,                           // 22: whence.v1.QueryRequest.FilterEntry
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*Hit)(nil),                   // 25: whence.v1.Hit
+	(*Watermark)(nil),             // 26: whence.v1.Watermark
+	(*Budget)(nil),                // 27: whence.v1.Budget
+	(*Explanation)(nil),           // 28: whence.v1.Explanation
+	(*structpb.Struct)(nil),       // 29: google.protobuf.Struct
+	(*Freshness)(nil),             // 30: whence.v1.Freshness
+	(*Note)(nil),                  // 31: whence.v1.Note
+	(NoteKind)(0),                 // 32: whence.v1.NoteKind
+	(FreshnessReason)(0),          // 33: whence.v1.FreshnessReason
 }
 var file_whence_v1_memory_proto_depIdxs = []int32{
-	21, // 0: whence.v1.Recency.half_life:type_name -> google.protobuf.Duration
-	21, // 1: whence.v1.Consistency.max_staleness:type_name -> google.protobuf.Duration
-	20, // 2: whence.v1.QueryRequest.filter:type_name -> whence.v1.QueryRequest.FilterEntry
-	2,  // 3: whence.v1.QueryRequest.recency:type_name -> whence.v1.Recency
-	3,  // 4: whence.v1.QueryRequest.consistency:type_name -> whence.v1.Consistency
-	22, // 5: whence.v1.QueryRequest.as_of:type_name -> google.protobuf.Timestamp
-	23, // 6: whence.v1.QueryResponse.hits:type_name -> whence.v1.Hit
-	24, // 7: whence.v1.QueryResponse.watermark:type_name -> whence.v1.Watermark
-	25, // 8: whence.v1.QueryResponse.budget:type_name -> whence.v1.Budget
-	26, // 9: whence.v1.QueryResponse.explanation:type_name -> whence.v1.Explanation
-	27, // 10: whence.v1.Record.key:type_name -> google.protobuf.Struct
-	0,  // 11: whence.v1.Record.state:type_name -> whence.v1.RecordState
-	22, // 12: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
-	22, // 13: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
-	27, // 14: whence.v1.Record.columns:type_name -> google.protobuf.Struct
-	27, // 15: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
-	28, // 16: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
-	29, // 17: whence.v1.Record.note:type_name -> whence.v1.Note
-	22, // 18: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
-	22, // 19: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
-	27, // 20: whence.v1.Version.columns:type_name -> google.protobuf.Struct
-	27, // 21: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
-	6,  // 22: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
-	25, // 23: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
-	27, // 24: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
-	7,  // 25: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
-	25, // 26: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
-	30, // 27: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
-	22, // 28: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
-	27, // 29: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
-	22, // 30: whence.v1.RememberRequest.expire_time:type_name -> google.protobuf.Timestamp
-	6,  // 31: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
-	25, // 32: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
-	27, // 33: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
-	25, // 34: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
-	1,  // 35: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
-	25, // 36: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
-	27, // 37: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
-	31, // 38: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
-	22, // 39: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
-	4,  // 40: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
-	8,  // 41: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
-	10, // 42: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
-	12, // 43: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
-	14, // 44: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
-	16, // 45: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
-	18, // 46: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
-	5,  // 47: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
-	9,  // 48: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
-	11, // 49: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
-	13, // 50: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
-	15, // 51: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
-	17, // 52: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
-	19, // 53: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
-	47, // [47:54] is the sub-list for method output_type
-	40, // [40:47] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	23, // 0: whence.v1.Recency.half_life:type_name -> google.protobuf.Duration
+	23, // 1: whence.v1.Consistency.max_staleness:type_name -> google.protobuf.Duration
+	22, // 2: whence.v1.QueryRequest.filter:type_name -> whence.v1.QueryRequest.FilterEntry
+	3,  // 3: whence.v1.QueryRequest.recency:type_name -> whence.v1.Recency
+	4,  // 4: whence.v1.QueryRequest.consistency:type_name -> whence.v1.Consistency
+	24, // 5: whence.v1.QueryRequest.as_of:type_name -> google.protobuf.Timestamp
+	25, // 6: whence.v1.QueryResponse.hits:type_name -> whence.v1.Hit
+	26, // 7: whence.v1.QueryResponse.watermark:type_name -> whence.v1.Watermark
+	27, // 8: whence.v1.QueryResponse.budget:type_name -> whence.v1.Budget
+	28, // 9: whence.v1.QueryResponse.explanation:type_name -> whence.v1.Explanation
+	7,  // 10: whence.v1.QueryResponse.incomplete:type_name -> whence.v1.Incomplete
+	2,  // 11: whence.v1.Incomplete.reason:type_name -> whence.v1.IncompleteReason
+	24, // 12: whence.v1.Incomplete.until:type_name -> google.protobuf.Timestamp
+	29, // 13: whence.v1.Record.key:type_name -> google.protobuf.Struct
+	0,  // 14: whence.v1.Record.state:type_name -> whence.v1.RecordState
+	24, // 15: whence.v1.Record.commit_time:type_name -> google.protobuf.Timestamp
+	24, // 16: whence.v1.Record.event_time:type_name -> google.protobuf.Timestamp
+	29, // 17: whence.v1.Record.columns:type_name -> google.protobuf.Struct
+	29, // 18: whence.v1.Record.attributes:type_name -> google.protobuf.Struct
+	30, // 19: whence.v1.Record.freshness:type_name -> whence.v1.Freshness
+	31, // 20: whence.v1.Record.note:type_name -> whence.v1.Note
+	24, // 21: whence.v1.Version.commit_time:type_name -> google.protobuf.Timestamp
+	24, // 22: whence.v1.Version.captured_at:type_name -> google.protobuf.Timestamp
+	29, // 23: whence.v1.Version.columns:type_name -> google.protobuf.Struct
+	29, // 24: whence.v1.GetRecordRequest.key:type_name -> google.protobuf.Struct
+	8,  // 25: whence.v1.GetRecordResponse.record:type_name -> whence.v1.Record
+	27, // 26: whence.v1.GetRecordResponse.budget:type_name -> whence.v1.Budget
+	29, // 27: whence.v1.ListVersionsRequest.key:type_name -> google.protobuf.Struct
+	9,  // 28: whence.v1.ListVersionsResponse.versions:type_name -> whence.v1.Version
+	27, // 29: whence.v1.ListVersionsResponse.budget:type_name -> whence.v1.Budget
+	32, // 30: whence.v1.RememberRequest.kind:type_name -> whence.v1.NoteKind
+	24, // 31: whence.v1.RememberRequest.event_time:type_name -> google.protobuf.Timestamp
+	29, // 32: whence.v1.RememberRequest.attributes:type_name -> google.protobuf.Struct
+	24, // 33: whence.v1.RememberRequest.expire_time:type_name -> google.protobuf.Timestamp
+	8,  // 34: whence.v1.RememberResponse.record:type_name -> whence.v1.Record
+	27, // 35: whence.v1.RememberResponse.budget:type_name -> whence.v1.Budget
+	29, // 36: whence.v1.ForgetRequest.key:type_name -> google.protobuf.Struct
+	27, // 37: whence.v1.ForgetResponse.budget:type_name -> whence.v1.Budget
+	1,  // 38: whence.v1.ReportAnswerRequest.verdict:type_name -> whence.v1.Verdict
+	27, // 39: whence.v1.ReportAnswerResponse.budget:type_name -> whence.v1.Budget
+	29, // 40: whence.v1.WatchAnswersResponse.key:type_name -> google.protobuf.Struct
+	33, // 41: whence.v1.WatchAnswersResponse.reason:type_name -> whence.v1.FreshnessReason
+	24, // 42: whence.v1.WatchAnswersResponse.commit_time:type_name -> google.protobuf.Timestamp
+	5,  // 43: whence.v1.MemoryService.Query:input_type -> whence.v1.QueryRequest
+	10, // 44: whence.v1.MemoryService.GetRecord:input_type -> whence.v1.GetRecordRequest
+	12, // 45: whence.v1.MemoryService.ListVersions:input_type -> whence.v1.ListVersionsRequest
+	14, // 46: whence.v1.MemoryService.Remember:input_type -> whence.v1.RememberRequest
+	16, // 47: whence.v1.MemoryService.Forget:input_type -> whence.v1.ForgetRequest
+	18, // 48: whence.v1.MemoryService.ReportAnswer:input_type -> whence.v1.ReportAnswerRequest
+	20, // 49: whence.v1.MemoryService.WatchAnswers:input_type -> whence.v1.WatchAnswersRequest
+	6,  // 50: whence.v1.MemoryService.Query:output_type -> whence.v1.QueryResponse
+	11, // 51: whence.v1.MemoryService.GetRecord:output_type -> whence.v1.GetRecordResponse
+	13, // 52: whence.v1.MemoryService.ListVersions:output_type -> whence.v1.ListVersionsResponse
+	15, // 53: whence.v1.MemoryService.Remember:output_type -> whence.v1.RememberResponse
+	17, // 54: whence.v1.MemoryService.Forget:output_type -> whence.v1.ForgetResponse
+	19, // 55: whence.v1.MemoryService.ReportAnswer:output_type -> whence.v1.ReportAnswerResponse
+	21, // 56: whence.v1.MemoryService.WatchAnswers:output_type -> whence.v1.WatchAnswersResponse
+	50, // [50:57] is the sub-list for method output_type
+	43, // [43:50] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_memory_proto_init() }
@@ -1899,15 +2053,15 @@ func file_whence_v1_memory_proto_init() {
 	file_whence_v1_scope_proto_init()
 	file_whence_v1_memory_proto_msgTypes[0].OneofWrappers = []any{}
 	file_whence_v1_memory_proto_msgTypes[2].OneofWrappers = []any{}
-	file_whence_v1_memory_proto_msgTypes[4].OneofWrappers = []any{}
 	file_whence_v1_memory_proto_msgTypes[5].OneofWrappers = []any{}
+	file_whence_v1_memory_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_memory_proto_rawDesc), len(file_whence_v1_memory_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   19,
+			NumEnums:      3,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

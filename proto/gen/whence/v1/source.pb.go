@@ -438,9 +438,12 @@ type Table struct {
 	// What a deleted row leaves behind.
 	OnDelete OnDelete `protobuf:"varint,13,opt,name=on_delete,json=onDelete,proto3,enum=whence.v1.OnDelete" json:"on_delete,omitempty"`
 	// When the table was registered.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// How long a version is kept once a newer one has taken its place; absent: for
+	// ever.
+	VersionRetention *durationpb.Duration `protobuf:"bytes,15,opt,name=version_retention,json=versionRetention,proto3" json:"version_retention,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Table) Reset() {
@@ -567,6 +570,13 @@ func (x *Table) GetOnDelete() OnDelete {
 func (x *Table) GetCreateTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Table) GetVersionRetention() *durationpb.Duration {
+	if x != nil {
+		return x.VersionRetention
 	}
 	return nil
 }
@@ -1970,9 +1980,12 @@ type RegisterTableRequest struct {
 	// most 100 years.
 	FreshnessTarget *durationpb.Duration `protobuf:"bytes,9,opt,name=freshness_target,json=freshnessTarget,proto3" json:"freshness_target,omitempty"`
 	// What a deleted row leaves behind; unset: a tombstone.
-	OnDelete      OnDelete `protobuf:"varint,10,opt,name=on_delete,json=onDelete,proto3,enum=whence.v1.OnDelete" json:"on_delete,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	OnDelete OnDelete `protobuf:"varint,10,opt,name=on_delete,json=onDelete,proto3,enum=whence.v1.OnDelete" json:"on_delete,omitempty"`
+	// How long a version is kept once a newer one has taken its place, a deletion
+	// included; a second to 100 years. Absent: for ever. The newest version stays.
+	VersionRetention *durationpb.Duration `protobuf:"bytes,11,opt,name=version_retention,json=versionRetention,proto3" json:"version_retention,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *RegisterTableRequest) Reset() {
@@ -2073,6 +2086,13 @@ func (x *RegisterTableRequest) GetOnDelete() OnDelete {
 		return x.OnDelete
 	}
 	return OnDelete_ON_DELETE_UNSPECIFIED
+}
+
+func (x *RegisterTableRequest) GetVersionRetention() *durationpb.Duration {
+	if x != nil {
+		return x.VersionRetention
+	}
+	return nil
 }
 
 // RegisterTableResponse returns the registered table.
@@ -2722,7 +2742,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"_lag_bytesB\x15\n" +
 	"\x13_retained_wal_bytesB\x11\n" +
 	"\x0f_safe_wal_bytesB\r\n" +
-	"\v_apply_rate\"\xac\x04\n" +
+	"\v_apply_rate\"\xf4\x04\n" +
 	"\x05Table\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -2741,7 +2761,8 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x10freshness_target\x18\f \x01(\v2\x19.google.protobuf.DurationR\x0ffreshnessTarget\x120\n" +
 	"\ton_delete\x18\r \x01(\x0e2\x13.whence.v1.OnDeleteR\bonDelete\x12;\n" +
 	"\vcreate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xcd\x02\n" +
+	"createTime\x12F\n" +
+	"\x11version_retention\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x10versionRetention\"\xcd\x02\n" +
 	"\vTableStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.whence.v1.TableStateR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12/\n" +
@@ -2844,7 +2865,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\n" +
 	"rows_total\x18\x03 \x01(\rR\trowsTotal\x12\x1a\n" +
 	"\bproblems\x18\x04 \x03(\tR\bproblems\x124\n" +
-	"\bestimate\x18\x05 \x01(\v2\x18.whence.v1.TableEstimateR\bestimate\"\xe0\x04\n" +
+	"\bestimate\x18\x05 \x01(\v2\x18.whence.v1.TableEstimateR\bestimate\"\xbc\x05\n" +
 	"\x14RegisterTableRequest\x12!\n" +
 	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12 \n" +
 	"\x05table\x18\x02 \x01(\tB\n" +
@@ -2860,7 +2881,8 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x10freshness_target\x18\t \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x06\b\x80\xbc\xe0\xdf\v*\x00R\x0ffreshnessTarget\x12:\n" +
 	"\ton_delete\x18\n" +
-	" \x01(\x0e2\x13.whence.v1.OnDeleteB\b\xbaH\x05\x82\x01\x02\x10\x01R\bonDelete:$\xbaH!\"\x1f\n" +
+	" \x01(\x0e2\x13.whence.v1.OnDeleteB\b\xbaH\x05\x82\x01\x02\x10\x01R\bonDelete\x12Z\n" +
+	"\x11version_retention\x18\v \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\xbc\xe0\xdf\v2\x02\b\x01R\x10versionRetention:$\xbaH!\"\x1f\n" +
 	"\ftext_columns\n" +
 	"\rtext_template\x10\x01\"o\n" +
 	"\x15RegisterTableResponse\x12&\n" +
@@ -3003,74 +3025,76 @@ var file_whence_v1_source_proto_depIdxs = []int32{
 	40, // 6: whence.v1.Table.freshness_target:type_name -> google.protobuf.Duration
 	2,  // 7: whence.v1.Table.on_delete:type_name -> whence.v1.OnDelete
 	39, // 8: whence.v1.Table.create_time:type_name -> google.protobuf.Timestamp
-	1,  // 9: whence.v1.TableStatus.state:type_name -> whence.v1.TableState
-	7,  // 10: whence.v1.TableStatus.backfill:type_name -> whence.v1.Backfill
-	8,  // 11: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
-	6,  // 12: whence.v1.TableStatus.set_aside:type_name -> whence.v1.SetAside
-	39, // 13: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
-	40, // 14: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
-	4,  // 15: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
-	5,  // 16: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
-	3,  // 17: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 18: whence.v1.ListSourcesResponse.sources:type_name -> whence.v1.Source
-	3,  // 19: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 20: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
-	3,  // 21: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
-	40, // 22: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
-	40, // 23: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
-	2,  // 24: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	41, // 25: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
-	42, // 26: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
-	39, // 27: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
-	41, // 28: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
-	4,  // 29: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
-	23, // 30: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
-	24, // 31: whence.v1.PreviewTableResponse.estimate:type_name -> whence.v1.TableEstimate
-	40, // 32: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
-	40, // 33: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
-	2,  // 34: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
-	4,  // 35: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
-	5,  // 36: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
-	9,  // 37: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
-	4,  // 38: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
-	5,  // 39: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
-	32, // 40: whence.v1.GetTableResponse.set_aside:type_name -> whence.v1.SetAsideRow
-	39, // 41: whence.v1.SetAsideRow.time:type_name -> google.protobuf.Timestamp
-	4,  // 42: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
-	5,  // 43: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
-	4,  // 44: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
-	5,  // 45: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
-	10, // 46: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
-	12, // 47: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
-	14, // 48: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
-	16, // 49: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
-	18, // 50: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
-	20, // 51: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
-	22, // 52: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
-	26, // 53: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
-	28, // 54: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
-	30, // 55: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
-	33, // 56: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
-	35, // 57: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
-	37, // 58: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
-	11, // 59: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
-	13, // 60: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
-	15, // 61: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
-	17, // 62: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
-	19, // 63: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
-	21, // 64: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
-	25, // 65: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
-	27, // 66: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
-	29, // 67: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
-	31, // 68: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
-	34, // 69: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
-	36, // 70: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
-	38, // 71: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
-	59, // [59:72] is the sub-list for method output_type
-	46, // [46:59] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	40, // 9: whence.v1.Table.version_retention:type_name -> google.protobuf.Duration
+	1,  // 10: whence.v1.TableStatus.state:type_name -> whence.v1.TableState
+	7,  // 11: whence.v1.TableStatus.backfill:type_name -> whence.v1.Backfill
+	8,  // 12: whence.v1.TableStatus.calls:type_name -> whence.v1.EmbeddingCalls
+	6,  // 13: whence.v1.TableStatus.set_aside:type_name -> whence.v1.SetAside
+	39, // 14: whence.v1.SetAside.time:type_name -> google.protobuf.Timestamp
+	40, // 15: whence.v1.Backfill.remaining:type_name -> google.protobuf.Duration
+	4,  // 16: whence.v1.TableWithStatus.table:type_name -> whence.v1.Table
+	5,  // 17: whence.v1.TableWithStatus.status:type_name -> whence.v1.TableStatus
+	3,  // 18: whence.v1.CreateSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 19: whence.v1.ListSourcesResponse.sources:type_name -> whence.v1.Source
+	3,  // 20: whence.v1.GetSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 21: whence.v1.PauseSourceResponse.source:type_name -> whence.v1.Source
+	3,  // 22: whence.v1.ResumeSourceResponse.source:type_name -> whence.v1.Source
+	40, // 23: whence.v1.PreviewTableRequest.half_life:type_name -> google.protobuf.Duration
+	40, // 24: whence.v1.PreviewTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	2,  // 25: whence.v1.PreviewTableRequest.on_delete:type_name -> whence.v1.OnDelete
+	41, // 26: whence.v1.RenderedRow.key:type_name -> google.protobuf.Struct
+	42, // 27: whence.v1.RenderedRow.chunks:type_name -> whence.v1.Span
+	39, // 28: whence.v1.RenderedRow.event_time:type_name -> google.protobuf.Timestamp
+	41, // 29: whence.v1.RenderedRow.attributes:type_name -> google.protobuf.Struct
+	4,  // 30: whence.v1.PreviewTableResponse.table:type_name -> whence.v1.Table
+	23, // 31: whence.v1.PreviewTableResponse.rows:type_name -> whence.v1.RenderedRow
+	24, // 32: whence.v1.PreviewTableResponse.estimate:type_name -> whence.v1.TableEstimate
+	40, // 33: whence.v1.RegisterTableRequest.half_life:type_name -> google.protobuf.Duration
+	40, // 34: whence.v1.RegisterTableRequest.freshness_target:type_name -> google.protobuf.Duration
+	2,  // 35: whence.v1.RegisterTableRequest.on_delete:type_name -> whence.v1.OnDelete
+	40, // 36: whence.v1.RegisterTableRequest.version_retention:type_name -> google.protobuf.Duration
+	4,  // 37: whence.v1.RegisterTableResponse.table:type_name -> whence.v1.Table
+	5,  // 38: whence.v1.RegisterTableResponse.status:type_name -> whence.v1.TableStatus
+	9,  // 39: whence.v1.ListTablesResponse.tables:type_name -> whence.v1.TableWithStatus
+	4,  // 40: whence.v1.GetTableResponse.table:type_name -> whence.v1.Table
+	5,  // 41: whence.v1.GetTableResponse.status:type_name -> whence.v1.TableStatus
+	32, // 42: whence.v1.GetTableResponse.set_aside:type_name -> whence.v1.SetAsideRow
+	39, // 43: whence.v1.SetAsideRow.time:type_name -> google.protobuf.Timestamp
+	4,  // 44: whence.v1.WatchTableResponse.table:type_name -> whence.v1.Table
+	5,  // 45: whence.v1.WatchTableResponse.status:type_name -> whence.v1.TableStatus
+	4,  // 46: whence.v1.ReembedTableResponse.table:type_name -> whence.v1.Table
+	5,  // 47: whence.v1.ReembedTableResponse.status:type_name -> whence.v1.TableStatus
+	10, // 48: whence.v1.SourceService.CreateSource:input_type -> whence.v1.CreateSourceRequest
+	12, // 49: whence.v1.SourceService.ListSources:input_type -> whence.v1.ListSourcesRequest
+	14, // 50: whence.v1.SourceService.GetSource:input_type -> whence.v1.GetSourceRequest
+	16, // 51: whence.v1.SourceService.PauseSource:input_type -> whence.v1.PauseSourceRequest
+	18, // 52: whence.v1.SourceService.ResumeSource:input_type -> whence.v1.ResumeSourceRequest
+	20, // 53: whence.v1.SourceService.DeleteSource:input_type -> whence.v1.DeleteSourceRequest
+	22, // 54: whence.v1.SourceService.PreviewTable:input_type -> whence.v1.PreviewTableRequest
+	26, // 55: whence.v1.SourceService.RegisterTable:input_type -> whence.v1.RegisterTableRequest
+	28, // 56: whence.v1.SourceService.ListTables:input_type -> whence.v1.ListTablesRequest
+	30, // 57: whence.v1.SourceService.GetTable:input_type -> whence.v1.GetTableRequest
+	33, // 58: whence.v1.SourceService.WatchTable:input_type -> whence.v1.WatchTableRequest
+	35, // 59: whence.v1.SourceService.ReembedTable:input_type -> whence.v1.ReembedTableRequest
+	37, // 60: whence.v1.SourceService.UnregisterTable:input_type -> whence.v1.UnregisterTableRequest
+	11, // 61: whence.v1.SourceService.CreateSource:output_type -> whence.v1.CreateSourceResponse
+	13, // 62: whence.v1.SourceService.ListSources:output_type -> whence.v1.ListSourcesResponse
+	15, // 63: whence.v1.SourceService.GetSource:output_type -> whence.v1.GetSourceResponse
+	17, // 64: whence.v1.SourceService.PauseSource:output_type -> whence.v1.PauseSourceResponse
+	19, // 65: whence.v1.SourceService.ResumeSource:output_type -> whence.v1.ResumeSourceResponse
+	21, // 66: whence.v1.SourceService.DeleteSource:output_type -> whence.v1.DeleteSourceResponse
+	25, // 67: whence.v1.SourceService.PreviewTable:output_type -> whence.v1.PreviewTableResponse
+	27, // 68: whence.v1.SourceService.RegisterTable:output_type -> whence.v1.RegisterTableResponse
+	29, // 69: whence.v1.SourceService.ListTables:output_type -> whence.v1.ListTablesResponse
+	31, // 70: whence.v1.SourceService.GetTable:output_type -> whence.v1.GetTableResponse
+	34, // 71: whence.v1.SourceService.WatchTable:output_type -> whence.v1.WatchTableResponse
+	36, // 72: whence.v1.SourceService.ReembedTable:output_type -> whence.v1.ReembedTableResponse
+	38, // 73: whence.v1.SourceService.UnregisterTable:output_type -> whence.v1.UnregisterTableResponse
+	61, // [61:74] is the sub-list for method output_type
+	48, // [48:61] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_source_proto_init() }

@@ -115,7 +115,9 @@ type Task struct {
 	// When it was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When it ended or was revoked; absent while it did not.
-	EndTime       *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// What its calls, and those of the tasks below it, have used so far.
+	Usage         *Usage `protobuf:"bytes,15,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -248,6 +250,70 @@ func (x *Task) GetEndTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Task) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// Usage is what calls have used beside their budget. A question whose vector was
+// remembered uses nothing.
+type Usage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Requests that reached the embedding model's server. A string in JSON.
+	EmbeddingCalls int64 `protobuf:"varint,1,opt,name=embedding_calls,json=embeddingCalls,proto3" json:"embedding_calls,omitempty"`
+	// Tokens that they took, as the server reported or, where it does not, reckoned
+	// from the texts; 0 for the built-in model. A string in JSON.
+	EmbeddingTokens int64 `protobuf:"varint,2,opt,name=embedding_tokens,json=embeddingTokens,proto3" json:"embedding_tokens,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_whence_v1_task_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_task_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_whence_v1_task_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Usage) GetEmbeddingCalls() int64 {
+	if x != nil {
+		return x.EmbeddingCalls
+	}
+	return 0
+}
+
+func (x *Usage) GetEmbeddingTokens() int64 {
+	if x != nil {
+		return x.EmbeddingTokens
+	}
+	return 0
+}
+
 // GetTaskRequest names a task.
 type GetTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -259,7 +325,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_whence_v1_task_proto_msgTypes[1]
+	mi := &file_whence_v1_task_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +337,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_task_proto_msgTypes[1]
+	mi := &file_whence_v1_task_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +350,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_task_proto_rawDescGZIP(), []int{1}
+	return file_whence_v1_task_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *GetTaskRequest) GetId() string {
@@ -305,7 +371,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_whence_v1_task_proto_msgTypes[2]
+	mi := &file_whence_v1_task_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +383,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_task_proto_msgTypes[2]
+	mi := &file_whence_v1_task_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +396,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_task_proto_rawDescGZIP(), []int{2}
+	return file_whence_v1_task_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetTaskResponse) GetTask() *Task {
@@ -361,7 +427,7 @@ type DelegateRequest struct {
 
 func (x *DelegateRequest) Reset() {
 	*x = DelegateRequest{}
-	mi := &file_whence_v1_task_proto_msgTypes[3]
+	mi := &file_whence_v1_task_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +439,7 @@ func (x *DelegateRequest) String() string {
 func (*DelegateRequest) ProtoMessage() {}
 
 func (x *DelegateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_task_proto_msgTypes[3]
+	mi := &file_whence_v1_task_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +452,7 @@ func (x *DelegateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelegateRequest.ProtoReflect.Descriptor instead.
 func (*DelegateRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_task_proto_rawDescGZIP(), []int{3}
+	return file_whence_v1_task_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DelegateRequest) GetAgent() string {
@@ -439,7 +505,7 @@ type DelegateResponse struct {
 
 func (x *DelegateResponse) Reset() {
 	*x = DelegateResponse{}
-	mi := &file_whence_v1_task_proto_msgTypes[4]
+	mi := &file_whence_v1_task_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +517,7 @@ func (x *DelegateResponse) String() string {
 func (*DelegateResponse) ProtoMessage() {}
 
 func (x *DelegateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_task_proto_msgTypes[4]
+	mi := &file_whence_v1_task_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +530,7 @@ func (x *DelegateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelegateResponse.ProtoReflect.Descriptor instead.
 func (*DelegateResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_task_proto_rawDescGZIP(), []int{4}
+	return file_whence_v1_task_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DelegateResponse) GetTask() *Task {
@@ -502,7 +568,7 @@ type EndTaskRequest struct {
 
 func (x *EndTaskRequest) Reset() {
 	*x = EndTaskRequest{}
-	mi := &file_whence_v1_task_proto_msgTypes[5]
+	mi := &file_whence_v1_task_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +580,7 @@ func (x *EndTaskRequest) String() string {
 func (*EndTaskRequest) ProtoMessage() {}
 
 func (x *EndTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_task_proto_msgTypes[5]
+	mi := &file_whence_v1_task_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +593,7 @@ func (x *EndTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndTaskRequest.ProtoReflect.Descriptor instead.
 func (*EndTaskRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_task_proto_rawDescGZIP(), []int{5}
+	return file_whence_v1_task_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EndTaskRequest) GetId() string {
@@ -557,7 +623,7 @@ type EndTaskResponse struct {
 
 func (x *EndTaskResponse) Reset() {
 	*x = EndTaskResponse{}
-	mi := &file_whence_v1_task_proto_msgTypes[6]
+	mi := &file_whence_v1_task_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +635,7 @@ func (x *EndTaskResponse) String() string {
 func (*EndTaskResponse) ProtoMessage() {}
 
 func (x *EndTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_task_proto_msgTypes[6]
+	mi := &file_whence_v1_task_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +648,7 @@ func (x *EndTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndTaskResponse.ProtoReflect.Descriptor instead.
 func (*EndTaskResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_task_proto_rawDescGZIP(), []int{6}
+	return file_whence_v1_task_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EndTaskResponse) GetTask() *Task {
@@ -603,7 +669,7 @@ var File_whence_v1_task_proto protoreflect.FileDescriptor
 
 const file_whence_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x14whence/v1/task.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15whence/v1/scope.proto\"\xe9\x03\n" +
+	"\x14whence/v1/task.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15whence/v1/scope.proto\"\x91\x04\n" +
 	"\x04Task\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\aroot_id\x18\x02 \x01(\tR\x06rootId\x12\x1b\n" +
@@ -620,7 +686,11 @@ const file_whence_v1_task_proto_rawDesc = "" +
 	"\bdeadline\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12;\n" +
 	"\vcreate_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x125\n" +
-	"\bend_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"*\n" +
+	"\bend_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12&\n" +
+	"\x05usage\x18\x0f \x01(\v2\x10.whence.v1.UsageR\x05usage\"[\n" +
+	"\x05Usage\x12'\n" +
+	"\x0fembedding_calls\x18\x01 \x01(\x03R\x0eembeddingCalls\x12)\n" +
+	"\x10embedding_tokens\x18\x02 \x01(\x03R\x0fembeddingTokens\"*\n" +
 	"\x0eGetTaskRequest\x12\x18\n" +
 	"\x02id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x02id\"6\n" +
 	"\x0fGetTaskResponse\x12#\n" +
@@ -668,47 +738,49 @@ func file_whence_v1_task_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_task_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_whence_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_whence_v1_task_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_whence_v1_task_proto_goTypes = []any{
 	(TaskState)(0),                // 0: whence.v1.TaskState
 	(*Task)(nil),                  // 1: whence.v1.Task
-	(*GetTaskRequest)(nil),        // 2: whence.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),       // 3: whence.v1.GetTaskResponse
-	(*DelegateRequest)(nil),       // 4: whence.v1.DelegateRequest
-	(*DelegateResponse)(nil),      // 5: whence.v1.DelegateResponse
-	(*EndTaskRequest)(nil),        // 6: whence.v1.EndTaskRequest
-	(*EndTaskResponse)(nil),       // 7: whence.v1.EndTaskResponse
-	(*Scope)(nil),                 // 8: whence.v1.Scope
-	(*Budget)(nil),                // 9: whence.v1.Budget
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*BudgetLimits)(nil),          // 11: whence.v1.BudgetLimits
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*Usage)(nil),                 // 2: whence.v1.Usage
+	(*GetTaskRequest)(nil),        // 3: whence.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),       // 4: whence.v1.GetTaskResponse
+	(*DelegateRequest)(nil),       // 5: whence.v1.DelegateRequest
+	(*DelegateResponse)(nil),      // 6: whence.v1.DelegateResponse
+	(*EndTaskRequest)(nil),        // 7: whence.v1.EndTaskRequest
+	(*EndTaskResponse)(nil),       // 8: whence.v1.EndTaskResponse
+	(*Scope)(nil),                 // 9: whence.v1.Scope
+	(*Budget)(nil),                // 10: whence.v1.Budget
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*BudgetLimits)(nil),          // 12: whence.v1.BudgetLimits
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_whence_v1_task_proto_depIdxs = []int32{
-	8,  // 0: whence.v1.Task.scope:type_name -> whence.v1.Scope
-	9,  // 1: whence.v1.Task.budget:type_name -> whence.v1.Budget
+	9,  // 0: whence.v1.Task.scope:type_name -> whence.v1.Scope
+	10, // 1: whence.v1.Task.budget:type_name -> whence.v1.Budget
 	0,  // 2: whence.v1.Task.state:type_name -> whence.v1.TaskState
-	10, // 3: whence.v1.Task.deadline:type_name -> google.protobuf.Timestamp
-	10, // 4: whence.v1.Task.create_time:type_name -> google.protobuf.Timestamp
-	10, // 5: whence.v1.Task.end_time:type_name -> google.protobuf.Timestamp
-	1,  // 6: whence.v1.GetTaskResponse.task:type_name -> whence.v1.Task
-	8,  // 7: whence.v1.DelegateRequest.scope:type_name -> whence.v1.Scope
-	11, // 8: whence.v1.DelegateRequest.budget:type_name -> whence.v1.BudgetLimits
-	12, // 9: whence.v1.DelegateRequest.lifetime:type_name -> google.protobuf.Duration
-	1,  // 10: whence.v1.DelegateResponse.task:type_name -> whence.v1.Task
-	10, // 11: whence.v1.DelegateResponse.token_expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 12: whence.v1.EndTaskResponse.task:type_name -> whence.v1.Task
-	2,  // 13: whence.v1.TaskService.GetTask:input_type -> whence.v1.GetTaskRequest
-	4,  // 14: whence.v1.TaskService.Delegate:input_type -> whence.v1.DelegateRequest
-	6,  // 15: whence.v1.TaskService.EndTask:input_type -> whence.v1.EndTaskRequest
-	3,  // 16: whence.v1.TaskService.GetTask:output_type -> whence.v1.GetTaskResponse
-	5,  // 17: whence.v1.TaskService.Delegate:output_type -> whence.v1.DelegateResponse
-	7,  // 18: whence.v1.TaskService.EndTask:output_type -> whence.v1.EndTaskResponse
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	11, // 3: whence.v1.Task.deadline:type_name -> google.protobuf.Timestamp
+	11, // 4: whence.v1.Task.create_time:type_name -> google.protobuf.Timestamp
+	11, // 5: whence.v1.Task.end_time:type_name -> google.protobuf.Timestamp
+	2,  // 6: whence.v1.Task.usage:type_name -> whence.v1.Usage
+	1,  // 7: whence.v1.GetTaskResponse.task:type_name -> whence.v1.Task
+	9,  // 8: whence.v1.DelegateRequest.scope:type_name -> whence.v1.Scope
+	12, // 9: whence.v1.DelegateRequest.budget:type_name -> whence.v1.BudgetLimits
+	13, // 10: whence.v1.DelegateRequest.lifetime:type_name -> google.protobuf.Duration
+	1,  // 11: whence.v1.DelegateResponse.task:type_name -> whence.v1.Task
+	11, // 12: whence.v1.DelegateResponse.token_expire_time:type_name -> google.protobuf.Timestamp
+	1,  // 13: whence.v1.EndTaskResponse.task:type_name -> whence.v1.Task
+	3,  // 14: whence.v1.TaskService.GetTask:input_type -> whence.v1.GetTaskRequest
+	5,  // 15: whence.v1.TaskService.Delegate:input_type -> whence.v1.DelegateRequest
+	7,  // 16: whence.v1.TaskService.EndTask:input_type -> whence.v1.EndTaskRequest
+	4,  // 17: whence.v1.TaskService.GetTask:output_type -> whence.v1.GetTaskResponse
+	6,  // 18: whence.v1.TaskService.Delegate:output_type -> whence.v1.DelegateResponse
+	8,  // 19: whence.v1.TaskService.EndTask:output_type -> whence.v1.EndTaskResponse
+	17, // [17:20] is the sub-list for method output_type
+	14, // [14:17] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_task_proto_init() }
@@ -723,7 +795,7 @@ func file_whence_v1_task_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_task_proto_rawDesc), len(file_whence_v1_task_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

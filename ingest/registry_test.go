@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,6 +145,7 @@ func (w *world) state() whence.State {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	s.Tables = slices.DeleteFunc(s.Tables, func(t whence.Table) bool { return t.ID == whence.NotesID })
 	return s
 }
 

@@ -16,7 +16,7 @@ const (
 	// breadth is how many of a segment's vectors are kept in sight while it is
 	// searched (ef_search), and depth how many are looked at when the bounds leave
 	// many out, before all within the bounds are compared instead.
-	breadth = 200
+	breadth = 400
 	depth   = 40_000
 )
 

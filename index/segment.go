@@ -171,7 +171,7 @@ func (g *segmenter) create(ctx context.Context, conn *pgxpool.Conn, s segment) e
 	}
 	defer func() { _, _ = conn.Exec(context.WithoutCancel(ctx), `reset maintenance_work_mem`) }()
 	_, err := conn.Exec(ctx, fmt.Sprintf(
-		`create index concurrently %s on whence.vectors using hnsw ((embedding::halfvec(%d)) halfvec_cosine_ops) where %s`,
+		`create index concurrently %s on whence.vectors using hnsw ((embedding::halfvec(%d)) halfvec_cosine_ops) with (ef_construction = 128) where %s`,
 		s.index(g.space), g.space.Dimensions, s.within(g.space)))
 	return err
 }

@@ -185,6 +185,15 @@ func (w *running) testNotesOnce(t *testing.T) {
 	if hits := agent.query(t, &v1.QueryRequest{Text: "vermilion ledger", Subjects: []string{"once"}}).GetHits(); len(hits) != 1 {
 		t.Errorf("written more than once: %v", hits)
 	}
+	// First writers of one key follow each other.
+	for i := range 8 {
+		group.Go(func() { agent.note(t, &v1.RememberRequest{Text: fmt.Sprintf("edition %d of the ledger", i), Subject: "once", Key: "edition"}) })
+	}
+	group.Wait()
+	last := agent.note(t, &v1.RememberRequest{Text: "the last edition of the ledger", Subject: "once", Key: "edition"})
+	if last.GetRecord().GetVersion() != 9 {
+		t.Errorf("want the ninth version, got %v", last.GetRecord())
+	}
 	_, _, err := agent.remember(t, "ledger-1", &v1.RememberRequest{Text: "another text", Subject: "once"})
 	if r, ok := err.(*refusal); !ok || r.reason() != "IDEMPOTENCY_KEY_REUSED" { //nolint:errorlint // as the client made it
 		t.Errorf("%v", err)

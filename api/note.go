@@ -113,7 +113,7 @@ func (m *memory) reword(ctx context.Context, tx pgx.Tx, scope authz.Scope, r *v1
 	if err != nil {
 		return err
 	}
-	was, err := m.query.NoteVersion(ctx, tx, scope, key, int32(r.GetVersion())) //nolint:gosec // it was one when it was kept
+	was, err := m.query.NoteVersion(ctx, tx, scope, key, int32(r.GetVersion()))
 	if err != nil || was.Note == nil {
 		return err
 	}

@@ -14,7 +14,8 @@ import (
 const (
 	noteErasures = `
 insert into whence.erasures (record_id, table_name, key, below)
-select * from unnest(@records::bigint[], @tables::text[], @keys::text[], @below::int[])
+select record_id, table_name, key, below
+from unnest(@records::bigint[], @tables::text[], @keys::text[], @below::int[]) as e(record_id, table_name, key, below)
 on conflict do nothing`
 
 	// What is left says that there was a hit, on which row and version, how it was

@@ -65,7 +65,7 @@ func (s *Store) Remember(ctx context.Context, tx pgx.Tx, p *authz.Principal, n N
 	if err != nil {
 		return w, err
 	}
-	m, err := n.mutation(p, now, lsn, uint32(xid)) //nolint:gosec // the low half, as Postgres shows it
+	m, err := n.mutation(p, now, lsn, uint32(xid)) // the low half, as Postgres shows it
 	if err != nil {
 		return w, err
 	}

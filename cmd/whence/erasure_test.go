@@ -69,7 +69,7 @@ func TestErasure(t *testing.T) {
 		OnDelete: v1.OnDelete_ON_DELETE_PURGE})
 	w.register(t, &v1.RegisterTableRequest{Table: "public.wards", TextColumns: []string{"what"}, OnDelete: v1.OnDelete_ON_DELETE_PURGE})
 	w.exec(t, `update public.patients set what = 'patient xq44dd has a mended clavicle' where id = 1`)
-	note := agent.note(t, &v1.RememberRequest{Text: "xq55ee would rather sit by the window", Key: "ky66ff", Subject: "wh77gg",
+	agent.note(t, &v1.RememberRequest{Text: "xq55ee would rather sit by the window", Key: "ky66ff", Subject: "wh77gg",
 		Attributes: &structpb.Struct{Fields: map[string]*structpb.Value{"mood": structpb.NewStringValue("md88hh")}}})
 	shown := func(text string) {
 		eventually(t, showLimit, text, func() error {
@@ -83,7 +83,7 @@ func TestErasure(t *testing.T) {
 	shown("rather sit by the window")
 	all := traces{}
 	w.vectorsOf(t, all, `%by the window%`)
-	note = agent.note(t, &v1.RememberRequest{Text: "xq99ii would rather sit by the door", Key: "ky66ff", Subject: "wh77gg"})
+	note := agent.note(t, &v1.RememberRequest{Text: "xq99ii would rather sit by the door", Key: "ky66ff", Subject: "wh77gg"})
 	for _, text := range []string{"mended clavicle", "rather sit by the door", "ward closed for painting"} {
 		shown(text)
 	}

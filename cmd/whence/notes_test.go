@@ -187,7 +187,9 @@ func (w *running) testNotesOnce(t *testing.T) {
 	}
 	// First writers of one key follow each other.
 	for i := range 8 {
-		group.Go(func() { agent.note(t, &v1.RememberRequest{Text: fmt.Sprintf("edition %d of the ledger", i), Subject: "once", Key: "edition"}) })
+		group.Go(func() {
+			agent.note(t, &v1.RememberRequest{Text: fmt.Sprintf("edition %d of the ledger", i), Subject: "once", Key: "edition"})
+		})
 	}
 	group.Wait()
 	last := agent.note(t, &v1.RememberRequest{Text: "the last edition of the ledger", Subject: "once", Key: "edition"})

@@ -114,8 +114,12 @@ func (m *memory) reword(ctx context.Context, tx pgx.Tx, scope authz.Scope, r *v1
 		return err
 	}
 	was, err := m.query.NoteVersion(ctx, tx, scope, key, int32(r.GetVersion()))
-	if err != nil || was.Note == nil {
+	if err != nil {
 		return err
+	}
+	if was.Note == nil || was.LSN.String() != r.GetLsn() {
+		r.State = v1.RecordState_RECORD_STATE_DELETED // forgotten since
+		return nil
 	}
 	r.Text, r.Columns, r.Attributes, r.Subject, r.Note = was.Text, values(was.Columns), values(was.Attributes), was.Subject, note(was.Note)
 	return nil

@@ -34,7 +34,7 @@ type Call struct {
 	// canonical form. It runs once the caller is known and before anything is
 	// charged, so what it refuses costs nothing. Optional.
 	Prepare func() (digest [32]byte, err error)
-	// IdempotencyKey makes calls with the same one, of the same user and root task,
+	// IdempotencyKey makes calls with the same one, of the same task,
 	// write once; empty: each writes.
 	IdempotencyKey string
 	// Detail is recorded with the entry; it is not to hold secrets.

@@ -68,26 +68,28 @@ const (
 
 	selectKey = `
 select fingerprint, reply from whence.idempotency
-where tenant = @tenant and user_id = @user and root_task = @root and call = @call and key = @key`
+where tenant = @tenant and user_id = @user and task = @task and call = @call and key = @key`
 
 	insertKey = `
-insert into whence.idempotency (tenant, user_id, root_task, call, key, fingerprint, reply, expires_at)
-values (@tenant, @user, @root, @call, @key, @fingerprint, @reply,
-    greatest(now() + interval '24 hours', (select deadline from whence.tasks where id = @root)))`
+insert into whence.idempotency (tenant, user_id, task, call, key, fingerprint, reply, expires_at)
+values (@tenant, @user, @task, @call, @key, @fingerprint, @reply,
+    greatest(now() + interval '24 hours', (select deadline from whence.tasks where id = @task)))`
 
 	dropKeys = `delete from whence.idempotency where expires_at < now()`
 )
 
 // once runs the effect, or replays it when a call with its key has written before.
+// A key is of one task: another one's scope may be narrower, and a replay must tell
+// it nothing.
 func (g *Gateway) once(ctx context.Context, tx pgx.Tx, c Call, s *Session) (replayed bool, err error) {
 	p := s.Principal
 	if c.IdempotencyKey == "" || p.IsOperator() {
 		_, err := s.write.Effect(ctx, tx)
 		return false, err
 	}
-	args := pgx.NamedArgs{"tenant": p.Tenant, "user": p.User, "root": p.Root, "call": c.Name, "key": c.IdempotencyKey}
+	args := pgx.NamedArgs{"tenant": p.Tenant, "user": p.User, "task": p.Task, "call": c.Name, "key": c.IdempotencyKey}
 	var mine bool
-	lock := strings.Join([]string{p.Tenant, p.User, p.Root.String(), c.Name, c.IdempotencyKey}, "\x1f")
+	lock := strings.Join([]string{p.Tenant, p.User, p.Task.String(), c.Name, c.IdempotencyKey}, "\x1f")
 	if err := tx.QueryRow(ctx, tryKey, pgx.NamedArgs{"key": lock}).Scan(&mine); err != nil {
 		return false, err
 	}

@@ -39,7 +39,7 @@ update whence.chunks set expires_at = @at where record_id = @id and expires_at i
 
 	insertEvidence = `
 insert into whence.evidence (record_id, version, rests_on, rests_version)
-select @id, @version, e.id, min(e.version) from unnest(@records::bigint[], @versions::int[]) e(id, version) group by e.id`
+select @id, @version, e.id, min(e.version) from unnest(@records::bigint[], @versions::int[]) e(id, version) where e.id <> @id group by e.id`
 )
 
 // LockKey keeps other writers of a key away until tx ends; Heads can do so only
@@ -99,6 +99,7 @@ with recursive beneath(note, record_id, version, allowed) as (
            bool_or(case when r.id is null then @unbounded::bool else ` + evidenceInBounds + ` and (r.deleted or r.version <> b.version) end) as changed,
            bool_or(case when r.id is null then not @unbounded::bool else not coalesce(` + evidenceInBounds + `, false) end) as hidden
     from beneath b left join whence.records r on r.id = b.record_id
+    where b.record_id <> b.note -- a note that was written anew from what it said before
     group by b.note
 )
 select r.id, w.columns, r.expires_at, coalesce(j.changed, false), coalesce(j.hidden, false)
@@ -196,6 +197,30 @@ func (x *Index) remove(ctx context.Context, tx pgx.Tx, table whence.Table, key w
 
 const selectExpired = `
 select id, key from whence.records where expires_at <= now() and table_id = @notes order by id limit @limit for update skip locked`
+
+const selectEnded = `
+select id from whence.records where table_id = @notes and key = @key and expires_at <= now() for update`
+
+// RemoveEnded takes the note with a key away if its end has passed, so that nothing
+// of it comes back with a note that is written under the same key.
+func (x *Index) RemoveEnded(ctx context.Context, tx pgx.Tx, key whence.Key) (gone []whence.Gone, err error) {
+	rows, err := tx.Query(ctx, selectEnded, pgx.NamedArgs{"notes": whence.NotesID, "key": key})
+	if err != nil {
+		return nil, fmt.Errorf("look for what has expired: %w", err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("look for what has expired: %w", err)
+	}
+	for _, id := range ids {
+		r, err := x.remove(ctx, tx, whence.Notes(), key, id)
+		if err != nil {
+			return nil, err
+		}
+		gone = append(gone, r.Gone)
+	}
+	return gone, nil
+}
 
 // RemoveExpired takes at most limit notes away whose end has passed.
 func (x *Index) RemoveExpired(ctx context.Context, tx pgx.Tx, limit int) (gone []whence.Gone, err error) {

@@ -131,13 +131,22 @@ func pastArgs(scope authz.Scope, b bounds, r SearchRequest) (pgx.NamedArgs, bool
 	for _, t := range r.Tables {
 		for _, f := range []map[string]string{scope.Filter(), r.Filter} {
 			for name := range f {
-				if !slices.Contains(t.AttributeColumns, name) {
+				if !hasAttribute(t, name) {
 					b.tables = slices.DeleteFunc(slices.Clone(b.tables), func(id int32) bool { return id == t.ID })
 				}
 			}
 		}
 	}
 	return b.args(pgx.NamedArgs{"scopeSubjects": head.subjects, "most": pastMost + 1, "subjectColumns": subjectColumns(r.Tables)}), len(b.tables) > 0
+}
+
+// hasAttribute tells whether rows of a table may have an attribute; notes may have
+// any but their own columns' names.
+func hasAttribute(t whence.Table, name string) bool {
+	if t.ID == whence.NotesID && !slices.Contains(whence.NoteColumns(), name) {
+		return true
+	}
+	return slices.Contains(t.AttributeColumns, name)
 }
 
 func (p *past) readVersions(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs) error {

@@ -33,6 +33,7 @@ type Mutation struct {
 	CommitTime time.Time // zero for a backfilled row
 	State      []byte    // what Heads shall return as the head's; opaque
 	Head       *Head     // as Heads returned it; nil when there is no record
+	Purge      bool      // what was before is to be nowhere: the row was deleted, and is another by the same key
 	Replace    bool      // the state takes the place of Head's version instead of following it
 }
 
@@ -154,7 +155,7 @@ func newPlan(ms []Mutation) *plan {
 		if m.Table.OnDelete != whence.OnDeletePurge {
 			continue
 		}
-		if m.Deleted {
+		if m.Deleted || m.Purge {
 			e.purged = e.version
 			for _, j := range mine[e] {
 				p.versions[j] = 0

@@ -100,7 +100,7 @@ func (p *plan) writeChunks(ctx context.Context, tx pgx.Tx) (gone []held, err err
 		for _, h := range p.held[e.id] {
 			switch {
 			case h.id == 0:
-			case m.Deleted || complete || !h.embedded:
+			case m.Deleted || m.Purge || complete || !h.embedded:
 				gone = append(gone, h)
 			default:
 				e.bridged = true

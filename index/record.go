@@ -113,15 +113,20 @@ func noRecord(table whence.Table, key whence.Key) error {
 
 // A version is judged by its own subject and attributes, for the row may have
 // been another subject's then; the record by its head's. A deletion carries
-// no values, so the record's suffice.
+// no values, so those that it deleted decide; after a purge there are none, and no
+// bounds hold it.
 const versionsSQL = `
 select w.version, w.lsn, w.xid, w.commit_time, w.captured_at, w.deleted, w.definition, w.columns, w.text, w.digest
 from whence.records r
 join whence.versions w on w.record_id = r.id
+left join lateral (
+    select v.columns from whence.versions v
+    where v.record_id = w.record_id and v.version <= w.version and not v.deleted
+    order by v.version desc limit 1
+) s on true
 where r.key = @key and ` + recordInBounds + `
-  and (w.deleted or
-       (@subjects::text[] is null or w.columns ->> @subjectColumn = any(@subjects::text[]))
-       and (@scopeFilter::jsonb is null or w.columns @> @scopeFilter::jsonb))
+  and ((@subjects::text[] is null or s.columns ->> @subjectColumn = any(@subjects::text[]))
+       and (@scopeFilter::jsonb is null or s.columns @> @scopeFilter::jsonb))
   and w.version < @before
 order by w.version desc
 limit @limit`

@@ -42,6 +42,7 @@ type pending struct {
 	moment
 	previous state // what was before it
 	replace  bool  // it takes the place of the head's version
+	purge    bool  // the row was deleted before, within the same transaction, and its table purges
 }
 
 // track follows one row through the changes of one call. Each transaction
@@ -91,7 +92,9 @@ func (t *track) push(at moment, s state) {
 	p := pending{state: s, moment: at, previous: t.now}
 	if last, ok := t.last(); ok && last.same(at) {
 		if n := len(t.pending); n > 0 {
-			p.previous, p.replace = t.pending[n-1].previous, t.pending[n-1].replace
+			before := &t.pending[n-1]
+			p.previous, p.replace = before.previous, before.replace
+			p.purge = !s.deleted && t.table.OnDelete == whence.OnDeletePurge && (before.purge || before.deleted)
 			t.pending = t.pending[:n-1]
 		} else {
 			// An earlier slice of the same transaction wrote the head; what was
@@ -103,7 +106,7 @@ func (t *track) push(at moment, s state) {
 	switch {
 	case !p.replace && s.deleted && !p.previous.exists && t.complete:
 		t.now = p.previous // it came and went within one transaction
-	case p.replace || !s.equal(p.previous):
+	case p.replace || p.purge || !s.equal(p.previous):
 		t.pending = append(t.pending, p)
 	}
 }

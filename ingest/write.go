@@ -57,7 +57,7 @@ const maximumUnsettled = 100_000
 func (t *track) mutation(i int) (index.Mutation, error) {
 	p := &t.pending[i]
 	m := index.Mutation{Table: &t.table.Table, Key: t.key, Deleted: p.deleted, Missing: p.missing, LSN: p.lsn, XID: p.xid,
-		CommitTime: p.commit, Head: t.head, Replace: p.replace}
+		CommitTime: p.commit, Head: t.head, Replace: p.replace, Purge: p.purge}
 	shown := p.row
 	if p.deleted {
 		if t.table.OnDelete == whence.OnDeletePurge {

@@ -30,13 +30,13 @@ create table whence.erasures (
 create table whence.idempotency (
     tenant      text not null,
     user_id     text not null,
-    root_task   uuid not null,
+    task        uuid not null,           -- whose scope the write was allowed by
     call        text not null,
     key         text collate "C" not null,
     fingerprint bytea not null,          -- SHA-256 of the canonical request
     reply       bytea not null,
-    expires_at  timestamptz not null,    -- not before the root task's deadline
-    primary key (tenant, user_id, root_task, call, key)
+    expires_at  timestamptz not null,    -- not before the task's deadline
+    primary key (tenant, user_id, task, call, key)
 );
 create index idempotency_expiring on whence.idempotency (expires_at);
 

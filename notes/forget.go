@@ -26,7 +26,7 @@ func (s *Store) Forget(ctx context.Context, tx pgx.Tx, p *authz.Principal, table
 	}
 	notes := whence.Notes()
 	key, err := whence.NewKey(notes.KeyColumns, values)
-	if err != nil || len(values) != len(notes.KeyColumns) || !clean(*values[whence.NoteID]) {
+	if err != nil || len(values) != len(notes.KeyColumns) || !clean(*values[whence.NoteID]) || len(*values[whence.NoteID]) > maxKey {
 		return f, whence.Invalid("key", "KEY_INVALID", `the key of a note is {"id": "..."}, as its record gives it`)
 	}
 	if err := s.Index.LockKey(ctx, tx, whence.NotesID, key); err != nil {

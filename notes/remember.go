@@ -19,6 +19,7 @@ import (
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
+	"github.com/whence-db/whence/lineage"
 )
 
 // Limits of a note.
@@ -29,7 +30,8 @@ const (
 	maxValue      = 4_096 // bytes of its value
 	maxSubject    = 1_024 // bytes
 	maxKey        = 256   // bytes
-	maxEvidence   = 100
+	maxEvidence   = 100 // answers and chunks that are named
+	maxRests      = 256 // records that these were of
 )
 
 // Note is what an agent wants remembered.
@@ -65,11 +67,21 @@ func (s *Store) Remember(ctx context.Context, tx pgx.Tx, p *authz.Principal, n N
 	if err != nil {
 		return w, err
 	}
+	if err := restsOnTooMuch(rests); err != nil {
+		return w, err
+	}
 	m, err := n.mutation(p, now, lsn, uint32(xid)) // the low half, as Postgres shows it
 	if err != nil {
 		return w, err
 	}
 	if err := s.Index.LockKey(ctx, tx, whence.NotesID, m.Key); err != nil {
+		return w, err
+	}
+	ended, err := s.Index.RemoveEnded(ctx, tx, m.Key)
+	if err != nil {
+		return w, err
+	}
+	if err := s.Lineage.Erase(ctx, tx, ended); err != nil {
 		return w, err
 	}
 	heads, err := s.Index.Heads(ctx, tx, whence.NotesID, []whence.Key{m.Key})
@@ -86,6 +98,18 @@ func (s *Store) Remember(ctx context.Context, tx pgx.Tx, p *authz.Principal, n N
 		return w, err
 	}
 	return Written{Key: m.Key, Token: token(xid), Unsettled: stored.Unsettled}, s.Index.CountSaved(ctx, tx, stored.Saved)
+}
+
+func restsOnTooMuch(rests []lineage.Shown) error {
+	records := map[int64]bool{}
+	for _, r := range rests {
+		records[r.RecordID] = true
+	}
+	if len(records) <= maxRests {
+		return nil
+	}
+	return whence.Invalid("derivedFrom", "EVIDENCE_TOO_MUCH", fmt.Sprintf(
+		"derivedFrom: the answers named showed %d records, and a note rests on at most %d; name the chunks that it was concluded from", len(records), maxRests))
 }
 
 // token names the transaction that wrote, which a snapshot either sees or not.
@@ -156,8 +180,15 @@ func (n Note) attributed(scope authz.Scope) (Note, error) {
 			have, given = &kind, true
 		}
 		if given && (have == nil || *have != want) || !given && slices.Contains(whence.NoteColumns(), name) {
+			advice := "write notes with that value, or leave the attribute out"
+			switch {
+			case name == whence.NoteKindOf:
+				advice = "write notes of that kind"
+			case !given:
+				advice = "no note can have that attribute, so none can be written in this task"
+			}
 			return n, &whence.Error{Kind: whence.ErrDenied, Reason: "ATTRIBUTE_OUT_OF_SCOPE", Field: "attributes",
-				Message:  fmt.Sprintf("your task's scope is bound to %s = %q; write notes with that value, or leave the attribute out", name, want),
+				Message:  fmt.Sprintf("your task's scope is bound to %s = %q; %s", name, want, advice),
 				Metadata: map[string]string{"attribute": name, "value": want}}
 		}
 		all[name] = &want

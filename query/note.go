@@ -110,7 +110,7 @@ func (e *Engine) NoteVersion(ctx context.Context, tx pgx.Tx, scope authz.Scope, 
 		return r, err
 	}
 	v := found[0]
-	r.Text, r.Columns, r.Subject = v.Text, v.Columns, v.Columns[whence.NoteSubject]
+	r.LSN, r.Text, r.Columns, r.Subject = v.LSN, v.Text, v.Columns, v.Columns[whence.NoteSubject]
 	r.Attributes = whence.Values{}
 	for name, value := range v.Columns {
 		if name == whence.NoteKindOf || !slices.Contains(whence.NoteColumns(), name) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -62,7 +63,8 @@ func TestErasure(t *testing.T) {
 	w := startDev(t)
 	agent := w.agent()
 	w.exec(t, `create table public.patients (id int primary key, what text not null, who text, colour text)`)
-	w.exec(t, `insert into public.patients values (1, 'patient xq11aa has a broken clavicle', 'wh22bb', 'cl33cc'), (2, 'another patient has a cold', 'wh99zz', 'red')`)
+	w.exec(t, `insert into public.patients values (1, 'patient xq11aa has a broken clavicle', 'wh22bb', 'cl33cc'), (2, 'another patient has a cold', 'wh99zz', 'red'),
+    (3, 'patient xq77jj has lost a molar', 'wh66kk', 'blue')`)
 	w.exec(t, `create table public.wards (id int primary key, what text not null)`)
 	w.exec(t, `insert into public.wards values (1, 'ward xq88aa is closed for painting')`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.patients", TextColumns: []string{"what"}, SubjectColumn: "who", AttributeColumns: []string{"colour"},
@@ -84,13 +86,13 @@ func TestErasure(t *testing.T) {
 	all := traces{}
 	w.vectorsOf(t, all, `%by the window%`)
 	note := agent.note(t, &v1.RememberRequest{Text: "xq99ii would rather sit by the door", Key: "ky66ff", Subject: "wh77gg"})
-	for _, text := range []string{"mended clavicle", "rather sit by the door", "ward closed for painting"} {
+	for _, text := range []string{"mended clavicle", "rather sit by the door", "ward closed for painting", "lost a molar"} {
 		shown(text)
 	}
-	for _, word := range []string{"xq11aa", "wh22bb", "cl33cc", "xq44dd", "xq55ee", "ky66ff", "wh77gg", "md88hh", "xq99ii", "xq88aa"} {
+	for _, word := range []string{"xq11aa", "wh22bb", "cl33cc", "xq44dd", "xq55ee", "ky66ff", "wh77gg", "md88hh", "xq99ii", "xq88aa", "xq77jj", "wh66kk"} {
 		all[word] = []byte(word)
 	}
-	w.vectorsOf(t, all, `%clavicle%`, `%by the door%`, `%painting%`)
+	w.vectorsOf(t, all, `%clavicle%`, `%by the door%`, `%painting%`, `%molar%`)
 	files := w.files(t)
 	w.memoryExec(t, `analyze`)
 	w.memoryExec(t, `checkpoint`)
@@ -99,6 +101,8 @@ func TestErasure(t *testing.T) {
 	}
 
 	w.exec(t, `delete from public.patients where id = 1`)
+	// Erased and entered anew in one transaction, as is often done.
+	w.inOne(t, `delete from public.patients where id = 3`, `insert into public.patients values (3, 'a patient without a name', 'wh00', 'grey')`)
 	w.exec(t, `truncate public.wards`)
 	agent.must(t, "MemoryService/Forget", &v1.ForgetRequest{Key: note.GetRecord().GetKey()}, &v1.ForgetResponse{})
 	eventually(t, showLimit, "the rows are gone", func() error {
@@ -127,6 +131,22 @@ func TestErasure(t *testing.T) {
 	})
 	if still := (traces{"other": []byte("wh99zz")}).found(t, files); len(still) == 0 {
 		t.Error("the other row must still be there")
+	}
+}
+
+// inOne runs statements in one transaction of the source.
+func (w *running) inOne(t *testing.T, statements ...string) {
+	t.Helper()
+	err := pgx.BeginFunc(t.Context(), w.source, func(tx pgx.Tx) error {
+		for _, sql := range statements {
+			if _, err := tx.Exec(t.Context(), sql); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

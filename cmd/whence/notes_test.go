@@ -185,6 +185,15 @@ func (w *running) testNotesOnce(t *testing.T) {
 	if hits := agent.query(t, &v1.QueryRequest{Text: "vermilion ledger", Subjects: []string{"once"}}).GetHits(); len(hits) != 1 {
 		t.Errorf("written more than once: %v", hits)
 	}
+	// A task beside it learns nothing from the key, and writes its own note with it.
+	beside, _ := w.agent().delegate(t, &v1.DelegateRequest{Purpose: "beside", Agent: "helper", Budget: &v1.BudgetLimits{Calls: proto.Uint32(10)},
+		Scope: &v1.Scope{AllTables: true, Subjects: []string{"beside"}, Actions: []string{"memory:read", "memory:write"}}})
+	if _, _, err := beside.remember(t, "ledger-1", req); err == nil || err.(*refusal).reason() != "SUBJECT_OUT_OF_SCOPE" { //nolint:errorlint // as the client made it
+		t.Errorf("another task's key: %v", err)
+	}
+	if got, _, err := beside.remember(t, "ledger-1", &v1.RememberRequest{Text: "its own", Subject: "beside"}); err != nil || got.GetRecord().GetText() != "its own" {
+		t.Errorf("another task's key: %v, %v", got, err)
+	}
 	// First writers of one key follow each other.
 	for i := range 8 {
 		group.Go(func() {
@@ -236,6 +245,15 @@ func (w *running) testNotesRestOn(t *testing.T) {
 		}
 	}
 	agent.about(t, "notes are fresh", notes, states(fresh, 0))
+	self := agent.note(t, &v1.RememberRequest{Text: "sepia is the colour of the year", Subject: "rests", Key: "self"})
+	sepia := &v1.QueryRequest{Text: "sepia colour", Tables: []string{notesTable}, Limit: proto.Uint32(1), Consistency: &v1.Consistency{AtLeast: self.GetToken()}}
+	agent.note(t, &v1.RememberRequest{Text: "sepia is the colour of last year", Subject: "rests", Key: "self", DerivedFrom: []string{agent.query(t, sepia).GetAnswerId()}})
+	agent.about(t, "a note written anew from itself is fresh", sepia, func(hits []*v1.Hit) error {
+		if len(hits) != 1 || hits[0].GetFreshness().GetState() != fresh {
+			return fmt.Errorf("%v", hits)
+		}
+		return nil
+	})
 	hidden := states(v1.FreshnessState_FRESHNESS_STATE_UNKNOWN, v1.FreshnessReason_FRESHNESS_REASON_EVIDENCE_OUT_OF_SCOPE)
 	blind.about(t, "who cannot see the evidence cannot rely on the notes", notes, hidden)
 	w.exec(t, `update public.tariff set what = 'the mauve tariff is three crowns' where id = 2`)
@@ -284,7 +302,10 @@ func (w *running) testNotesEnd(t *testing.T) {
 		t.Errorf("%v", r)
 	}
 	// The key of a note that has ended writes a note without end.
-	agent.note(t, &v1.RememberRequest{Text: "the cerise awning stays up", Subject: "end", Key: "awning"})
+	again := agent.note(t, &v1.RememberRequest{Text: "the cerise awning stays up", Subject: "end", Key: "awning"})
+	if again.GetRecord().GetVersion() != 1 {
+		t.Errorf("what has ended came back: %v", again.GetRecord())
+	}
 	if hits := agent.query(t, &v1.QueryRequest{Text: "cerise awning"}).GetHits(); len(hits) != 1 {
 		t.Errorf("%v", hits)
 	}

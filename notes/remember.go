@@ -30,8 +30,8 @@ const (
 	maxValue      = 4_096 // bytes of its value
 	maxSubject    = 1_024 // bytes
 	maxKey        = 256   // bytes
-	maxEvidence   = 100 // answers and chunks that are named
-	maxRests      = 256 // records that these were of
+	maxEvidence   = 100   // answers and chunks that are named
+	maxRests      = 256   // records that these were of
 )
 
 // Note is what an agent wants remembered.

@@ -52,6 +52,7 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("NotesOnce", w.testNotesOnce)
 		t.Run("NotesRestOn", w.testNotesRestOn)
 		t.Run("NotesEnd", w.testNotesEnd)
+		t.Run("NotesOfThePast", w.testNotesOfThePast)
 		t.Run("Budget", w.testBudget)
 		t.Run("Refusals", w.testRefusals)
 		t.Run("SourceWithoutLogicalDecoding", w.testSourceWithoutLogicalDecoding)

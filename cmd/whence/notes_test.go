@@ -275,6 +275,37 @@ func (w *running) testNotesRestOn(t *testing.T) {
 	}
 }
 
+// testNotesOfThePast asks for notes as of a moment within a scope of attributes, and
+// replays a call whose note has been forgotten.
+func (w *running) testNotesOfThePast(t *testing.T) {
+	t.Parallel()
+	agent, _ := w.agent().delegate(t, &v1.DelegateRequest{Purpose: "past", Agent: "helper", Budget: &v1.BudgetLimits{Calls: proto.Uint32(2000)},
+		Scope: &v1.Scope{AllTables: true, AllSubjects: true, Filter: map[string]string{"team": "puce"}, Actions: []string{"memory:read", "memory:write"}}})
+	first := agent.note(t, &v1.RememberRequest{Text: "the puce walrus is asleep", Key: "walrus"})
+	if team := first.GetRecord().GetAttributes().GetFields()["team"].GetStringValue(); team != "puce" {
+		t.Errorf("the scope's attribute is filled in: %q", team)
+	}
+	then := first.GetRecord().GetCommitTime().AsTime().Add(time.Millisecond)
+	time.Sleep(20 * time.Millisecond)
+	agent.note(t, &v1.RememberRequest{Text: "the puce walrus is awake", Key: "walrus"})
+	for _, filter := range []map[string]string{nil, {"team": "puce"}} {
+		hits := agent.query(t, &v1.QueryRequest{Text: "puce walrus", Tables: []string{notesTable}, Filter: filter, AsOf: timestamppb.New(then)}).GetHits()
+		if len(hits) != 1 || hits[0].GetText() != "the puce walrus is asleep" {
+			t.Errorf("as of then, by %v: %v", filter, hits)
+		}
+	}
+	brief, _, err := agent.remember(t, "brief", &v1.RememberRequest{Text: "soon forgotten", Key: "brief"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent.must(t, "MemoryService/Forget", &v1.ForgetRequest{Key: brief.GetRecord().GetKey()}, &v1.ForgetResponse{})
+	agent.note(t, &v1.RememberRequest{Text: "written afterwards", Key: "brief"})
+	replayed, _, err := agent.remember(t, "brief", &v1.RememberRequest{Text: "soon forgotten", Key: "brief"})
+	if err != nil || replayed.GetRecord().GetText() != "" || replayed.GetRecord().GetState() != v1.RecordState_RECORD_STATE_DELETED {
+		t.Errorf("a replay of what is forgotten: %v, %v", replayed, err)
+	}
+}
+
 // testNotesEnd writes a note that ends.
 func (w *running) testNotesEnd(t *testing.T) {
 	t.Parallel()

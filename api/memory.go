@@ -24,7 +24,6 @@ type memory struct {
 	whencev1connect.UnimplementedMemoryServiceHandler
 	query *query.Engine
 	notes *notes.Store
-	index *index.Index
 	wrote func() // there may be texts to embed
 }
 

@@ -50,7 +50,7 @@ func (m *memory) Remember(ctx context.Context, req *v1.RememberRequest) (*v1.Rem
 		},
 		After: func(ctx context.Context) {
 			m.wrote()
-			_ = m.index.Settle(ctx, unsettled) // else the next version's writer does
+			_ = m.notes.Index.Settle(ctx, unsettled) // else the next version's writer does
 		},
 	})
 	return out, nil

@@ -22,7 +22,6 @@ import (
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/gateway"
-	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/lineage"
 	"github.com/whence-db/whence/notes"
@@ -43,7 +42,6 @@ type Config struct {
 	Audit    *audit.Log
 	Lineage  *lineage.Store
 	Notes    *notes.Store
-	Index    *index.Index
 	Wrote    func()                      // told when a note was written: there may be texts to embed
 	Issuer   string                      // URL of this installation
 	OAuth    http.Handler                // /oauth/* and /.well-known/*
@@ -65,7 +63,7 @@ func NewHandler(c Config) http.Handler {
 	d := &door{gateway: c.Gateway, log: c.Log, challenge: c.challenge()}
 	server := connect.NewServer(d.intercept)
 	whencev1connect.RegisterSourceServiceHandler(server, &sources{registry: c.Registry})
-	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, index: c.Index, wrote: c.Wrote})
+	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, wrote: c.Wrote})
 	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
 	whencev1connect.RegisterActionServiceHandler(server, whencev1connect.UnimplementedActionServiceHandler{})
 	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway})

@@ -13,9 +13,7 @@ import (
 	"github.com/whence-db/whence/bench/internal/scope"
 	"github.com/whence-db/whence/embedder/lexical"
 	"github.com/whence-db/whence/index"
-	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/internal/pg"
-	"github.com/whence-db/whence/internal/seal"
 )
 
 // recallFound compares the nearest ten that the dense leg finds with the nearest
@@ -49,15 +47,7 @@ func measureRecall(ctx context.Context, s *server, asked []string, rows int) ([]
 		return nil, err
 	}
 	defer pool.Close()
-	key, err := seal.ParseKey(s.env["WHENCE_SECRET_KEY"])
-	if err != nil {
-		return nil, err
-	}
-	x, err := index.New(index.Config{Pool: pool})
-	if err != nil {
-		return nil, err
-	}
-	registry, err := ingest.NewRegistry(ingest.Config{Pool: pool, Index: x, Seal: key})
+	x, registry, err := newIndex(pool, s.env["WHENCE_SECRET_KEY"])
 	if err != nil {
 		return nil, err
 	}

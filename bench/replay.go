@@ -74,16 +74,22 @@ func record(ctx context.Context, s *server, table whence.TableName, asked []stri
 	return out, nil
 }
 
-func newEngine(pool *pgxpool.Pool, secret string) (*query.Engine, error) {
+// newIndex opens what a server with that secret has in the database.
+func newIndex(pool *pgxpool.Pool, secret string) (*index.Index, *ingest.Registry, error) {
 	key, err := seal.ParseKey(secret)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	x, err := index.New(index.Config{Pool: pool})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	registry, err := ingest.NewRegistry(ingest.Config{Pool: pool, Index: x, Seal: key})
+	return x, registry, err
+}
+
+func newEngine(pool *pgxpool.Pool, secret string) (*query.Engine, error) {
+	x, registry, err := newIndex(pool, secret)
 	if err != nil {
 		return nil, err
 	}

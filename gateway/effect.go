@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -32,7 +33,10 @@ func (g *Gateway) effect(ctx context.Context, c Call, s *Session) error {
 		r := g.outcome(c, s, true, nil)
 		if replayed { // it costs nothing
 			r.refund, r.entry.CallsCharged = true, 0
-			r.entry.Detail = with(r.entry.Detail, "replayed", true)
+			if r.entry.Detail = maps.Clone(r.entry.Detail); r.entry.Detail == nil {
+				r.entry.Detail = map[string]any{}
+			}
+			r.entry.Detail["replayed"] = true
 		}
 		err := g.put(bound, tx, []*record{r})
 		if lost = err == nil && r.lost; lost {
@@ -53,14 +57,6 @@ func (g *Gateway) effect(ctx context.Context, c Call, s *Session) error {
 	}
 	s.write = nil
 	return g.record(ctx, c, s, true, err)
-}
-
-func with(detail map[string]any, key string, value any) map[string]any {
-	out := map[string]any{key: value}
-	for k, v := range detail {
-		out[k] = v
-	}
-	return out
 }
 
 const (

@@ -86,12 +86,12 @@ func (x *Index) PutNote(ctx context.Context, tx pgx.Tx, m Mutation, expires time
 // What lies outside the scope, or beneath that, is only said to be there. A record
 // that has gone cannot be told from one outside, but for a scope without bounds.
 const notesSQL = `
-with recursive beneath(note, record_id, version, allowed) as (
-    select r.id, e.rests_on, e.rests_version, true
+with recursive beneath(note, record_id, version) as (
+    select r.id, e.rests_on, e.rests_version
     from whence.records r join whence.evidence e on e.record_id = r.id and e.version = r.version
     where r.id = any(@ids) and r.table_id = @notes
   union
-    select b.note, e.rests_on, e.rests_version, true
+    select b.note, e.rests_on, e.rests_version
     from beneath b join whence.evidence e on e.record_id = b.record_id and e.version = b.version
     where exists (select from whence.records r where r.id = b.record_id and ` + evidenceInBounds + `)
 ), judged as (

@@ -370,10 +370,15 @@ func (r *Registry) sweep(ctx context.Context) error {
 	return nil
 }
 
+// Notes need no capture, for they come from this database; on a replica they are
+// as old as what it has replayed last.
 const selectCheckpoints = `
 select s.name, c.lsn, c.commit_time, c.caught_up_at, coalesce(extract(epoch from clock_timestamp() - c.caught_up_at), -1)::float8,
     s.paused or s.deleting, coalesce(s.error, ''), s.retrying
-from whence.sources s left join whence.checkpoints c on c.source_id = s.id`
+from whence.sources s left join whence.checkpoints c on c.source_id = s.id
+union all
+select @notes, null, null, n.at, coalesce(extract(epoch from clock_timestamp() - n.at), -1)::float8, false, '', false
+from (select case when pg_is_in_recovery() then pg_last_xact_replay_timestamp() else clock_timestamp() end) n(at)`
 
 // State returns all registered tables and where their sources stand, as tx sees
 // them; lags are counted to this moment, not to the beginning of tx.
@@ -386,7 +391,7 @@ func (r *Registry) State(ctx context.Context, tx pgx.Tx) (whence.State, error) {
 	for _, t := range tables {
 		state.Tables = append(state.Tables, t.Table)
 	}
-	rows, err := tx.Query(ctx, selectCheckpoints)
+	rows, err := tx.Query(ctx, selectCheckpoints, pgx.NamedArgs{"notes": whence.NotesSource})
 	if err != nil {
 		return whence.State{}, fmt.Errorf("read checkpoints: %w", pg.Translate(err))
 	}
@@ -407,26 +412,6 @@ func (r *Registry) State(ctx context.Context, tx pgx.Tx) (whence.State, error) {
 	if err != nil {
 		return whence.State{}, fmt.Errorf("read checkpoints: %w", pg.Translate(err))
 	}
-	return state, addNotes(ctx, tx, &state)
-}
-
-// On a replica, notes are as old as what it has replayed last.
-const selectNotesLag = `
-select case when pg_is_in_recovery() then pg_last_xact_replay_timestamp() else clock_timestamp() end, clock_timestamp()`
-
-// addNotes puts the table of notes beside the registered ones. Its source is this
-// database, so it needs no capture.
-func addNotes(ctx context.Context, tx pgx.Tx, state *whence.State) error {
-	var caught *time.Time
-	var now time.Time
-	if err := tx.QueryRow(ctx, selectNotesLag).Scan(&caught, &now); err != nil {
-		return fmt.Errorf("read the replica's lag: %w", pg.Translate(err))
-	}
-	s := whence.SourceState{Watermark: whence.Watermark{Source: whence.NotesSource, Lag: -1}}
-	if caught != nil {
-		s.CaughtUpAt, s.Lag = *caught, max(0, now.Sub(*caught))
-	}
 	state.Tables = append(state.Tables, whence.Notes())
-	state.Sources[whence.NotesSource] = s
-	return nil
+	return state, nil
 }

@@ -187,7 +187,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 		handler = api.NewStatusHandler
 	}
 	s.handler = handler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
-		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Wrote: s.filler.Wake, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
+		Audit: log, Lineage: s.lineage, Notes: s.notes, Wrote: s.filler.Wake, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
 		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})
 	return nil
 }

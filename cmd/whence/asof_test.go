@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
@@ -71,4 +73,43 @@ func (w *running) settledAt(t *testing.T, table, word string) {
 		}
 		return fmt.Errorf("%d hits", len(res.GetHits()))
 	})
+}
+
+// testAnothersDeletion lists the versions of a row whose key had another subject's
+// row before.
+func (w *running) testAnothersDeletion(t *testing.T) {
+	t.Parallel()
+	w.exec(t, `create table public.lockers (id int primary key, what text not null, who text not null)`)
+	w.exec(t, `insert into public.lockers values (1, 'a taupe rucksack', 'first')`)
+	w.register(t, &v1.RegisterTableRequest{Table: "public.lockers", TextColumns: []string{"what"}, SubjectColumn: "who"})
+	w.exec(t, `delete from public.lockers where id = 1`)
+	w.exec(t, `insert into public.lockers values (1, 'a taupe umbrella', 'second')`)
+	w.exec(t, `delete from public.lockers where id = 1`)
+	w.exec(t, `insert into public.lockers values (1, 'a taupe hat', 'second')`)
+	list := func(scope *v1.Scope) (versions []uint32) {
+		scope.AllTables, scope.Actions = true, []string{"memory:read"}
+		agent, _ := w.agent().delegate(t, &v1.DelegateRequest{Agent: "helper", Purpose: "lockers", Scope: scope})
+		eventually(t, showLimit, "all versions are captured", func() error {
+			var res v1.ListVersionsResponse
+			key := &structpb.Struct{Fields: map[string]*structpb.Value{"id": structpb.NewStringValue("1")}}
+			if err := agent.call(t.Context(), "MemoryService/ListVersions", &v1.ListVersionsRequest{Table: "app.public.lockers", Key: key}, &res); err != nil {
+				return err
+			}
+			versions = nil
+			for _, v := range res.GetVersions() {
+				versions = append(versions, v.GetVersion())
+			}
+			if len(versions) == 0 || versions[0] != 5 {
+				return fmt.Errorf("%v", versions)
+			}
+			return nil
+		})
+		return versions
+	}
+	if got := list(&v1.Scope{Subjects: []string{"second"}}); !slices.Equal(got, []uint32{5, 4, 3}) {
+		t.Errorf("within the second subject: versions %v, want its own three", got)
+	}
+	if got := list(&v1.Scope{AllSubjects: true}); !slices.Equal(got, []uint32{5, 4, 3, 2, 1}) {
+		t.Errorf("within all subjects: versions %v", got)
+	}
 }

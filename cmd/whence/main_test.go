@@ -51,6 +51,7 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("Notes", w.testNotes)
 		t.Run("NotesOnce", w.testNotesOnce)
 		t.Run("NotesRestOn", w.testNotesRestOn)
+		t.Run("AnothersDeletion", w.testAnothersDeletion)
 		t.Run("NotesEnd", w.testNotesEnd)
 		t.Run("NotesOfThePast", w.testNotesOfThePast)
 		t.Run("Budget", w.testBudget)

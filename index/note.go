@@ -23,9 +23,8 @@ type Evidence struct {
 // Note is what one version of a note says of itself, and how its evidence stands.
 type Note struct {
 	Columns whence.Values
-	Expires time.Time // zero: never
-	Changed bool      // some evidence, at any remove, is not as it was shown to the author
-	Hidden  bool      // some of it lies outside the scope, and so is not judged
+	Changed bool // some evidence, at any remove, is not as it was shown to the author
+	Hidden  bool // some of it lies outside the scope, and so is not judged
 }
 
 const (
@@ -86,10 +85,12 @@ func (x *Index) PutNote(ctx context.Context, tx pgx.Tx, m Mutation, expires time
 // What lies outside the scope, or beneath that, is only said to be there. A record
 // that has gone cannot be told from one outside, but for a scope without bounds.
 const notesSQL = `
-with recursive beneath(note, record_id, version) as (
-    select r.id, e.rests_on, e.rests_version
-    from whence.records r join whence.evidence e on e.record_id = r.id and e.version = r.version
-    where r.id = any(@ids) and r.table_id = @notes
+with recursive shown as (
+    select r.id, n.version from unnest(@ids::bigint[], @versions::int[]) n(id, version) join whence.records r on r.id = n.id
+    where r.table_id = @notes
+), beneath(note, record_id, version) as (
+    select n.id, e.rests_on, e.rests_version
+    from shown n join whence.evidence e on e.record_id = n.id and e.version = n.version
   union
     select b.note, e.rests_on, e.rests_version
     from beneath b join whence.evidence e on e.record_id = b.record_id and e.version = b.version
@@ -102,11 +103,10 @@ with recursive beneath(note, record_id, version) as (
     where b.record_id <> b.note -- a note that was written anew from what it said before
     group by b.note
 )
-select r.id, w.columns, r.expires_at, coalesce(j.changed, false), coalesce(j.hidden, false)
-from whence.records r
-join whence.versions w on w.record_id = r.id and w.version = r.version
-left join judged j on j.note = r.id
-where r.id = any(@ids) and r.table_id = @notes`
+select n.id, w.columns, coalesce(j.changed, false), coalesce(j.hidden, false)
+from shown n
+join whence.versions w on w.record_id = n.id and w.version = n.version
+left join judged j on j.note = n.id`
 
 // The scope's bounds on a record r, a deleted or ended one included.
 const evidenceInBounds = `
@@ -114,27 +114,31 @@ const evidenceInBounds = `
     and (@subjects::text[] is null or r.subject = any(@subjects::text[]))
     and (@scopeFilter::jsonb is null or r.attributes @> @scopeFilter::jsonb))`
 
-// Notes tells of those of the records that are notes. tables are all that are
+// Notes tells of those of the records that are notes, as they were at a version
+// each; what they rest on is judged as it is now. tables are all that are
 // registered; the scope narrows them.
-func (x *Index) Notes(ctx context.Context, tx pgx.Tx, scope authz.Scope, tables []whence.Table, records []int64) (map[int64]Note, error) {
+func (x *Index) Notes(ctx context.Context, tx pgx.Tx, scope authz.Scope, tables []whence.Table, versions map[int64]int32) (map[int64]Note, error) {
 	out := map[int64]Note{}
 	b, ok := within(scope, tables, nil, nil)
-	if !ok || len(records) == 0 {
+	if !ok || len(versions) == 0 {
 		return out, nil
+	}
+	var ids []int64
+	var at []int32
+	for id, version := range versions {
+		ids, at = append(ids, id), append(at, version)
 	}
 	allTables, _ := scope.Tables()
 	unbounded := allTables && b.subjects == nil && b.scopeFilter == nil
-	rows, err := tx.Query(ctx, notesSQL, planned, b.args(pgx.NamedArgs{"ids": records, "notes": whence.NotesID, "unbounded": unbounded}))
+	rows, err := tx.Query(ctx, notesSQL, planned, b.args(pgx.NamedArgs{"ids": ids, "versions": at, "notes": whence.NotesID, "unbounded": unbounded}))
 	if err != nil {
 		return nil, fmt.Errorf("notes: %w", pg.Translate(err))
 	}
 	var id int64
 	var columns []byte
-	var expires *time.Time
 	var n Note
-	_, err = pgx.ForEachRow(rows, []any{&id, &columns, &expires, &n.Changed, &n.Hidden}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &columns, &n.Changed, &n.Hidden}, func() error {
 		note := n
-		note.Expires = timeOf(expires)
 		if err := json.Unmarshal(columns, &note.Columns); err != nil {
 			return err
 		}

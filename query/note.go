@@ -23,15 +23,18 @@ type Note struct {
 	DerivedFrom       []string  // as its author named it
 }
 
-func noteOf(n index.Note) *Note {
+func noteOf(columns whence.Values) *Note {
 	get := func(name string) string {
-		if v := n.Columns[name]; v != nil {
+		if v := columns[name]; v != nil {
 			return *v
 		}
 		return ""
 	}
 	out := &Note{Kind: whence.NoteKind(get(whence.NoteKindOf)), Key: get(whence.NoteKey), Task: get(whence.NoteTask),
-		Agent: get(whence.NoteAgent), User: get(whence.NoteUser), Expires: n.Expires}
+		Agent: get(whence.NoteAgent), User: get(whence.NoteUser)}
+	if at := get(whence.NoteExpires); at != "" {
+		out.Expires, _ = time.Parse(time.RFC3339Nano, at) // written by us in that form
+	}
 	if rests := get(whence.NoteRestsOn); rests != "" {
 		_ = json.Unmarshal([]byte(rests), &out.DerivedFrom) // written by us as a list of strings
 	}
@@ -54,13 +57,13 @@ func rested(f whence.Freshness, n index.Note) whence.Freshness {
 
 // notes reads what the candidates that are notes say of themselves.
 func (e *Engine) notes(ctx context.Context, tx pgx.Tx, scope authz.Scope, state whence.State, found []index.Candidate) (map[int64]index.Note, error) {
-	var ids []int64
+	versions := map[int64]int32{}
 	for _, c := range found {
 		if c.TableID == whence.NotesID {
-			ids = append(ids, c.RecordID)
+			versions[c.RecordID] = c.Version
 		}
 	}
-	return e.Index.Notes(ctx, tx, scope, state.Tables, ids)
+	return e.Index.Notes(ctx, tx, scope, state.Tables, versions)
 }
 
 // verifyNotes compares notes with what is in the memory database now, which is
@@ -111,16 +114,18 @@ func (e *Engine) NoteVersion(ctx context.Context, tx pgx.Tx, scope authz.Scope, 
 	}
 	v := found[0]
 	r.LSN, r.Text, r.Columns, r.Subject = v.LSN, v.Text, v.Columns, v.Columns[whence.NoteSubject]
-	r.Attributes = whence.Values{}
-	for name, value := range v.Columns {
+	r.Attributes, r.Note = noteAttributes(v.Columns), noteOf(v.Columns)
+	return r, nil
+}
+
+// noteAttributes are what stands in a version beside the note's own columns, and
+// its kind.
+func noteAttributes(columns whence.Values) whence.Values {
+	out := whence.Values{}
+	for name, v := range columns {
 		if name == whence.NoteKindOf || !slices.Contains(whence.NoteColumns(), name) {
-			r.Attributes[name] = value
+			out[name] = v
 		}
 	}
-	n := index.Note{Columns: v.Columns}
-	if at := v.Columns[whence.NoteExpires]; at != nil {
-		n.Expires, err = time.Parse(time.RFC3339Nano, *at)
-	}
-	r.Note = noteOf(n)
-	return r, err
+	return out
 }

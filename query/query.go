@@ -213,7 +213,7 @@ func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Req
 			h.Freshness = lacking(h.Freshness)
 		}
 		if n, ok := notes[c.RecordID]; ok {
-			h.Note, h.Freshness = noteOf(n), rested(h.Freshness, n)
+			h.Note, h.Attributes, h.Freshness = noteOf(n.Columns), noteAttributes(n.Columns), rested(h.Freshness, n)
 		}
 		if r.FreshOnly && h.Freshness.State != whence.Fresh {
 			continue

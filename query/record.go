@@ -120,9 +120,9 @@ func (e *Engine) record(ctx context.Context, tx pgx.Tx, state whence.State, scop
 	if t.ID != whence.NotesID {
 		return out, nil
 	}
-	notes, err := e.Index.Notes(ctx, tx, scope, state.Tables, []int64{r.ID})
+	notes, err := e.Index.Notes(ctx, tx, scope, state.Tables, map[int64]int32{r.ID: r.Version})
 	if n, ok := notes[r.ID]; ok {
-		out.Note, out.Freshness = noteOf(n), rested(f, n)
+		out.Note, out.Freshness = noteOf(n.Columns), rested(f, n)
 	}
 	return out, err
 }

@@ -122,7 +122,8 @@ func TestErasure(t *testing.T) {
 	eventually(t, startLimit, "nothing is left", func() error {
 		w.exec(t, `insert into public.wards values (2, 'a ward') on conflict (id) do update set what = excluded.what || '.'`)
 		w.memoryExec(t, `checkpoint`)
-		w.memoryExec(t, `vacuum (full) pg_statistic`)
+		// And the answer to a question that was under way loses its words in a sweep.
+		w.memoryExec(t, `vacuum (full) pg_statistic, whence.answer_hits`)
 		w.memoryExec(t, `checkpoint`)
 		if left := all.found(t, files); len(left) > 0 {
 			return fmt.Errorf("left behind: %v", left)

@@ -281,7 +281,7 @@ func (w *running) testNotesOfThePast(t *testing.T) {
 	t.Parallel()
 	agent, _ := w.agent().delegate(t, &v1.DelegateRequest{Purpose: "past", Agent: "helper", Budget: &v1.BudgetLimits{Calls: proto.Uint32(2000)},
 		Scope: &v1.Scope{AllTables: true, AllSubjects: true, Filter: map[string]string{"team": "puce"}, Actions: []string{"memory:read", "memory:write"}}})
-	first := agent.note(t, &v1.RememberRequest{Text: "the puce walrus is asleep", Key: "walrus"})
+	first := agent.note(t, &v1.RememberRequest{Text: "the puce walrus is asleep", Key: "walrus", Kind: v1.NoteKind_NOTE_KIND_EVENT})
 	if team := first.GetRecord().GetAttributes().GetFields()["team"].GetStringValue(); team != "puce" {
 		t.Errorf("the scope's attribute is filled in: %q", team)
 	}
@@ -292,6 +292,10 @@ func (w *running) testNotesOfThePast(t *testing.T) {
 		hits := agent.query(t, &v1.QueryRequest{Text: "puce walrus", Tables: []string{notesTable}, Filter: filter, AsOf: timestamppb.New(then)}).GetHits()
 		if len(hits) != 1 || hits[0].GetText() != "the puce walrus is asleep" {
 			t.Errorf("as of then, by %v: %v", filter, hits)
+			continue
+		}
+		if h := hits[0]; h.GetOrigin().GetNote().GetKind() != v1.NoteKind_NOTE_KIND_EVENT || h.GetAttributes().GetFields()["team"].GetStringValue() != "puce" {
+			t.Errorf("it is not told as it was noted then: %v", h)
 		}
 	}
 	brief, _, err := agent.remember(t, "brief", &v1.RememberRequest{Text: "soon forgotten", Key: "brief"})

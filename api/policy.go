@@ -68,6 +68,10 @@ var policy = map[string]rule{
 	c.ApprovalServiceWatchApprovalsProcedure: operator(authz.RoleViewer),
 
 	c.AdminServiceListTasksProcedure:             operator(authz.RoleViewer),
+	c.AdminServiceListSpacesProcedure:            operator(authz.RoleViewer),
+	c.AdminServiceCreateSpaceProcedure:           operator(authz.RoleAdmin),
+	c.AdminServiceSwitchSpaceProcedure:           operator(authz.RoleAdmin),
+	c.AdminServiceDeleteSpaceProcedure:           operator(authz.RoleAdmin),
 	c.AdminServiceRevokeProcedure:                operator(authz.RoleAdmin),
 	c.AdminServiceCreateAgentProcedure:           operator(authz.RoleAdmin),
 	c.AdminServiceGetAgentProcedure:              operator(authz.RoleViewer),

@@ -22,6 +22,7 @@ import (
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/lineage"
 	"github.com/whence-db/whence/notes"
@@ -42,6 +43,8 @@ type Config struct {
 	Audit    *audit.Log
 	Lineage  *lineage.Store
 	Notes    *notes.Store
+	Index    *index.Index
+	Models   []index.Model               // that this process embeds with
 	Wrote    func()                      // told when a note was written: there may be texts to embed
 	Issuer   string                      // URL of this installation
 	OAuth    http.Handler                // /oauth/* and /.well-known/*
@@ -66,7 +69,7 @@ func NewHandler(c Config) http.Handler {
 	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, wrote: c.Wrote})
 	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
 	whencev1connect.RegisterActionServiceHandler(server, whencev1connect.UnimplementedActionServiceHandler{})
-	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway})
+	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway, index: c.Index, models: c.Models})
 	whencev1connect.RegisterApprovalServiceHandler(server, whencev1connect.UnimplementedApprovalServiceHandler{})
 	whencev1connect.RegisterAuditServiceHandler(server, &auditor{log: c.Audit, lineage: c.Lineage, query: c.Query})
 	server.SetUnknownHandler(d.intercept(nil))

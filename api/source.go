@@ -201,6 +201,15 @@ func (s *sources) WatchTable(ctx context.Context, req *v1.WatchTableRequest, str
 	}
 }
 
+// ReembedTable makes a table's vectors anew.
+func (s *sources) ReembedTable(ctx context.Context, req *v1.ReembedTableRequest) (*v1.ReembedTableResponse, error) {
+	info, err := s.registry.ReembedTable(ctx, whence.TableName(req.GetName()))
+	if err != nil {
+		return nil, err
+	}
+	return &v1.ReembedTableResponse{Table: table(info.Table), Status: status(info.Status)}, nil
+}
+
 // UnregisterTable forgets a table.
 func (s *sources) UnregisterTable(ctx context.Context, req *v1.UnregisterTableRequest) (*v1.UnregisterTableResponse, error) {
 	if err := s.registry.UnregisterTable(ctx, whence.TableName(req.GetName())); err != nil {
@@ -235,7 +244,7 @@ func status(s ingest.TableStatus) *v1.TableStatus {
 		Error:    s.Error,
 		WaitsFor: s.WaitsFor,
 		Backfill: backfill(s),
-		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending),
+		Records:  count(s.Records), Chunks: count(s.Chunks), Pending: count(s.Pending), Reembedding: count(s.Reembedding),
 		Calls: &v1.EmbeddingCalls{Made: count(s.Made), Saved: count(s.Saved), Tokens: s.Tokens},
 		SetAside: &v1.SetAside{Rows: count(s.Aside.Rows), Key: s.Aside.Newest.Key, Reason: s.Aside.Newest.Reason,
 			Time: timestamp(s.Aside.Newest.At)},

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"strings"
 
 	"github.com/google/uuid"
 
@@ -11,7 +10,6 @@ import (
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/gateway"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
-	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
 )
 
 type tasks struct{ gateway *gateway.Gateway }
@@ -76,32 +74,6 @@ func (t *tasks) EndTask(ctx context.Context, req *v1.EndTaskRequest) (*v1.EndTas
 func notYours(id string) error {
 	return &whence.Error{Kind: whence.ErrDenied, Reason: "TASK_OUT_OF_SCOPE", Field: "id",
 		Message: "a credential shows its own task and those below it, and ends its own; leave the id out for its own", Metadata: map[string]string{"task": id}}
-}
-
-type admin struct {
-	whencev1connect.UnimplementedAdminServiceHandler
-	gateway *gateway.Gateway
-}
-
-// ListTasks lists tasks, newest first.
-func (a *admin) ListTasks(ctx context.Context, req *v1.ListTasksRequest) (*v1.ListTasksResponse, error) {
-	root, err := optionalID("rootId", req.GetRootId())
-	if err != nil {
-		return nil, err
-	}
-	f := gateway.TaskFilter{Tenant: req.GetTenant(), Root: root, Agent: req.GetAgent(), User: req.GetUser()}
-	if s := req.GetState(); s != v1.TaskState_TASK_STATE_UNSPECIFIED {
-		f.State = gateway.TaskState(strings.TrimPrefix(s.String(), "TASK_STATE_"))
-	}
-	found, next, err := a.gateway.ListTasks(ctx, f, pageSize(req.GetPageSize()), req.GetPageToken())
-	if err != nil {
-		return nil, err
-	}
-	out := &v1.ListTasksResponse{NextPageToken: next}
-	for _, t := range found {
-		out.Tasks = append(out.Tasks, taskMessage(t))
-	}
-	return out, nil
 }
 
 func taskMessage(t gateway.Task) *v1.Task {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/bench/internal/scope"
+	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/embedder/lexical"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
@@ -93,7 +94,7 @@ func newEngine(pool *pgxpool.Pool, secret string) (*query.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return query.New(query.Config{Index: x, Registry: registry, Pool: pool, Model: lexical.Default()})
+	return query.New(query.Config{Index: x, Registry: registry, Pool: pool, Models: []embedder.Model{lexical.Default()}})
 }
 
 // replay sends statements again in one read-only snapshot and reads every row,

@@ -99,7 +99,7 @@ func openMemory(ctx context.Context, dsn, secret string) (_ *pgxpool.Pool, _ *in
 		return nil, nil, err
 	}
 	model := lexical.Default()
-	if _, err := x.EnsureSpace(ctx, model.Name(), model.Dimensions()); err != nil {
+	if _, err := x.EnsureSpace(ctx, model); err != nil {
 		return nil, nil, err
 	}
 	registry, err := ingest.NewRegistry(ingest.Config{Pool: pool, Index: x, Seal: key})

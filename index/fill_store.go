@@ -152,21 +152,12 @@ where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.emb
 func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, err error) {
 	var digests [][]byte
 	var flat []float32
-	made, spent := map[int32]int64{}, map[int32]int64{} // texts and tokens by table
-	for i, n := range out.tokens {
-		spent[c.items[i].table] += n // also of those that failed
-	}
 	for n, i := range out.embedded {
 		digests = append(digests, c.items[i].digest)
 		flat = append(flat, out.vectors[n]...)
-		made[c.items[i].table]++
 	}
-	tables := slices.Sorted(maps.Keys(spent))
-	counts, tokens := make([]int64, len(tables)), make([]int64, len(tables))
-	for i, t := range tables {
-		counts[i], tokens[i] = made[t], spent[t]
-	}
-	err = x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
+	settings := lookUps + fmt.Sprintf(", pg_advisory_xact_lock_shared(%d, %d)", switchLock, c.space.ID)
+	err = x.inTx(ctx, settings, func(tx pgx.Tx) error {
 		if len(digests) > 0 {
 			args := pgx.NamedArgs{"space": c.space.ID, "lease": c.lease, "digests": digests,
 				"flat": flat, "dimensions": c.space.Dimensions}
@@ -176,10 +167,8 @@ func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, e
 			}
 			stored = int(tag.RowsAffected())
 		}
-		if len(tables) > 0 {
-			if _, err := tx.Exec(ctx, countMadeSQL, pgx.NamedArgs{"tables": tables, "counts": counts, "tokens": tokens}); err != nil {
-				return err
-			}
+		if err := countMade(ctx, tx, c, out); err != nil {
+			return err
 		}
 		return x.storeFailures(ctx, tx, c, out)
 	})
@@ -190,6 +179,27 @@ func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, e
 		err = x.reapBy(ctx, lookUps, supersededByDigestSQL, pgx.NamedArgs{"digests": digests})
 	}
 	return stored, err
+}
+
+// countMade books what a call of the model cost, by table.
+func countMade(ctx context.Context, tx pgx.Tx, c claim, out outcome) error {
+	made, spent := map[int32]int64{}, map[int32]int64{} // texts and tokens
+	for i, n := range out.tokens {
+		spent[c.items[i].table] += n // also of those that failed
+	}
+	for _, i := range out.embedded {
+		made[c.items[i].table]++
+	}
+	tables := slices.Sorted(maps.Keys(spent))
+	if len(tables) == 0 {
+		return nil
+	}
+	counts, tokens := make([]int64, len(tables)), make([]int64, len(tables))
+	for i, t := range tables {
+		counts[i], tokens[i] = made[t], spent[t]
+	}
+	_, err := tx.Exec(ctx, countMadeSQL, pgx.NamedArgs{"tables": tables, "counts": counts, "tokens": tokens})
+	return err
 }
 
 func (x *Index) storeFailures(ctx context.Context, tx pgx.Tx, c claim, out outcome) error {
@@ -242,9 +252,13 @@ func (x *Index) unblock(ctx context.Context, space Space) error {
 
 const deriveSQL = `
 insert into whence.vectors (space_id, digest, table_id)
-select @space, c.digest, min(c.table_id) from whence.chunks c
-where not exists (select from whence.vectors v where v.space_id = @space and v.digest = c.digest)
-group by c.digest
+select s.id, c.digest, c.table_id
+from (select id from whence.spaces where id = @space and retired_at is null for key share) s
+cross join (
+    select c.digest, min(c.table_id) as table_id from whence.chunks c
+    where not exists (select from whence.vectors v where v.space_id = @space and v.digest = c.digest)
+    group by c.digest
+) c
 on conflict do nothing`
 
 // Of tables that are gone or keep nothing of what is deleted, and of texts that no

@@ -43,7 +43,7 @@ func (w *world) meter(ctx context.Context) (context.Context, func([]string) []in
 // fill runs a filler until ready, and waits for its end.
 func (w *world) fill(model index.Model, ready func() bool) {
 	w.t.Helper()
-	f, err := index.NewFiller(index.FillerConfig{Index: w.x, Model: model, Explain: explain, Meter: w.meter, Batch: 16,
+	f, err := index.NewFiller(index.FillerConfig{Index: w.x, Models: []index.Model{model}, Explain: explain, Meter: w.meter, Batch: 16,
 		Poll: 10 * time.Millisecond, Probe: 20 * time.Millisecond, Heal: 100 * time.Millisecond})
 	if err != nil {
 		w.t.Fatal(err)
@@ -87,7 +87,7 @@ func newServed(t *testing.T, c embeddertest.Config) (*world, *embeddertest.Serve
 	}
 	w := newWorld(t, "docs")
 	w.exec(`delete from whence.spaces`)
-	if w.space, err = w.x.EnsureSpace(t.Context(), model.Name(), 64); err != nil {
+	if w.space, err = w.x.EnsureSpace(t.Context(), model); err != nil {
 		t.Fatal(err)
 	}
 	return w, server, model
@@ -252,13 +252,15 @@ func TestFillFinishesWhatACrashLeft(t *testing.T) {
 func TestASecondModelIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "docs")
-	_, err := w.x.EnsureSpace(t.Context(), "another", 512)
+	_, err := w.x.EnsureSpace(t.Context(), other{})
 	var e *whence.Error
 	if !errors.As(err, &e) || e.Reason != "MODEL_MISMATCH" || !errors.Is(err, whence.ErrPrecondition) {
 		t.Errorf("another model: %v", err)
 	}
-	if s, err := w.x.EnsureSpace(t.Context(), w.space.Model, w.space.Dimensions); err != nil || s != w.space {
-		t.Errorf("the same model: %+v %v", s, err)
+	for _, models := range [][]index.Model{{lexical.Default()}, {other{}, lexical.Default()}} {
+		if s, err := w.x.EnsureSpace(t.Context(), models...); err != nil || s != w.space {
+			t.Errorf("the same model among %d: %+v %v", len(models), s, err)
+		}
 	}
 }
 

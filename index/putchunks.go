@@ -30,18 +30,21 @@ from unnest(@ids::bigint[], @versions::int[], @ordinals::int[], @starts::int[], 
     as n(id, version, ordinal, span_start, span_end, subject, event_time, attributes)
 where c.id = n.id`
 
-	// A text without a row is asked for. Ordered, so that two writers that ask for
-	// the same texts at once cannot wait for each other in a circle.
+	// A text without a row is asked for, in every space; told are those asked for in
+	// the current one. Ordered, so that two writers that ask for the same texts at
+	// once cannot wait for each other in a circle.
 	askVectors = `
 with asked as (
     insert into whence.vectors (space_id, digest, table_id)
     select s.id, w.digest, w.table_id
-    from unnest(@digests::bytea[], @tables::int[]) as w(digest, table_id) cross join whence.spaces s
-    where s.current order by w.digest
+    from unnest(@digests::bytea[], @tables::int[]) as w(digest, table_id)
+    cross join (select id from whence.spaces where retired_at is null for key share) s
+    order by w.digest, s.id
     on conflict do nothing
-    returning digest
+    returning space_id, digest
 )
-select coalesce((select array_agg(digest) from asked), '{}'), exists (select from whence.spaces where current)`
+select coalesce((select array_agg(a.digest) from asked a join whence.spaces s on s.current and s.id = a.space_id), '{}'),
+    exists (select from whence.spaces where current)`
 
 	countSaved = `
 insert into whence.embedding_calls as e (table_id, saved)

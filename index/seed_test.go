@@ -38,7 +38,7 @@ func newWorld(t testing.TB, tables ...string) *world {
 	}
 	w := &world{t: t, db: db, x: x, tables: map[string]whence.Table{}}
 	m := lexical.Default()
-	if w.space, err = x.EnsureSpace(t.Context(), m.Name(), m.Dimensions()); err != nil {
+	if w.space, err = x.EnsureSpace(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
 	var source int32

@@ -11,12 +11,13 @@ import (
 
 // Status is what the index holds of one table.
 type Status struct {
-	Records int64 // that are not deleted
-	Chunks  int64 // of their heads
-	Pending int64 // of those, without a vector in the current space
-	Made    int64 // texts sent to the model
-	Tokens  int64 // that these took, as the model's server reported or as reckoned from the texts
-	Saved   int64 // texts that needed no call: their vector was there or asked for
+	Records     int64 // that are not deleted
+	Chunks      int64 // of their heads
+	Pending     int64 // of those, without a vector in the current space
+	Reembedding int64 // of those, with a vector that is to be made anew and is not yet
+	Made        int64 // texts sent to the model
+	Tokens      int64 // that these took, as the model's server reported or as reckoned from the texts
+	Saved       int64 // texts that needed no call: their vector was there or asked for
 }
 
 const selectStatus = `
@@ -24,18 +25,20 @@ select
     (select count(*) from whence.records where table_id = @table and not deleted),
     count(h.digest),
     count(h.digest) filter (where v.embedding is null),
+    count(h.digest) filter (where v.embedding is not null and v.embedded_at < e.made_before),
     coalesce((select made from whence.embedding_calls where table_id = @table), 0),
     coalesce((select saved from whence.embedding_calls where table_id = @table), 0),
     coalesce((select tokens from whence.embedding_calls where table_id = @table), 0)
 from (select c.digest from whence.chunks c join whence.records r on r.id = c.record_id
       where r.table_id = @table and c.version = r.version) h
 left join whence.spaces s on s.current
-left join whence.vectors v on v.space_id = s.id and v.digest = h.digest`
+left join whence.vectors v on v.space_id = s.id and v.digest = h.digest
+left join whence.reembeds e on e.space_id = s.id and e.table_id = @table`
 
 // Status counts what the index holds of a table.
 func (x *Index) Status(ctx context.Context, table int32) (s Status, err error) {
 	err = x.pool.QueryRow(ctx, selectStatus, pgx.NamedArgs{"table": table}).
-		Scan(&s.Records, &s.Chunks, &s.Pending, &s.Made, &s.Saved, &s.Tokens)
+		Scan(&s.Records, &s.Chunks, &s.Pending, &s.Reembedding, &s.Made, &s.Saved, &s.Tokens)
 	if err != nil {
 		return Status{}, fmt.Errorf("status of table %d: %w", table, pg.Translate(err))
 	}

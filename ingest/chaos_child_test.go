@@ -88,7 +88,7 @@ func chaosChild(ctx context.Context, cfg childConfig) error {
 		return err
 	}
 	// A lease outlives the child that took it; the next is not to wait minutes.
-	filler, err := index.NewFiller(index.FillerConfig{Index: x, Model: lexical.Default(), Log: log,
+	filler, err := index.NewFiller(index.FillerConfig{Index: x, Models: []index.Model{lexical.Default()}, Log: log,
 		Lease: 2 * time.Second, Poll: 250 * time.Millisecond, Heal: 2 * time.Second})
 	if err != nil {
 		return err

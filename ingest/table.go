@@ -128,6 +128,18 @@ func (r *Registry) GetTable(ctx context.Context, name whence.TableName) (TableIn
 	return TableInfo{}, notRegistered(name, tables)
 }
 
+// ReembedTable has all vectors of a table made anew.
+func (r *Registry) ReembedTable(ctx context.Context, name whence.TableName) (TableInfo, error) {
+	t, err := r.GetTable(ctx, name)
+	if err != nil {
+		return TableInfo{}, err
+	}
+	if err := r.index.Reembed(ctx, t.ID); err != nil {
+		return TableInfo{}, err
+	}
+	return r.GetTable(ctx, name)
+}
+
 func (r *Registry) fillStatus(ctx context.Context, t *TableInfo, sources []Source) (err error) {
 	for _, s := range sources {
 		if s.ID == t.SourceID {

@@ -21,7 +21,7 @@ func (e *Engine) At(t *testing.T, moment time.Time, scope authz.Scope, r Request
 	t.Helper()
 	c := e.Config
 	c.Clock = func() time.Time { return moment }
-	a, err := (&Engine{c}).Query(t.Context(), scope, r)
+	a, err := (&Engine{Config: c}).Query(t.Context(), scope, r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,9 +38,9 @@ type Registry interface {
 type Config struct {
 	Index    *index.Index
 	Registry Registry
-	Pool     *pgxpool.Pool  // of the memory database, or of a replica
-	Model    embedder.Model // nil: text search only, and every answer is degraded
-	Ranking  Ranking        // the zero value: DefaultRanking
+	Pool     *pgxpool.Pool    // of the memory database, or of a replica
+	Models   []embedder.Model // of which the current space's is asked; none: text search only, and every answer is degraded
+	Ranking  Ranking          // the zero value: DefaultRanking
 
 	EmbedTimeout time.Duration    // for the question's vector; default 800 ms
 	WaitLimit    time.Duration    // for a consistency asked for; default 5 s
@@ -47,7 +48,10 @@ type Config struct {
 }
 
 // Engine answers queries. It is safe for concurrent use.
-type Engine struct{ Config }
+type Engine struct {
+	Config
+	space atomic.Pointer[index.Space] // that was current when it was last seen
+}
 
 // New checks the configuration.
 func New(c Config) (*Engine, error) {
@@ -69,7 +73,7 @@ func New(c Config) (*Engine, error) {
 	if c.Clock == nil {
 		c.Clock = time.Now
 	}
-	return &Engine{c}, nil
+	return &Engine{Config: c}, nil
 }
 
 // Answer is what a query found, best first.
@@ -113,12 +117,31 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 	if err := r.Validate(); err != nil {
 		return Answer{}, err
 	}
-	vector, degraded := e.embed(ctx, r.Text)
+	q, err := e.embed(ctx, r.Text)
+	if err != nil {
+		return Answer{}, fmt.Errorf("query: %w", err)
+	}
+	a, err := e.answer(ctx, scope, r, q)
+	var s switchedError
+	if errors.As(err, &s) { // while the question was embedded
+		e.space.Store(&s.to)
+		if q, err = e.embed(ctx, r.Text); err == nil {
+			q.again = true
+			a, err = e.answer(ctx, scope, r, q)
+		}
+	}
+	if err != nil {
+		return Answer{}, fmt.Errorf("query: %w", err)
+	}
+	return a, nil
+}
+
+func (e *Engine) answer(ctx context.Context, scope authz.Scope, r Request, q question) (Answer, error) {
 	var a Answer
 	var tables []whence.Table
 	var states map[int64][]byte
 	err := e.when(ctx, func(tx pgx.Tx) error {
-		a = Answer{At: e.Clock(), Degraded: degraded}
+		a = Answer{At: e.Clock(), Degraded: q.degraded}
 		state, err := e.Registry.State(ctx, tx)
 		if err != nil {
 			return err
@@ -133,50 +156,29 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 			return err
 		}
 		a.Watermark = watermark(state, tables)
-		states, err = e.search(ctx, tx, scope, r, state, tables, vector, &a)
+		states, err = e.search(ctx, tx, scope, r, state, tables, q, &a)
 		return err
 	})
 	if err == nil && r.Consistency.Verify {
 		a.Hits, err = e.verify(ctx, scope, r, tables, a.Hits, states)
 	}
-	if err != nil {
-		return Answer{}, fmt.Errorf("query: %w", err)
-	}
-	return a, nil
-}
-
-// embed makes the question's vector; what stands in the way is said, not failed on.
-func (e *Engine) embed(ctx context.Context, text string) (vector []float32, degraded string) {
-	if e.Model == nil {
-		return nil, "EMBEDDING_UNAVAILABLE: no embedding model is configured; answered by text search alone"
-	}
-	ctx, cancel := context.WithTimeout(ctx, e.EmbedTimeout)
-	defer cancel()
-	vector, err := e.Model.EmbedQuery(ctx, text)
-	switch {
-	case err == nil:
-		return vector, ""
-	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Sprintf("EMBEDDING_UNAVAILABLE: the embedding model did not answer within %s; answered by text search alone", e.EmbedTimeout)
-	default:
-		return nil, "EMBEDDING_UNAVAILABLE: the embedding model failed; answered by text search alone"
-	}
+	return a, err
 }
 
 // search fills in the hits, and returns the states of their records' heads.
 func (e *Engine) search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Request,
-	state whence.State, tables []whence.Table, vector []float32, a *Answer) (map[int64][]byte, error) {
+	state whence.State, tables []whence.Table, q question, a *Answer) (map[int64][]byte, error) {
 	space, err := e.Index.CurrentSpace(ctx, tx)
 	if err != nil {
 		return nil, err
 	}
+	vector := q.vector
 	switch {
-	case vector == nil:
-	case space.ID == 0:
-		vector, a.Degraded = nil, "EMBEDDING_UNAVAILABLE: nothing has been embedded yet; answered by text search alone"
-	case space.Model != e.Model.Name() || space.Dimensions != len(vector):
-		vector, a.Degraded = nil, fmt.Sprintf("MODEL_MISMATCH: the index was embedded by %q, the server embeds questions by %q; answered by text search alone",
-			space.Model, e.Model.Name())
+	case space == q.space:
+	case !q.again:
+		return nil, switchedError{space}
+	default:
+		vector, a.Degraded = nil, "MODEL_MISMATCH: the embedding model was changed while the question was asked; answered by text search alone"
 	}
 	if r.FreshOnly {
 		tables = slices.DeleteFunc(slices.Clone(tables), func(t whence.Table) bool {

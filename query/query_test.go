@@ -119,12 +119,12 @@ select id, 'public', 'docs', '{id}', '{body}', '', 'owner', '', '{lang}', '30 da
 	}
 	w.state = whence.State{Tables: []whence.Table{tab}, Sources: map[string]whence.SourceState{
 		"app": {Watermark: whence.Watermark{Source: "app", LSN: 0x100, CaughtUpAt: now, Lag: time.Second}}}}
-	w.e, err = query.New(query.Config{Index: w.x, Registry: w, Pool: w.db.Pool, Model: model,
+	w.e, err = query.New(query.Config{Index: w.x, Registry: w, Pool: w.db.Pool, Models: []embedder.Model{model},
 		Clock: func() time.Time { return now }, EmbedTimeout: 500 * time.Millisecond, WaitLimit: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.filler, err = index.NewFiller(index.FillerConfig{Index: w.x, Model: model, Explain: query.ExplainEmbedding,
+	w.filler, err = index.NewFiller(index.FillerConfig{Index: w.x, Models: []index.Model{model}, Explain: query.ExplainEmbedding,
 		Poll: 10 * time.Millisecond, Probe: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

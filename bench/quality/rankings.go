@@ -10,6 +10,7 @@ import (
 
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/bench/internal/scope"
+	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/query"
 )
 
@@ -54,7 +55,7 @@ func newAsker(ctx context.Context, w *world, questions []question, c config) (*a
 // rank answers every question by a ranking. A document is where its best chunk is.
 func (a *asker) rank(ctx context.Context, r query.Ranking) ([][]string, error) {
 	engine, err := query.New(query.Config{Index: a.world.index, Registry: a.world.registry, Pool: a.world.memory,
-		Model: a.world.model, Ranking: r, EmbedTimeout: a.patience, Clock: a.world.now})
+		Models: []embedder.Model{a.world.model}, Ranking: r, EmbedTimeout: a.patience, Clock: a.world.now})
 	if err != nil {
 		return nil, err
 	}

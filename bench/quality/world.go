@@ -159,7 +159,7 @@ func (w *world) remember(ctx context.Context, halfLife time.Duration, say func(s
 	if !w.newest.IsZero() {
 		spec.TimeColumn = "at"
 	}
-	filler, err := index.NewFiller(index.FillerConfig{Index: w.index, Model: w.model, Explain: query.ExplainEmbedding,
+	filler, err := index.NewFiller(index.FillerConfig{Index: w.index, Models: []index.Model{w.model}, Explain: query.ExplainEmbedding,
 		Segment: time.Second, Log: w.log})
 	if err != nil {
 		return err

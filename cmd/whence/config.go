@@ -15,17 +15,48 @@ import (
 	"github.com/whence-db/whence/embedder/voyage"
 )
 
-// embedderFlags choose the embedding model.
+// embedderFlags choose an embedding model. There are two sets of them, that their
+// variables' names are prefixed for.
 type embedderFlags struct {
-	Embedder             string        `enum:"lexical,openai,cohere,voyage" default:"lexical" env:"WHENCE_EMBEDDER" help:"lexical (built in, no network), or whose API the server speaks: openai (many servers do), cohere, voyage."`
-	EmbedderURL          string        `env:"WHENCE_EMBEDDER_URL" help:"Base URL of the embedding server, such as http://127.0.0.1:11434/v1; default the provider's own for cohere and voyage." placeholder:"URL"`
-	EmbedderModel        string        `env:"WHENCE_EMBEDDER_MODEL" help:"The server's name for the model." placeholder:"NAME"`
-	EmbedderAPIKey       string        `env:"WHENCE_EMBEDDER_API_KEY" help:"Sent as a bearer token." placeholder:"KEY"`
-	EmbedderDimensions   int           `env:"WHENCE_EMBEDDER_DIMENSIONS" help:"Of the model's vectors; 0 asks the server once." default:"0"`
-	EmbedderShorten      bool          `env:"WHENCE_EMBEDDER_SHORTEN" help:"Ask the server for vectors of --embedder-dimensions, which some models can shorten."`
-	EmbedderTimeout      time.Duration `env:"WHENCE_EMBEDDER_TIMEOUT" help:"For one request." default:"60s"`
-	EmbedderQueryTimeout time.Duration `env:"WHENCE_EMBEDDER_QUERY_TIMEOUT" help:"For a question's vector, all attempts together." default:"5s"`
-	EmbedderConcurrency  int           `env:"WHENCE_EMBEDDER_CONCURRENCY" help:"The most requests at a time for texts, and as many for questions." default:"4"`
+	Embedder             string        `enum:",lexical,openai,cohere,voyage" default:"" env:"EMBEDDER" help:"lexical (built in, no network; what there is without this), or whose API the server speaks: openai (many servers do), cohere, voyage."`
+	EmbedderURL          string        `env:"EMBEDDER_URL" help:"Base URL of the embedding server, such as http://127.0.0.1:11434/v1; default the provider's own for cohere and voyage." placeholder:"URL"`
+	EmbedderModel        string        `env:"EMBEDDER_MODEL" help:"The server's name for the model." placeholder:"NAME"`
+	EmbedderAPIKey       string        `env:"EMBEDDER_API_KEY" help:"Sent as a bearer token." placeholder:"KEY"`
+	EmbedderDimensions   int           `env:"EMBEDDER_DIMENSIONS" help:"Of the model's vectors; 0 asks the server once." default:"0"`
+	EmbedderShorten      bool          `env:"EMBEDDER_SHORTEN" help:"Ask the server for vectors of --embedder-dimensions, which some models can shorten."`
+	EmbedderTimeout      time.Duration `env:"EMBEDDER_TIMEOUT" help:"For one request." default:"60s"`
+	EmbedderQueryTimeout time.Duration `env:"EMBEDDER_QUERY_TIMEOUT" help:"For a question's vector, all attempts together." default:"5s"`
+	EmbedderConcurrency  int           `env:"EMBEDDER_CONCURRENCY" help:"The most requests at a time for texts, and as many for questions." default:"4"`
+}
+
+// modelFlags choose the models that a process has: the one it is to work with and,
+// while changing over, another.
+type modelFlags struct {
+	embedderFlags `embed:"" envprefix:"WHENCE_"`
+	Next          embedderFlags `embed:"" prefix:"next-" envprefix:"WHENCE_NEXT_" group:"Changing the embedding model"`
+}
+
+// models returns the chosen models; used is told what their calls cost.
+func (f modelFlags) models(ctx context.Context, used func(embedder.Usage)) ([]embedder.Model, error) {
+	first, err := f.model(ctx, used)
+	if err != nil {
+		return nil, err
+	}
+	if f.Next.Embedder == "" {
+		if set := f.Next.serverFlags(); set != "" {
+			return nil, fmt.Errorf("next %s: say with --next-embedder (WHENCE_NEXT_EMBEDDER) whose API the server speaks", set)
+		}
+		return []embedder.Model{first}, nil
+	}
+	next, err := f.Next.model(ctx, used)
+	if err != nil {
+		return nil, fmt.Errorf("next embedder (--next-..., WHENCE_NEXT_...): %w", err)
+	}
+	if next.Name() == first.Name() && next.Dimensions() == first.Dimensions() {
+		return nil, fmt.Errorf("--embedder and --next-embedder choose the same model, %s with %d dimensions: leave the second out, or choose another",
+			first.Name(), first.Dimensions())
+	}
+	return []embedder.Model{first, next}, nil
 }
 
 // queryCache is how many questions' vectors a process keeps.
@@ -98,16 +129,16 @@ func (f embedderFlags) serverFlags() string {
 
 // serveFlags configure a server process.
 type serveFlags struct {
-	DatabaseURL   string        `name:"database-url" env:"WHENCE_DATABASE_URL" required:"" help:"Connection string of the memory database." placeholder:"DSN"`
-	SecretKey     string        `env:"WHENCE_SECRET_KEY" required:"" help:"Seals stored secrets: 32 random bytes in base64; the same for every process." placeholder:"KEY"`
-	Listen        string        `env:"WHENCE_LISTEN" default:"127.0.0.1:7171" help:"Address to listen on."`
-	Issuer        string        `env:"WHENCE_ISSUER" help:"Public URL of this installation, which tokens name as issuer and audience; default http://LISTEN." placeholder:"URL"`
-	Roles         []string      `env:"WHENCE_ROLES" enum:"api,capture,embed" default:"api,capture,embed" help:"What this process does: api, capture, embed."`
-	Connections   int32         `env:"WHENCE_DATABASE_CONNECTIONS" default:"20" help:"The most connections to the memory database."`
-	Grace         time.Duration `env:"WHENCE_GRACE" default:"10s" help:"How long calls may go on after the signal to stop."`
-	MetricsToken  string        `env:"WHENCE_METRICS_TOKEN" help:"Who shows it as a bearer token may read /metrics, and nothing else; operators may anyway." placeholder:"TOKEN"`
-	Verbose       bool          `env:"WHENCE_VERBOSE" short:"v" help:"Log more."`
-	embedderFlags `embed:""`
+	DatabaseURL  string        `name:"database-url" env:"WHENCE_DATABASE_URL" required:"" help:"Connection string of the memory database." placeholder:"DSN"`
+	SecretKey    string        `env:"WHENCE_SECRET_KEY" required:"" help:"Seals stored secrets: 32 random bytes in base64; the same for every process." placeholder:"KEY"`
+	Listen       string        `env:"WHENCE_LISTEN" default:"127.0.0.1:7171" help:"Address to listen on."`
+	Issuer       string        `env:"WHENCE_ISSUER" help:"Public URL of this installation, which tokens name as issuer and audience; default http://LISTEN." placeholder:"URL"`
+	Roles        []string      `env:"WHENCE_ROLES" enum:"api,capture,embed" default:"api,capture,embed" help:"What this process does: api, capture, embed."`
+	Connections  int32         `env:"WHENCE_DATABASE_CONNECTIONS" default:"20" help:"The most connections to the memory database."`
+	Grace        time.Duration `env:"WHENCE_GRACE" default:"10s" help:"How long calls may go on after the signal to stop."`
+	MetricsToken string        `env:"WHENCE_METRICS_TOKEN" help:"Who shows it as a bearer token may read /metrics, and nothing else; operators may anyway." placeholder:"TOKEN"`
+	Verbose      bool          `env:"WHENCE_VERBOSE" short:"v" help:"Log more."`
+	modelFlags   `embed:""`
 }
 
 // shortestMetricsToken is longer than anything that could be guessed.

@@ -23,12 +23,12 @@ import (
 const devTokenLifetime = 24 * time.Hour
 
 type devCmd struct {
-	Data          string        `help:"Folder for the private Postgres cluster and dev.env." default:".whence" type:"path"`
-	Listen        string        `env:"WHENCE_LISTEN" default:"127.0.0.1:7171" help:"Address to listen on; port 0 takes a free one."`
-	Roles         []string      `env:"WHENCE_ROLES" enum:"api,capture,embed" default:"api,capture,embed" help:"What this process does."`
-	Grace         time.Duration `env:"WHENCE_GRACE" default:"10s" help:"How long calls may go on after the signal to stop."`
-	Verbose       bool          `env:"WHENCE_VERBOSE" short:"v" help:"Log more."`
-	embedderFlags `embed:""`
+	Data       string        `help:"Folder for the private Postgres cluster and dev.env." default:".whence" type:"path"`
+	Listen     string        `env:"WHENCE_LISTEN" default:"127.0.0.1:7171" help:"Address to listen on; port 0 takes a free one."`
+	Roles      []string      `env:"WHENCE_ROLES" enum:"api,capture,embed" default:"api,capture,embed" help:"What this process does."`
+	Grace      time.Duration `env:"WHENCE_GRACE" default:"10s" help:"How long calls may go on after the signal to stop."`
+	Verbose    bool          `env:"WHENCE_VERBOSE" short:"v" help:"Log more."`
+	modelFlags `embed:""`
 }
 
 // Run starts the cluster, prepares both databases, serves, and stops everything
@@ -70,7 +70,7 @@ func (c *devCmd) serve(ctx context.Context, a *app, cluster *pgcluster.Cluster) 
 		return err
 	}
 	s, err := newServer(ctx, serveFlags{DatabaseURL: cluster.DSN("whence"), SecretKey: secret, Listen: c.Listen,
-		Roles: c.Roles, Connections: 40, Grace: c.Grace, embedderFlags: c.embedderFlags}, c.getenv(cluster), newLog(a.err, c.Verbose))
+		Roles: c.Roles, Connections: 40, Grace: c.Grace, modelFlags: c.modelFlags}, c.getenv(cluster), newLog(a.err, c.Verbose))
 	if err != nil {
 		return err
 	}

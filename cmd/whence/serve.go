@@ -68,7 +68,7 @@ type process struct {
 	getenv   func(string) string // where a source's dsnEnv is read
 	log      *slog.Logger
 	pool     *pgxpool.Pool
-	model    embedder.Model
+	models   []embedder.Model
 	index    *index.Index
 	filler   *index.Filler
 	registry *ingest.Registry
@@ -122,13 +122,13 @@ func newServer(ctx context.Context, f serveFlags, getenv func(string) string, lo
 // wireMemory connects capture, index and embedder.
 func (s *process) wireMemory(ctx context.Context, secret seal.Key) (err error) {
 	used := func(u embedder.Usage) { s.metrics.Used(u.Calls, u.Tokens, u.Estimated) }
-	if s.model, err = s.flags.model(ctx, used); err != nil {
+	if s.models, err = s.flags.models(ctx, used); err != nil {
 		return err
 	}
 	if s.index, err = index.New(index.Config{Pool: s.pool, Log: s.log}); err != nil {
 		return err
 	}
-	if s.filler, err = index.NewFiller(index.FillerConfig{Index: s.index, Model: s.model, Explain: query.ExplainEmbedding,
+	if s.filler, err = index.NewFiller(index.FillerConfig{Index: s.index, Models: fillable(s.models), Explain: query.ExplainEmbedding,
 		Called: s.metrics.Called, Meter: query.MeterEmbedding, Log: s.log}); err != nil {
 		return err
 	}
@@ -143,6 +143,14 @@ func (s *process) wireMemory(ctx context.Context, secret seal.Key) (err error) {
 	}
 	s.runner, err = ingest.NewRunner(ingest.RunnerConfig{Registry: s.registry, Wake: s.filler.Wake, Meter: s.metrics, Log: s.log})
 	return err
+}
+
+// fillable are the models as the index knows them.
+func fillable(models []embedder.Model) (out []index.Model) {
+	for _, m := range models {
+		out = append(out, m)
+	}
+	return out
 }
 
 // wireDoor connects what agents and operators come through.
@@ -170,7 +178,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 		Verifier: verifier, Issuer: s.issuer, Log: s.log}); err != nil {
 		return err
 	}
-	engine, err := query.New(query.Config{Index: s.index, Registry: s.registry, Model: s.model, Pool: s.pool})
+	engine, err := query.New(query.Config{Index: s.index, Registry: s.registry, Models: s.models, Pool: s.pool})
 	if err != nil {
 		return err
 	}
@@ -187,7 +195,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 		handler = api.NewStatusHandler
 	}
 	s.handler = handler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
-		Audit: log, Lineage: s.lineage, Notes: s.notes, Wrote: s.filler.Wake, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
+		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Models: fillable(s.models), Wrote: s.filler.Wake, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
 		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})
 	return nil
 }

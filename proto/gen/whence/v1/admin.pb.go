@@ -25,6 +25,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// SpaceState is what a space is there for.
+type SpaceState int32
+
+const (
+	// Not set; never sent.
+	SpaceState_SPACE_STATE_UNSPECIFIED SpaceState = 0
+	// Questions are asked in it.
+	SpaceState_SPACE_STATE_CURRENT SpaceState = 1
+	// It is kept full beside the current one, to be switched to.
+	SpaceState_SPACE_STATE_STANDBY SpaceState = 2
+	// Its vectors are being deleted.
+	SpaceState_SPACE_STATE_DELETING SpaceState = 3
+)
+
+// Enum value maps for SpaceState.
+var (
+	SpaceState_name = map[int32]string{
+		0: "SPACE_STATE_UNSPECIFIED",
+		1: "SPACE_STATE_CURRENT",
+		2: "SPACE_STATE_STANDBY",
+		3: "SPACE_STATE_DELETING",
+	}
+	SpaceState_value = map[string]int32{
+		"SPACE_STATE_UNSPECIFIED": 0,
+		"SPACE_STATE_CURRENT":     1,
+		"SPACE_STATE_STANDBY":     2,
+		"SPACE_STATE_DELETING":    3,
+	}
+)
+
+func (x SpaceState) Enum() *SpaceState {
+	p := new(SpaceState)
+	*p = x
+	return p
+}
+
+func (x SpaceState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SpaceState) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (SpaceState) Type() protoreflect.EnumType {
+	return &file_whence_v1_admin_proto_enumTypes[0]
+}
+
+func (x SpaceState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SpaceState.Descriptor instead.
+func (SpaceState) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
 // Agent is a program that acts for users.
 type Agent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3609,6 +3666,586 @@ func (x *RevokeResponse) GetTasks() uint32 {
 	return 0
 }
 
+// Space is an embedding model and its dimensions, with the vectors that it made.
+type Space struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The space's ID.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The model, such as "openai/nomic-embed-text".
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// Of its vectors.
+	Dimensions uint32 `protobuf:"varint,3,opt,name=dimensions,proto3" json:"dimensions,omitempty"`
+	// What it is there for.
+	State SpaceState `protobuf:"varint,4,opt,name=state,proto3,enum=whence.v1.SpaceState" json:"state,omitempty"`
+	// Whether the server that answers is configured with the model. Where no server
+	// is, the space is not filled.
+	Configured bool `protobuf:"varint,5,opt,name=configured,proto3" json:"configured,omitempty"`
+	// Texts that chunks hold, each counted once.
+	Texts int64 `protobuf:"varint,6,opt,name=texts,proto3" json:"texts,omitempty"`
+	// Of those, with a vector in this space.
+	Embedded int64 `protobuf:"varint,7,opt,name=embedded,proto3" json:"embedded,omitempty"`
+	// Of those, tried in vain so far.
+	Failed int64 `protobuf:"varint,8,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Why one of those failed; else empty.
+	Error string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	// When it was made.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Space) Reset() {
+	*x = Space{}
+	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Space) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Space) ProtoMessage() {}
+
+func (x *Space) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Space.ProtoReflect.Descriptor instead.
+func (*Space) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *Space) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Space) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Space) GetDimensions() uint32 {
+	if x != nil {
+		return x.Dimensions
+	}
+	return 0
+}
+
+func (x *Space) GetState() SpaceState {
+	if x != nil {
+		return x.State
+	}
+	return SpaceState_SPACE_STATE_UNSPECIFIED
+}
+
+func (x *Space) GetConfigured() bool {
+	if x != nil {
+		return x.Configured
+	}
+	return false
+}
+
+func (x *Space) GetTexts() int64 {
+	if x != nil {
+		return x.Texts
+	}
+	return 0
+}
+
+func (x *Space) GetEmbedded() int64 {
+	if x != nil {
+		return x.Embedded
+	}
+	return 0
+}
+
+func (x *Space) GetFailed() int64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Space) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Space) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+// SpaceEstimate is about what filling a space would cost.
+type SpaceEstimate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Texts to send to the model.
+	Texts int64 `protobuf:"varint,1,opt,name=texts,proto3" json:"texts,omitempty"`
+	// Tokens in them, reckoned from the texts.
+	Tokens int64 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// Of their vectors and the index over them in the memory database, in bytes.
+	Bytes         int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SpaceEstimate) Reset() {
+	*x = SpaceEstimate{}
+	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SpaceEstimate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SpaceEstimate) ProtoMessage() {}
+
+func (x *SpaceEstimate) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SpaceEstimate.ProtoReflect.Descriptor instead.
+func (*SpaceEstimate) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *SpaceEstimate) GetTexts() int64 {
+	if x != nil {
+		return x.Texts
+	}
+	return 0
+}
+
+func (x *SpaceEstimate) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *SpaceEstimate) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// ListSpacesRequest asks for all spaces.
+type ListSpacesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSpacesRequest) Reset() {
+	*x = ListSpacesRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSpacesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSpacesRequest) ProtoMessage() {}
+
+func (x *ListSpacesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSpacesRequest.ProtoReflect.Descriptor instead.
+func (*ListSpacesRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+// ListSpacesResponse lists spaces.
+type ListSpacesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The spaces.
+	Spaces        []*Space `protobuf:"bytes,1,rep,name=spaces,proto3" json:"spaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSpacesResponse) Reset() {
+	*x = ListSpacesResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSpacesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSpacesResponse) ProtoMessage() {}
+
+func (x *ListSpacesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSpacesResponse.ProtoReflect.Descriptor instead.
+func (*ListSpacesResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ListSpacesResponse) GetSpaces() []*Space {
+	if x != nil {
+		return x.Spaces
+	}
+	return nil
+}
+
+// CreateSpaceRequest names a model.
+type CreateSpaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model, as `Space.model` gives it; empty: the one that the server is
+	// configured with beside the current one (--next-embedder).
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Only say what it would cost.
+	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSpaceRequest) Reset() {
+	*x = CreateSpaceRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSpaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSpaceRequest) ProtoMessage() {}
+
+func (x *CreateSpaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSpaceRequest.ProtoReflect.Descriptor instead.
+func (*CreateSpaceRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *CreateSpaceRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *CreateSpaceRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// CreateSpaceResponse returns the space.
+type CreateSpaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The space; without an ID when it was not made.
+	Space *Space `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"`
+	// What filling it costs, about.
+	Estimate      *SpaceEstimate `protobuf:"bytes,2,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSpaceResponse) Reset() {
+	*x = CreateSpaceResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSpaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSpaceResponse) ProtoMessage() {}
+
+func (x *CreateSpaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSpaceResponse.ProtoReflect.Descriptor instead.
+func (*CreateSpaceResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *CreateSpaceResponse) GetSpace() *Space {
+	if x != nil {
+		return x.Space
+	}
+	return nil
+}
+
+func (x *CreateSpaceResponse) GetEstimate() *SpaceEstimate {
+	if x != nil {
+		return x.Estimate
+	}
+	return nil
+}
+
+// SwitchSpaceRequest names a space.
+type SwitchSpaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The space's ID.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Switch also if texts that can be found by their vectors now could not be then,
+	// or if this server does not have the model.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SwitchSpaceRequest) Reset() {
+	*x = SwitchSpaceRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwitchSpaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwitchSpaceRequest) ProtoMessage() {}
+
+func (x *SwitchSpaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwitchSpaceRequest.ProtoReflect.Descriptor instead.
+func (*SwitchSpaceRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *SwitchSpaceRequest) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SwitchSpaceRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// SwitchSpaceResponse returns the space.
+type SwitchSpaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The space.
+	Space         *Space `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SwitchSpaceResponse) Reset() {
+	*x = SwitchSpaceResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SwitchSpaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SwitchSpaceResponse) ProtoMessage() {}
+
+func (x *SwitchSpaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SwitchSpaceResponse.ProtoReflect.Descriptor instead.
+func (*SwitchSpaceResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *SwitchSpaceResponse) GetSpace() *Space {
+	if x != nil {
+		return x.Space
+	}
+	return nil
+}
+
+// DeleteSpaceRequest names a space.
+type DeleteSpaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The space's ID.
+	Id            uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSpaceRequest) Reset() {
+	*x = DeleteSpaceRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSpaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSpaceRequest) ProtoMessage() {}
+
+func (x *DeleteSpaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSpaceRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSpaceRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *DeleteSpaceRequest) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+// DeleteSpaceResponse returns the space as it is being deleted.
+type DeleteSpaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The space.
+	Space         *Space `protobuf:"bytes,1,opt,name=space,proto3" json:"space,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteSpaceResponse) Reset() {
+	*x = DeleteSpaceResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSpaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSpaceResponse) ProtoMessage() {}
+
+func (x *DeleteSpaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSpaceResponse.ProtoReflect.Descriptor instead.
+func (*DeleteSpaceResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *DeleteSpaceResponse) GetSpace() *Space {
+	if x != nil {
+		return x.Space
+	}
+	return nil
+}
+
 var File_whence_v1_admin_proto protoreflect.FileDescriptor
 
 const file_whence_v1_admin_proto_rawDesc = "" +
@@ -3878,7 +4515,52 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x0eRevokeResponse\x12;\n" +
 	"\vrevoke_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"revokeTime\x12\x14\n" +
-	"\x05tasks\x18\x02 \x01(\rR\x05tasks2\xa5\x10\n" +
+	"\x05tasks\x18\x02 \x01(\rR\x05tasks\"\xb7\x02\n" +
+	"\x05Space\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1e\n" +
+	"\n" +
+	"dimensions\x18\x03 \x01(\rR\n" +
+	"dimensions\x12+\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x15.whence.v1.SpaceStateR\x05state\x12\x1e\n" +
+	"\n" +
+	"configured\x18\x05 \x01(\bR\n" +
+	"configured\x12\x14\n" +
+	"\x05texts\x18\x06 \x01(\x03R\x05texts\x12\x1a\n" +
+	"\bembedded\x18\a \x01(\x03R\bembedded\x12\x16\n" +
+	"\x06failed\x18\b \x01(\x03R\x06failed\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12;\n" +
+	"\vcreate_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\"S\n" +
+	"\rSpaceEstimate\x12\x14\n" +
+	"\x05texts\x18\x01 \x01(\x03R\x05texts\x12\x16\n" +
+	"\x06tokens\x18\x02 \x01(\x03R\x06tokens\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"\x13\n" +
+	"\x11ListSpacesRequest\">\n" +
+	"\x12ListSpacesResponse\x12(\n" +
+	"\x06spaces\x18\x01 \x03(\v2\x10.whence.v1.SpaceR\x06spaces\"M\n" +
+	"\x12CreateSpaceRequest\x12\x1e\n" +
+	"\x05model\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x05model\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"s\n" +
+	"\x13CreateSpaceResponse\x12&\n" +
+	"\x05space\x18\x01 \x01(\v2\x10.whence.v1.SpaceR\x05space\x124\n" +
+	"\bestimate\x18\x02 \x01(\v2\x18.whence.v1.SpaceEstimateR\bestimate\"G\n" +
+	"\x12SwitchSpaceRequest\x12\x1b\n" +
+	"\x02id\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x01 \x00R\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"=\n" +
+	"\x13SwitchSpaceResponse\x12&\n" +
+	"\x05space\x18\x01 \x01(\v2\x10.whence.v1.SpaceR\x05space\"1\n" +
+	"\x12DeleteSpaceRequest\x12\x1b\n" +
+	"\x02id\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x01 \x00R\x02id\"=\n" +
+	"\x13DeleteSpaceResponse\x12&\n" +
+	"\x05space\x18\x01 \x01(\v2\x10.whence.v1.SpaceR\x05space*u\n" +
+	"\n" +
+	"SpaceState\x12\x1b\n" +
+	"\x17SPACE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13SPACE_STATE_CURRENT\x10\x01\x12\x17\n" +
+	"\x13SPACE_STATE_STANDBY\x10\x02\x12\x18\n" +
+	"\x14SPACE_STATE_DELETING\x10\x032\xdf\x12\n" +
 	"\fAdminService\x12L\n" +
 	"\vCreateAgent\x12\x1d.whence.v1.CreateAgentRequest\x1a\x1e.whence.v1.CreateAgentResponse\x12N\n" +
 	"\n" +
@@ -3905,7 +4587,12 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\vGetUpstream\x12\x1d.whence.v1.GetUpstreamRequest\x1a\x1e.whence.v1.GetUpstreamResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\x0eUpdateUpstream\x12 .whence.v1.UpdateUpstreamRequest\x1a!.whence.v1.UpdateUpstreamResponse\x12U\n" +
 	"\x0eDeleteUpstream\x12 .whence.v1.DeleteUpstreamRequest\x1a!.whence.v1.DeleteUpstreamResponse\x12K\n" +
-	"\tListTasks\x12\x1b.whence.v1.ListTasksRequest\x1a\x1c.whence.v1.ListTasksResponse\"\x03\x90\x02\x01\x12=\n" +
+	"\tListTasks\x12\x1b.whence.v1.ListTasksRequest\x1a\x1c.whence.v1.ListTasksResponse\"\x03\x90\x02\x01\x12N\n" +
+	"\n" +
+	"ListSpaces\x12\x1c.whence.v1.ListSpacesRequest\x1a\x1d.whence.v1.ListSpacesResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\vCreateSpace\x12\x1d.whence.v1.CreateSpaceRequest\x1a\x1e.whence.v1.CreateSpaceResponse\x12L\n" +
+	"\vSwitchSpace\x12\x1d.whence.v1.SwitchSpaceRequest\x1a\x1e.whence.v1.SwitchSpaceResponse\x12L\n" +
+	"\vDeleteSpace\x12\x1d.whence.v1.DeleteSpaceRequest\x1a\x1e.whence.v1.DeleteSpaceResponse\x12=\n" +
 	"\x06Revoke\x12\x18.whence.v1.RevokeRequest\x1a\x19.whence.v1.RevokeResponseB:Z8github.com/whence-db/whence/proto/gen/whence/v1;whencev1b\x06proto3"
 
 var (
@@ -3920,181 +4607,208 @@ func file_whence_v1_admin_proto_rawDescGZIP() []byte {
 	return file_whence_v1_admin_proto_rawDescData
 }
 
-var file_whence_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_whence_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_whence_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_whence_v1_admin_proto_goTypes = []any{
-	(*Agent)(nil),                         // 0: whence.v1.Agent
-	(*CreateAgentRequest)(nil),            // 1: whence.v1.CreateAgentRequest
-	(*CreateAgentResponse)(nil),           // 2: whence.v1.CreateAgentResponse
-	(*ListAgentsRequest)(nil),             // 3: whence.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),            // 4: whence.v1.ListAgentsResponse
-	(*GetAgentRequest)(nil),               // 5: whence.v1.GetAgentRequest
-	(*GetAgentResponse)(nil),              // 6: whence.v1.GetAgentResponse
-	(*UpdateAgentRequest)(nil),            // 7: whence.v1.UpdateAgentRequest
-	(*UpdateAgentResponse)(nil),           // 8: whence.v1.UpdateAgentResponse
-	(*DeleteAgentRequest)(nil),            // 9: whence.v1.DeleteAgentRequest
-	(*DeleteAgentResponse)(nil),           // 10: whence.v1.DeleteAgentResponse
-	(*Grant)(nil),                         // 11: whence.v1.Grant
-	(*CreateGrantRequest)(nil),            // 12: whence.v1.CreateGrantRequest
-	(*CreateGrantResponse)(nil),           // 13: whence.v1.CreateGrantResponse
-	(*ListGrantsRequest)(nil),             // 14: whence.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),            // 15: whence.v1.ListGrantsResponse
-	(*GetGrantRequest)(nil),               // 16: whence.v1.GetGrantRequest
-	(*GetGrantResponse)(nil),              // 17: whence.v1.GetGrantResponse
-	(*UpdateGrantRequest)(nil),            // 18: whence.v1.UpdateGrantRequest
-	(*UpdateGrantResponse)(nil),           // 19: whence.v1.UpdateGrantResponse
-	(*DeleteGrantRequest)(nil),            // 20: whence.v1.DeleteGrantRequest
-	(*DeleteGrantResponse)(nil),           // 21: whence.v1.DeleteGrantResponse
-	(*Issuer)(nil),                        // 22: whence.v1.Issuer
-	(*CreateIssuerRequest)(nil),           // 23: whence.v1.CreateIssuerRequest
-	(*CreateIssuerResponse)(nil),          // 24: whence.v1.CreateIssuerResponse
-	(*ListIssuersRequest)(nil),            // 25: whence.v1.ListIssuersRequest
-	(*ListIssuersResponse)(nil),           // 26: whence.v1.ListIssuersResponse
-	(*GetIssuerRequest)(nil),              // 27: whence.v1.GetIssuerRequest
-	(*GetIssuerResponse)(nil),             // 28: whence.v1.GetIssuerResponse
-	(*DeleteIssuerRequest)(nil),           // 29: whence.v1.DeleteIssuerRequest
-	(*DeleteIssuerResponse)(nil),          // 30: whence.v1.DeleteIssuerResponse
-	(*SqlAction)(nil),                     // 31: whence.v1.SqlAction
-	(*UpstreamAction)(nil),                // 32: whence.v1.UpstreamAction
-	(*Action)(nil),                        // 33: whence.v1.Action
-	(*RegisterActionRequest)(nil),         // 34: whence.v1.RegisterActionRequest
-	(*RegisterActionResponse)(nil),        // 35: whence.v1.RegisterActionResponse
-	(*ListRegisteredActionsRequest)(nil),  // 36: whence.v1.ListRegisteredActionsRequest
-	(*ListRegisteredActionsResponse)(nil), // 37: whence.v1.ListRegisteredActionsResponse
-	(*GetRegisteredActionRequest)(nil),    // 38: whence.v1.GetRegisteredActionRequest
-	(*GetRegisteredActionResponse)(nil),   // 39: whence.v1.GetRegisteredActionResponse
-	(*UnregisterActionRequest)(nil),       // 40: whence.v1.UnregisterActionRequest
-	(*UnregisterActionResponse)(nil),      // 41: whence.v1.UnregisterActionResponse
-	(*UpstreamRule)(nil),                  // 42: whence.v1.UpstreamRule
-	(*Upstream)(nil),                      // 43: whence.v1.Upstream
-	(*CreateUpstreamRequest)(nil),         // 44: whence.v1.CreateUpstreamRequest
-	(*CreateUpstreamResponse)(nil),        // 45: whence.v1.CreateUpstreamResponse
-	(*ListUpstreamsRequest)(nil),          // 46: whence.v1.ListUpstreamsRequest
-	(*ListUpstreamsResponse)(nil),         // 47: whence.v1.ListUpstreamsResponse
-	(*GetUpstreamRequest)(nil),            // 48: whence.v1.GetUpstreamRequest
-	(*GetUpstreamResponse)(nil),           // 49: whence.v1.GetUpstreamResponse
-	(*UpdateUpstreamRequest)(nil),         // 50: whence.v1.UpdateUpstreamRequest
-	(*UpdateUpstreamResponse)(nil),        // 51: whence.v1.UpdateUpstreamResponse
-	(*DeleteUpstreamRequest)(nil),         // 52: whence.v1.DeleteUpstreamRequest
-	(*DeleteUpstreamResponse)(nil),        // 53: whence.v1.DeleteUpstreamResponse
-	(*ListTasksRequest)(nil),              // 54: whence.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),             // 55: whence.v1.ListTasksResponse
-	(*RevokeRequest)(nil),                 // 56: whence.v1.RevokeRequest
-	(*RevokeResponse)(nil),                // 57: whence.v1.RevokeResponse
-	(*timestamppb.Timestamp)(nil),         // 58: google.protobuf.Timestamp
-	(*Scope)(nil),                         // 59: whence.v1.Scope
-	(*BudgetLimits)(nil),                  // 60: whence.v1.BudgetLimits
-	(*durationpb.Duration)(nil),           // 61: google.protobuf.Duration
-	(Tier)(0),                             // 62: whence.v1.Tier
-	(*structpb.Struct)(nil),               // 63: google.protobuf.Struct
-	(TaskState)(0),                        // 64: whence.v1.TaskState
-	(*Task)(nil),                          // 65: whence.v1.Task
+	(SpaceState)(0),                       // 0: whence.v1.SpaceState
+	(*Agent)(nil),                         // 1: whence.v1.Agent
+	(*CreateAgentRequest)(nil),            // 2: whence.v1.CreateAgentRequest
+	(*CreateAgentResponse)(nil),           // 3: whence.v1.CreateAgentResponse
+	(*ListAgentsRequest)(nil),             // 4: whence.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),            // 5: whence.v1.ListAgentsResponse
+	(*GetAgentRequest)(nil),               // 6: whence.v1.GetAgentRequest
+	(*GetAgentResponse)(nil),              // 7: whence.v1.GetAgentResponse
+	(*UpdateAgentRequest)(nil),            // 8: whence.v1.UpdateAgentRequest
+	(*UpdateAgentResponse)(nil),           // 9: whence.v1.UpdateAgentResponse
+	(*DeleteAgentRequest)(nil),            // 10: whence.v1.DeleteAgentRequest
+	(*DeleteAgentResponse)(nil),           // 11: whence.v1.DeleteAgentResponse
+	(*Grant)(nil),                         // 12: whence.v1.Grant
+	(*CreateGrantRequest)(nil),            // 13: whence.v1.CreateGrantRequest
+	(*CreateGrantResponse)(nil),           // 14: whence.v1.CreateGrantResponse
+	(*ListGrantsRequest)(nil),             // 15: whence.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),            // 16: whence.v1.ListGrantsResponse
+	(*GetGrantRequest)(nil),               // 17: whence.v1.GetGrantRequest
+	(*GetGrantResponse)(nil),              // 18: whence.v1.GetGrantResponse
+	(*UpdateGrantRequest)(nil),            // 19: whence.v1.UpdateGrantRequest
+	(*UpdateGrantResponse)(nil),           // 20: whence.v1.UpdateGrantResponse
+	(*DeleteGrantRequest)(nil),            // 21: whence.v1.DeleteGrantRequest
+	(*DeleteGrantResponse)(nil),           // 22: whence.v1.DeleteGrantResponse
+	(*Issuer)(nil),                        // 23: whence.v1.Issuer
+	(*CreateIssuerRequest)(nil),           // 24: whence.v1.CreateIssuerRequest
+	(*CreateIssuerResponse)(nil),          // 25: whence.v1.CreateIssuerResponse
+	(*ListIssuersRequest)(nil),            // 26: whence.v1.ListIssuersRequest
+	(*ListIssuersResponse)(nil),           // 27: whence.v1.ListIssuersResponse
+	(*GetIssuerRequest)(nil),              // 28: whence.v1.GetIssuerRequest
+	(*GetIssuerResponse)(nil),             // 29: whence.v1.GetIssuerResponse
+	(*DeleteIssuerRequest)(nil),           // 30: whence.v1.DeleteIssuerRequest
+	(*DeleteIssuerResponse)(nil),          // 31: whence.v1.DeleteIssuerResponse
+	(*SqlAction)(nil),                     // 32: whence.v1.SqlAction
+	(*UpstreamAction)(nil),                // 33: whence.v1.UpstreamAction
+	(*Action)(nil),                        // 34: whence.v1.Action
+	(*RegisterActionRequest)(nil),         // 35: whence.v1.RegisterActionRequest
+	(*RegisterActionResponse)(nil),        // 36: whence.v1.RegisterActionResponse
+	(*ListRegisteredActionsRequest)(nil),  // 37: whence.v1.ListRegisteredActionsRequest
+	(*ListRegisteredActionsResponse)(nil), // 38: whence.v1.ListRegisteredActionsResponse
+	(*GetRegisteredActionRequest)(nil),    // 39: whence.v1.GetRegisteredActionRequest
+	(*GetRegisteredActionResponse)(nil),   // 40: whence.v1.GetRegisteredActionResponse
+	(*UnregisterActionRequest)(nil),       // 41: whence.v1.UnregisterActionRequest
+	(*UnregisterActionResponse)(nil),      // 42: whence.v1.UnregisterActionResponse
+	(*UpstreamRule)(nil),                  // 43: whence.v1.UpstreamRule
+	(*Upstream)(nil),                      // 44: whence.v1.Upstream
+	(*CreateUpstreamRequest)(nil),         // 45: whence.v1.CreateUpstreamRequest
+	(*CreateUpstreamResponse)(nil),        // 46: whence.v1.CreateUpstreamResponse
+	(*ListUpstreamsRequest)(nil),          // 47: whence.v1.ListUpstreamsRequest
+	(*ListUpstreamsResponse)(nil),         // 48: whence.v1.ListUpstreamsResponse
+	(*GetUpstreamRequest)(nil),            // 49: whence.v1.GetUpstreamRequest
+	(*GetUpstreamResponse)(nil),           // 50: whence.v1.GetUpstreamResponse
+	(*UpdateUpstreamRequest)(nil),         // 51: whence.v1.UpdateUpstreamRequest
+	(*UpdateUpstreamResponse)(nil),        // 52: whence.v1.UpdateUpstreamResponse
+	(*DeleteUpstreamRequest)(nil),         // 53: whence.v1.DeleteUpstreamRequest
+	(*DeleteUpstreamResponse)(nil),        // 54: whence.v1.DeleteUpstreamResponse
+	(*ListTasksRequest)(nil),              // 55: whence.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),             // 56: whence.v1.ListTasksResponse
+	(*RevokeRequest)(nil),                 // 57: whence.v1.RevokeRequest
+	(*RevokeResponse)(nil),                // 58: whence.v1.RevokeResponse
+	(*Space)(nil),                         // 59: whence.v1.Space
+	(*SpaceEstimate)(nil),                 // 60: whence.v1.SpaceEstimate
+	(*ListSpacesRequest)(nil),             // 61: whence.v1.ListSpacesRequest
+	(*ListSpacesResponse)(nil),            // 62: whence.v1.ListSpacesResponse
+	(*CreateSpaceRequest)(nil),            // 63: whence.v1.CreateSpaceRequest
+	(*CreateSpaceResponse)(nil),           // 64: whence.v1.CreateSpaceResponse
+	(*SwitchSpaceRequest)(nil),            // 65: whence.v1.SwitchSpaceRequest
+	(*SwitchSpaceResponse)(nil),           // 66: whence.v1.SwitchSpaceResponse
+	(*DeleteSpaceRequest)(nil),            // 67: whence.v1.DeleteSpaceRequest
+	(*DeleteSpaceResponse)(nil),           // 68: whence.v1.DeleteSpaceResponse
+	(*timestamppb.Timestamp)(nil),         // 69: google.protobuf.Timestamp
+	(*Scope)(nil),                         // 70: whence.v1.Scope
+	(*BudgetLimits)(nil),                  // 71: whence.v1.BudgetLimits
+	(*durationpb.Duration)(nil),           // 72: google.protobuf.Duration
+	(Tier)(0),                             // 73: whence.v1.Tier
+	(*structpb.Struct)(nil),               // 74: google.protobuf.Struct
+	(TaskState)(0),                        // 75: whence.v1.TaskState
+	(*Task)(nil),                          // 76: whence.v1.Task
 }
 var file_whence_v1_admin_proto_depIdxs = []int32{
-	58, // 0: whence.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 1: whence.v1.CreateAgentResponse.agent:type_name -> whence.v1.Agent
-	0,  // 2: whence.v1.ListAgentsResponse.agents:type_name -> whence.v1.Agent
-	0,  // 3: whence.v1.GetAgentResponse.agent:type_name -> whence.v1.Agent
-	0,  // 4: whence.v1.UpdateAgentResponse.agent:type_name -> whence.v1.Agent
-	59, // 5: whence.v1.Grant.scope:type_name -> whence.v1.Scope
-	60, // 6: whence.v1.Grant.budget:type_name -> whence.v1.BudgetLimits
-	61, // 7: whence.v1.Grant.task_lifetime:type_name -> google.protobuf.Duration
-	58, // 8: whence.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
-	58, // 9: whence.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
-	59, // 10: whence.v1.CreateGrantRequest.scope:type_name -> whence.v1.Scope
-	60, // 11: whence.v1.CreateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
-	61, // 12: whence.v1.CreateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
-	58, // 13: whence.v1.CreateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
-	11, // 14: whence.v1.CreateGrantResponse.grant:type_name -> whence.v1.Grant
-	11, // 15: whence.v1.ListGrantsResponse.grants:type_name -> whence.v1.Grant
-	11, // 16: whence.v1.GetGrantResponse.grant:type_name -> whence.v1.Grant
-	59, // 17: whence.v1.UpdateGrantRequest.scope:type_name -> whence.v1.Scope
-	60, // 18: whence.v1.UpdateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
-	61, // 19: whence.v1.UpdateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
-	58, // 20: whence.v1.UpdateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
-	11, // 21: whence.v1.UpdateGrantResponse.grant:type_name -> whence.v1.Grant
-	58, // 22: whence.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
-	22, // 23: whence.v1.CreateIssuerResponse.issuer:type_name -> whence.v1.Issuer
-	22, // 24: whence.v1.ListIssuersResponse.issuers:type_name -> whence.v1.Issuer
-	22, // 25: whence.v1.GetIssuerResponse.issuer:type_name -> whence.v1.Issuer
-	62, // 26: whence.v1.Action.tier:type_name -> whence.v1.Tier
-	63, // 27: whence.v1.Action.input_schema:type_name -> google.protobuf.Struct
-	31, // 28: whence.v1.Action.sql:type_name -> whence.v1.SqlAction
-	32, // 29: whence.v1.Action.upstream:type_name -> whence.v1.UpstreamAction
-	61, // 30: whence.v1.Action.undo_window:type_name -> google.protobuf.Duration
-	61, // 31: whence.v1.Action.timeout:type_name -> google.protobuf.Duration
-	58, // 32: whence.v1.Action.create_time:type_name -> google.protobuf.Timestamp
-	33, // 33: whence.v1.RegisterActionRequest.action:type_name -> whence.v1.Action
-	33, // 34: whence.v1.RegisterActionResponse.action:type_name -> whence.v1.Action
-	33, // 35: whence.v1.ListRegisteredActionsResponse.actions:type_name -> whence.v1.Action
-	33, // 36: whence.v1.GetRegisteredActionResponse.action:type_name -> whence.v1.Action
-	62, // 37: whence.v1.UpstreamRule.tier:type_name -> whence.v1.Tier
-	42, // 38: whence.v1.Upstream.rules:type_name -> whence.v1.UpstreamRule
-	61, // 39: whence.v1.Upstream.timeout:type_name -> google.protobuf.Duration
-	58, // 40: whence.v1.Upstream.create_time:type_name -> google.protobuf.Timestamp
-	43, // 41: whence.v1.CreateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
-	43, // 42: whence.v1.CreateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	43, // 43: whence.v1.ListUpstreamsResponse.upstreams:type_name -> whence.v1.Upstream
-	43, // 44: whence.v1.GetUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	43, // 45: whence.v1.UpdateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
-	43, // 46: whence.v1.UpdateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	64, // 47: whence.v1.ListTasksRequest.state:type_name -> whence.v1.TaskState
-	65, // 48: whence.v1.ListTasksResponse.tasks:type_name -> whence.v1.Task
-	58, // 49: whence.v1.RevokeResponse.revoke_time:type_name -> google.protobuf.Timestamp
-	1,  // 50: whence.v1.AdminService.CreateAgent:input_type -> whence.v1.CreateAgentRequest
-	3,  // 51: whence.v1.AdminService.ListAgents:input_type -> whence.v1.ListAgentsRequest
-	5,  // 52: whence.v1.AdminService.GetAgent:input_type -> whence.v1.GetAgentRequest
-	7,  // 53: whence.v1.AdminService.UpdateAgent:input_type -> whence.v1.UpdateAgentRequest
-	9,  // 54: whence.v1.AdminService.DeleteAgent:input_type -> whence.v1.DeleteAgentRequest
-	12, // 55: whence.v1.AdminService.CreateGrant:input_type -> whence.v1.CreateGrantRequest
-	14, // 56: whence.v1.AdminService.ListGrants:input_type -> whence.v1.ListGrantsRequest
-	16, // 57: whence.v1.AdminService.GetGrant:input_type -> whence.v1.GetGrantRequest
-	18, // 58: whence.v1.AdminService.UpdateGrant:input_type -> whence.v1.UpdateGrantRequest
-	20, // 59: whence.v1.AdminService.DeleteGrant:input_type -> whence.v1.DeleteGrantRequest
-	23, // 60: whence.v1.AdminService.CreateIssuer:input_type -> whence.v1.CreateIssuerRequest
-	25, // 61: whence.v1.AdminService.ListIssuers:input_type -> whence.v1.ListIssuersRequest
-	27, // 62: whence.v1.AdminService.GetIssuer:input_type -> whence.v1.GetIssuerRequest
-	29, // 63: whence.v1.AdminService.DeleteIssuer:input_type -> whence.v1.DeleteIssuerRequest
-	34, // 64: whence.v1.AdminService.RegisterAction:input_type -> whence.v1.RegisterActionRequest
-	36, // 65: whence.v1.AdminService.ListRegisteredActions:input_type -> whence.v1.ListRegisteredActionsRequest
-	38, // 66: whence.v1.AdminService.GetRegisteredAction:input_type -> whence.v1.GetRegisteredActionRequest
-	40, // 67: whence.v1.AdminService.UnregisterAction:input_type -> whence.v1.UnregisterActionRequest
-	44, // 68: whence.v1.AdminService.CreateUpstream:input_type -> whence.v1.CreateUpstreamRequest
-	46, // 69: whence.v1.AdminService.ListUpstreams:input_type -> whence.v1.ListUpstreamsRequest
-	48, // 70: whence.v1.AdminService.GetUpstream:input_type -> whence.v1.GetUpstreamRequest
-	50, // 71: whence.v1.AdminService.UpdateUpstream:input_type -> whence.v1.UpdateUpstreamRequest
-	52, // 72: whence.v1.AdminService.DeleteUpstream:input_type -> whence.v1.DeleteUpstreamRequest
-	54, // 73: whence.v1.AdminService.ListTasks:input_type -> whence.v1.ListTasksRequest
-	56, // 74: whence.v1.AdminService.Revoke:input_type -> whence.v1.RevokeRequest
-	2,  // 75: whence.v1.AdminService.CreateAgent:output_type -> whence.v1.CreateAgentResponse
-	4,  // 76: whence.v1.AdminService.ListAgents:output_type -> whence.v1.ListAgentsResponse
-	6,  // 77: whence.v1.AdminService.GetAgent:output_type -> whence.v1.GetAgentResponse
-	8,  // 78: whence.v1.AdminService.UpdateAgent:output_type -> whence.v1.UpdateAgentResponse
-	10, // 79: whence.v1.AdminService.DeleteAgent:output_type -> whence.v1.DeleteAgentResponse
-	13, // 80: whence.v1.AdminService.CreateGrant:output_type -> whence.v1.CreateGrantResponse
-	15, // 81: whence.v1.AdminService.ListGrants:output_type -> whence.v1.ListGrantsResponse
-	17, // 82: whence.v1.AdminService.GetGrant:output_type -> whence.v1.GetGrantResponse
-	19, // 83: whence.v1.AdminService.UpdateGrant:output_type -> whence.v1.UpdateGrantResponse
-	21, // 84: whence.v1.AdminService.DeleteGrant:output_type -> whence.v1.DeleteGrantResponse
-	24, // 85: whence.v1.AdminService.CreateIssuer:output_type -> whence.v1.CreateIssuerResponse
-	26, // 86: whence.v1.AdminService.ListIssuers:output_type -> whence.v1.ListIssuersResponse
-	28, // 87: whence.v1.AdminService.GetIssuer:output_type -> whence.v1.GetIssuerResponse
-	30, // 88: whence.v1.AdminService.DeleteIssuer:output_type -> whence.v1.DeleteIssuerResponse
-	35, // 89: whence.v1.AdminService.RegisterAction:output_type -> whence.v1.RegisterActionResponse
-	37, // 90: whence.v1.AdminService.ListRegisteredActions:output_type -> whence.v1.ListRegisteredActionsResponse
-	39, // 91: whence.v1.AdminService.GetRegisteredAction:output_type -> whence.v1.GetRegisteredActionResponse
-	41, // 92: whence.v1.AdminService.UnregisterAction:output_type -> whence.v1.UnregisterActionResponse
-	45, // 93: whence.v1.AdminService.CreateUpstream:output_type -> whence.v1.CreateUpstreamResponse
-	47, // 94: whence.v1.AdminService.ListUpstreams:output_type -> whence.v1.ListUpstreamsResponse
-	49, // 95: whence.v1.AdminService.GetUpstream:output_type -> whence.v1.GetUpstreamResponse
-	51, // 96: whence.v1.AdminService.UpdateUpstream:output_type -> whence.v1.UpdateUpstreamResponse
-	53, // 97: whence.v1.AdminService.DeleteUpstream:output_type -> whence.v1.DeleteUpstreamResponse
-	55, // 98: whence.v1.AdminService.ListTasks:output_type -> whence.v1.ListTasksResponse
-	57, // 99: whence.v1.AdminService.Revoke:output_type -> whence.v1.RevokeResponse
-	75, // [75:100] is the sub-list for method output_type
-	50, // [50:75] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	69, // 0: whence.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
+	1,  // 1: whence.v1.CreateAgentResponse.agent:type_name -> whence.v1.Agent
+	1,  // 2: whence.v1.ListAgentsResponse.agents:type_name -> whence.v1.Agent
+	1,  // 3: whence.v1.GetAgentResponse.agent:type_name -> whence.v1.Agent
+	1,  // 4: whence.v1.UpdateAgentResponse.agent:type_name -> whence.v1.Agent
+	70, // 5: whence.v1.Grant.scope:type_name -> whence.v1.Scope
+	71, // 6: whence.v1.Grant.budget:type_name -> whence.v1.BudgetLimits
+	72, // 7: whence.v1.Grant.task_lifetime:type_name -> google.protobuf.Duration
+	69, // 8: whence.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
+	69, // 9: whence.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
+	70, // 10: whence.v1.CreateGrantRequest.scope:type_name -> whence.v1.Scope
+	71, // 11: whence.v1.CreateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
+	72, // 12: whence.v1.CreateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
+	69, // 13: whence.v1.CreateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
+	12, // 14: whence.v1.CreateGrantResponse.grant:type_name -> whence.v1.Grant
+	12, // 15: whence.v1.ListGrantsResponse.grants:type_name -> whence.v1.Grant
+	12, // 16: whence.v1.GetGrantResponse.grant:type_name -> whence.v1.Grant
+	70, // 17: whence.v1.UpdateGrantRequest.scope:type_name -> whence.v1.Scope
+	71, // 18: whence.v1.UpdateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
+	72, // 19: whence.v1.UpdateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
+	69, // 20: whence.v1.UpdateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
+	12, // 21: whence.v1.UpdateGrantResponse.grant:type_name -> whence.v1.Grant
+	69, // 22: whence.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
+	23, // 23: whence.v1.CreateIssuerResponse.issuer:type_name -> whence.v1.Issuer
+	23, // 24: whence.v1.ListIssuersResponse.issuers:type_name -> whence.v1.Issuer
+	23, // 25: whence.v1.GetIssuerResponse.issuer:type_name -> whence.v1.Issuer
+	73, // 26: whence.v1.Action.tier:type_name -> whence.v1.Tier
+	74, // 27: whence.v1.Action.input_schema:type_name -> google.protobuf.Struct
+	32, // 28: whence.v1.Action.sql:type_name -> whence.v1.SqlAction
+	33, // 29: whence.v1.Action.upstream:type_name -> whence.v1.UpstreamAction
+	72, // 30: whence.v1.Action.undo_window:type_name -> google.protobuf.Duration
+	72, // 31: whence.v1.Action.timeout:type_name -> google.protobuf.Duration
+	69, // 32: whence.v1.Action.create_time:type_name -> google.protobuf.Timestamp
+	34, // 33: whence.v1.RegisterActionRequest.action:type_name -> whence.v1.Action
+	34, // 34: whence.v1.RegisterActionResponse.action:type_name -> whence.v1.Action
+	34, // 35: whence.v1.ListRegisteredActionsResponse.actions:type_name -> whence.v1.Action
+	34, // 36: whence.v1.GetRegisteredActionResponse.action:type_name -> whence.v1.Action
+	73, // 37: whence.v1.UpstreamRule.tier:type_name -> whence.v1.Tier
+	43, // 38: whence.v1.Upstream.rules:type_name -> whence.v1.UpstreamRule
+	72, // 39: whence.v1.Upstream.timeout:type_name -> google.protobuf.Duration
+	69, // 40: whence.v1.Upstream.create_time:type_name -> google.protobuf.Timestamp
+	44, // 41: whence.v1.CreateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
+	44, // 42: whence.v1.CreateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	44, // 43: whence.v1.ListUpstreamsResponse.upstreams:type_name -> whence.v1.Upstream
+	44, // 44: whence.v1.GetUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	44, // 45: whence.v1.UpdateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
+	44, // 46: whence.v1.UpdateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	75, // 47: whence.v1.ListTasksRequest.state:type_name -> whence.v1.TaskState
+	76, // 48: whence.v1.ListTasksResponse.tasks:type_name -> whence.v1.Task
+	69, // 49: whence.v1.RevokeResponse.revoke_time:type_name -> google.protobuf.Timestamp
+	0,  // 50: whence.v1.Space.state:type_name -> whence.v1.SpaceState
+	69, // 51: whence.v1.Space.create_time:type_name -> google.protobuf.Timestamp
+	59, // 52: whence.v1.ListSpacesResponse.spaces:type_name -> whence.v1.Space
+	59, // 53: whence.v1.CreateSpaceResponse.space:type_name -> whence.v1.Space
+	60, // 54: whence.v1.CreateSpaceResponse.estimate:type_name -> whence.v1.SpaceEstimate
+	59, // 55: whence.v1.SwitchSpaceResponse.space:type_name -> whence.v1.Space
+	59, // 56: whence.v1.DeleteSpaceResponse.space:type_name -> whence.v1.Space
+	2,  // 57: whence.v1.AdminService.CreateAgent:input_type -> whence.v1.CreateAgentRequest
+	4,  // 58: whence.v1.AdminService.ListAgents:input_type -> whence.v1.ListAgentsRequest
+	6,  // 59: whence.v1.AdminService.GetAgent:input_type -> whence.v1.GetAgentRequest
+	8,  // 60: whence.v1.AdminService.UpdateAgent:input_type -> whence.v1.UpdateAgentRequest
+	10, // 61: whence.v1.AdminService.DeleteAgent:input_type -> whence.v1.DeleteAgentRequest
+	13, // 62: whence.v1.AdminService.CreateGrant:input_type -> whence.v1.CreateGrantRequest
+	15, // 63: whence.v1.AdminService.ListGrants:input_type -> whence.v1.ListGrantsRequest
+	17, // 64: whence.v1.AdminService.GetGrant:input_type -> whence.v1.GetGrantRequest
+	19, // 65: whence.v1.AdminService.UpdateGrant:input_type -> whence.v1.UpdateGrantRequest
+	21, // 66: whence.v1.AdminService.DeleteGrant:input_type -> whence.v1.DeleteGrantRequest
+	24, // 67: whence.v1.AdminService.CreateIssuer:input_type -> whence.v1.CreateIssuerRequest
+	26, // 68: whence.v1.AdminService.ListIssuers:input_type -> whence.v1.ListIssuersRequest
+	28, // 69: whence.v1.AdminService.GetIssuer:input_type -> whence.v1.GetIssuerRequest
+	30, // 70: whence.v1.AdminService.DeleteIssuer:input_type -> whence.v1.DeleteIssuerRequest
+	35, // 71: whence.v1.AdminService.RegisterAction:input_type -> whence.v1.RegisterActionRequest
+	37, // 72: whence.v1.AdminService.ListRegisteredActions:input_type -> whence.v1.ListRegisteredActionsRequest
+	39, // 73: whence.v1.AdminService.GetRegisteredAction:input_type -> whence.v1.GetRegisteredActionRequest
+	41, // 74: whence.v1.AdminService.UnregisterAction:input_type -> whence.v1.UnregisterActionRequest
+	45, // 75: whence.v1.AdminService.CreateUpstream:input_type -> whence.v1.CreateUpstreamRequest
+	47, // 76: whence.v1.AdminService.ListUpstreams:input_type -> whence.v1.ListUpstreamsRequest
+	49, // 77: whence.v1.AdminService.GetUpstream:input_type -> whence.v1.GetUpstreamRequest
+	51, // 78: whence.v1.AdminService.UpdateUpstream:input_type -> whence.v1.UpdateUpstreamRequest
+	53, // 79: whence.v1.AdminService.DeleteUpstream:input_type -> whence.v1.DeleteUpstreamRequest
+	55, // 80: whence.v1.AdminService.ListTasks:input_type -> whence.v1.ListTasksRequest
+	61, // 81: whence.v1.AdminService.ListSpaces:input_type -> whence.v1.ListSpacesRequest
+	63, // 82: whence.v1.AdminService.CreateSpace:input_type -> whence.v1.CreateSpaceRequest
+	65, // 83: whence.v1.AdminService.SwitchSpace:input_type -> whence.v1.SwitchSpaceRequest
+	67, // 84: whence.v1.AdminService.DeleteSpace:input_type -> whence.v1.DeleteSpaceRequest
+	57, // 85: whence.v1.AdminService.Revoke:input_type -> whence.v1.RevokeRequest
+	3,  // 86: whence.v1.AdminService.CreateAgent:output_type -> whence.v1.CreateAgentResponse
+	5,  // 87: whence.v1.AdminService.ListAgents:output_type -> whence.v1.ListAgentsResponse
+	7,  // 88: whence.v1.AdminService.GetAgent:output_type -> whence.v1.GetAgentResponse
+	9,  // 89: whence.v1.AdminService.UpdateAgent:output_type -> whence.v1.UpdateAgentResponse
+	11, // 90: whence.v1.AdminService.DeleteAgent:output_type -> whence.v1.DeleteAgentResponse
+	14, // 91: whence.v1.AdminService.CreateGrant:output_type -> whence.v1.CreateGrantResponse
+	16, // 92: whence.v1.AdminService.ListGrants:output_type -> whence.v1.ListGrantsResponse
+	18, // 93: whence.v1.AdminService.GetGrant:output_type -> whence.v1.GetGrantResponse
+	20, // 94: whence.v1.AdminService.UpdateGrant:output_type -> whence.v1.UpdateGrantResponse
+	22, // 95: whence.v1.AdminService.DeleteGrant:output_type -> whence.v1.DeleteGrantResponse
+	25, // 96: whence.v1.AdminService.CreateIssuer:output_type -> whence.v1.CreateIssuerResponse
+	27, // 97: whence.v1.AdminService.ListIssuers:output_type -> whence.v1.ListIssuersResponse
+	29, // 98: whence.v1.AdminService.GetIssuer:output_type -> whence.v1.GetIssuerResponse
+	31, // 99: whence.v1.AdminService.DeleteIssuer:output_type -> whence.v1.DeleteIssuerResponse
+	36, // 100: whence.v1.AdminService.RegisterAction:output_type -> whence.v1.RegisterActionResponse
+	38, // 101: whence.v1.AdminService.ListRegisteredActions:output_type -> whence.v1.ListRegisteredActionsResponse
+	40, // 102: whence.v1.AdminService.GetRegisteredAction:output_type -> whence.v1.GetRegisteredActionResponse
+	42, // 103: whence.v1.AdminService.UnregisterAction:output_type -> whence.v1.UnregisterActionResponse
+	46, // 104: whence.v1.AdminService.CreateUpstream:output_type -> whence.v1.CreateUpstreamResponse
+	48, // 105: whence.v1.AdminService.ListUpstreams:output_type -> whence.v1.ListUpstreamsResponse
+	50, // 106: whence.v1.AdminService.GetUpstream:output_type -> whence.v1.GetUpstreamResponse
+	52, // 107: whence.v1.AdminService.UpdateUpstream:output_type -> whence.v1.UpdateUpstreamResponse
+	54, // 108: whence.v1.AdminService.DeleteUpstream:output_type -> whence.v1.DeleteUpstreamResponse
+	56, // 109: whence.v1.AdminService.ListTasks:output_type -> whence.v1.ListTasksResponse
+	62, // 110: whence.v1.AdminService.ListSpaces:output_type -> whence.v1.ListSpacesResponse
+	64, // 111: whence.v1.AdminService.CreateSpace:output_type -> whence.v1.CreateSpaceResponse
+	66, // 112: whence.v1.AdminService.SwitchSpace:output_type -> whence.v1.SwitchSpaceResponse
+	68, // 113: whence.v1.AdminService.DeleteSpace:output_type -> whence.v1.DeleteSpaceResponse
+	58, // 114: whence.v1.AdminService.Revoke:output_type -> whence.v1.RevokeResponse
+	86, // [86:115] is the sub-list for method output_type
+	57, // [57:86] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_admin_proto_init() }
@@ -4123,13 +4837,14 @@ func file_whence_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_admin_proto_rawDesc), len(file_whence_v1_admin_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   58,
+			NumEnums:      1,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_whence_v1_admin_proto_goTypes,
 		DependencyIndexes: file_whence_v1_admin_proto_depIdxs,
+		EnumInfos:         file_whence_v1_admin_proto_enumTypes,
 		MessageInfos:      file_whence_v1_admin_proto_msgTypes,
 	}.Build()
 	File_whence_v1_admin_proto = out.File

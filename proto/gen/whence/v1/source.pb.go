@@ -604,7 +604,9 @@ type TableStatus struct {
 	// What keeps a PENDING or BACKFILLING table from getting on, as far as is known:
 	// its source is paused or broken, or transactions are open that its copy waits
 	// for. Else empty.
-	WaitsFor      string `protobuf:"bytes,9,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	WaitsFor string `protobuf:"bytes,9,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`
+	// Chunks whose vector is to be made anew and is not yet: see ReembedTable.
+	Reembedding   uint32 `protobuf:"varint,10,opt,name=reembedding,proto3" json:"reembedding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -700,6 +702,13 @@ func (x *TableStatus) GetWaitsFor() string {
 		return x.WaitsFor
 	}
 	return ""
+}
+
+func (x *TableStatus) GetReembedding() uint32 {
+	if x != nil {
+		return x.Reembedding
+	}
+	return 0
 }
 
 // SetAside is about the rows of a table that could not be taken over whole now:
@@ -2762,7 +2771,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\ton_delete\x18\r \x01(\x0e2\x13.whence.v1.OnDeleteR\bonDelete\x12;\n" +
 	"\vcreate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12F\n" +
-	"\x11version_retention\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x10versionRetention\"\xcd\x02\n" +
+	"\x11version_retention\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x10versionRetention\"\xef\x02\n" +
 	"\vTableStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.whence.v1.TableStateR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12/\n" +
@@ -2772,7 +2781,9 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\apending\x18\x06 \x01(\rR\apending\x12/\n" +
 	"\x05calls\x18\a \x01(\v2\x19.whence.v1.EmbeddingCallsR\x05calls\x120\n" +
 	"\tset_aside\x18\b \x01(\v2\x13.whence.v1.SetAsideR\bsetAside\x12\x1b\n" +
-	"\twaits_for\x18\t \x01(\tR\bwaitsFor\"x\n" +
+	"\twaits_for\x18\t \x01(\tR\bwaitsFor\x12 \n" +
+	"\vreembedding\x18\n" +
+	" \x01(\rR\vreembedding\"x\n" +
 	"\bSetAside\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x16\n" +

@@ -79,6 +79,14 @@ const (
 	AdminServiceDeleteUpstreamProcedure = "/whence.v1.AdminService/DeleteUpstream"
 	// AdminServiceListTasksProcedure is the procedure name of the AdminService's ListTasks RPC.
 	AdminServiceListTasksProcedure = "/whence.v1.AdminService/ListTasks"
+	// AdminServiceListSpacesProcedure is the procedure name of the AdminService's ListSpaces RPC.
+	AdminServiceListSpacesProcedure = "/whence.v1.AdminService/ListSpaces"
+	// AdminServiceCreateSpaceProcedure is the procedure name of the AdminService's CreateSpace RPC.
+	AdminServiceCreateSpaceProcedure = "/whence.v1.AdminService/CreateSpace"
+	// AdminServiceSwitchSpaceProcedure is the procedure name of the AdminService's SwitchSpace RPC.
+	AdminServiceSwitchSpaceProcedure = "/whence.v1.AdminService/SwitchSpace"
+	// AdminServiceDeleteSpaceProcedure is the procedure name of the AdminService's DeleteSpace RPC.
+	AdminServiceDeleteSpaceProcedure = "/whence.v1.AdminService/DeleteSpace"
 	// AdminServiceRevokeProcedure is the procedure name of the AdminService's Revoke RPC.
 	AdminServiceRevokeProcedure = "/whence.v1.AdminService/Revoke"
 )
@@ -263,6 +271,35 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	adminServiceListSpacesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("ListSpaces"),
+			Procedure:        AdminServiceListSpacesProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	adminServiceCreateSpaceSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("CreateSpace"),
+			Procedure:  AdminServiceCreateSpaceProcedure,
+		}
+	})
+	adminServiceSwitchSpaceSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("SwitchSpace"),
+			Procedure:  AdminServiceSwitchSpaceProcedure,
+		}
+	})
+	adminServiceDeleteSpaceSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("DeleteSpace"),
+			Procedure:  AdminServiceDeleteSpaceProcedure,
+		}
+	})
 	adminServiceRevokeSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -325,6 +362,23 @@ type AdminServiceClient interface {
 	DeleteUpstream(context.Context, *v1.DeleteUpstreamRequest) (*v1.DeleteUpstreamResponse, error)
 	// ListTasks lists tasks, newest first.
 	ListTasks(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
+	// ListSpaces lists embedding spaces with how full they are, the oldest first.
+	// It counts, which takes seconds where there are millions of chunks.
+	ListSpaces(context.Context, *v1.ListSpacesRequest) (*v1.ListSpacesResponse, error)
+	// CreateSpace makes a space for a model that the server is configured with, and
+	// fills it in the background with a vector of every text; or only says what that
+	// would cost. Questions go on being asked in the current space. Fails with
+	// already_exists SPACE_EXISTS.
+	CreateSpace(context.Context, *v1.CreateSpaceRequest) (*v1.CreateSpaceResponse, error)
+	// SwitchSpace makes a space the one that questions are asked in, on every server
+	// at once. Fails with failed_precondition SPACE_INCOMPLETE while there are texts
+	// that have a vector in the current space and none in this one, unless it is
+	// forced, and with failed_precondition MODEL_NOT_CONFIGURED when this server
+	// could not embed questions in it. Switching to the current space changes nothing.
+	SwitchSpace(context.Context, *v1.SwitchSpaceRequest) (*v1.SwitchSpaceResponse, error)
+	// DeleteSpace takes a space out of use and deletes its vectors in the background.
+	// Fails with failed_precondition SPACE_CURRENT for the current one.
+	DeleteSpace(context.Context, *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error)
 	// Revoke stops a task, an agent, a user, a tenant, a token or a key: from its
 	// return on, no credential that depends on it works on any server.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
@@ -389,6 +443,23 @@ type AdminServiceHandler interface {
 	DeleteUpstream(context.Context, *v1.DeleteUpstreamRequest) (*v1.DeleteUpstreamResponse, error)
 	// ListTasks lists tasks, newest first.
 	ListTasks(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
+	// ListSpaces lists embedding spaces with how full they are, the oldest first.
+	// It counts, which takes seconds where there are millions of chunks.
+	ListSpaces(context.Context, *v1.ListSpacesRequest) (*v1.ListSpacesResponse, error)
+	// CreateSpace makes a space for a model that the server is configured with, and
+	// fills it in the background with a vector of every text; or only says what that
+	// would cost. Questions go on being asked in the current space. Fails with
+	// already_exists SPACE_EXISTS.
+	CreateSpace(context.Context, *v1.CreateSpaceRequest) (*v1.CreateSpaceResponse, error)
+	// SwitchSpace makes a space the one that questions are asked in, on every server
+	// at once. Fails with failed_precondition SPACE_INCOMPLETE while there are texts
+	// that have a vector in the current space and none in this one, unless it is
+	// forced, and with failed_precondition MODEL_NOT_CONFIGURED when this server
+	// could not embed questions in it. Switching to the current space changes nothing.
+	SwitchSpace(context.Context, *v1.SwitchSpaceRequest) (*v1.SwitchSpaceResponse, error)
+	// DeleteSpace takes a space out of use and deletes its vectors in the background.
+	// Fails with failed_precondition SPACE_CURRENT for the current one.
+	DeleteSpace(context.Context, *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error)
 	// Revoke stops a task, an agent, a user, a tenant, a token or a key: from its
 	// return on, no credential that depends on it works on any server.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
@@ -422,6 +493,10 @@ func RegisterAdminServiceHandler(server *connect.Server, svc AdminServiceHandler
 		connect.Method{Spec: adminServiceUpdateUpstreamSpec(), Handler: adapter.updateUpstream},
 		connect.Method{Spec: adminServiceDeleteUpstreamSpec(), Handler: adapter.deleteUpstream},
 		connect.Method{Spec: adminServiceListTasksSpec(), Handler: adapter.listTasks},
+		connect.Method{Spec: adminServiceListSpacesSpec(), Handler: adapter.listSpaces},
+		connect.Method{Spec: adminServiceCreateSpaceSpec(), Handler: adapter.createSpace},
+		connect.Method{Spec: adminServiceSwitchSpaceSpec(), Handler: adapter.switchSpace},
+		connect.Method{Spec: adminServiceDeleteSpaceSpec(), Handler: adapter.deleteSpace},
 		connect.Method{Spec: adminServiceRevokeSpec(), Handler: adapter.revoke},
 	)
 }
@@ -523,6 +598,22 @@ func (UnimplementedAdminServiceHandler) DeleteUpstream(context.Context, *v1.Dele
 
 func (UnimplementedAdminServiceHandler) ListTasks(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.ListTasks is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) ListSpaces(context.Context, *v1.ListSpacesRequest) (*v1.ListSpacesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.ListSpaces is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) CreateSpace(context.Context, *v1.CreateSpaceRequest) (*v1.CreateSpaceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.CreateSpace is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) SwitchSpace(context.Context, *v1.SwitchSpaceRequest) (*v1.SwitchSpaceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.SwitchSpace is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) DeleteSpace(context.Context, *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.DeleteSpace is not implemented")
 }
 
 func (UnimplementedAdminServiceHandler) Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error) {
@@ -720,6 +811,38 @@ func (c *adminServiceClient) DeleteUpstream(ctx context.Context, req *v1.DeleteU
 func (c *adminServiceClient) ListTasks(ctx context.Context, req *v1.ListTasksRequest) (*v1.ListTasksResponse, error) {
 	var res v1.ListTasksResponse
 	if err := c.client.CallUnary(ctx, adminServiceListTasksSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) ListSpaces(ctx context.Context, req *v1.ListSpacesRequest) (*v1.ListSpacesResponse, error) {
+	var res v1.ListSpacesResponse
+	if err := c.client.CallUnary(ctx, adminServiceListSpacesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) CreateSpace(ctx context.Context, req *v1.CreateSpaceRequest) (*v1.CreateSpaceResponse, error) {
+	var res v1.CreateSpaceResponse
+	if err := c.client.CallUnary(ctx, adminServiceCreateSpaceSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) SwitchSpace(ctx context.Context, req *v1.SwitchSpaceRequest) (*v1.SwitchSpaceResponse, error) {
+	var res v1.SwitchSpaceResponse
+	if err := c.client.CallUnary(ctx, adminServiceSwitchSpaceSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) DeleteSpace(ctx context.Context, req *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error) {
+	var res v1.DeleteSpaceResponse
+	if err := c.client.CallUnary(ctx, adminServiceDeleteSpaceSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1017,6 +1140,54 @@ func (h adminServiceHandler) listTasks(ctx context.Context, _ connect.Spec, stre
 		return err
 	}
 	res, err := h.svc.ListTasks(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) listSpaces(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListSpacesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListSpaces(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) createSpace(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CreateSpaceRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CreateSpace(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) switchSpace(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.SwitchSpaceRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SwitchSpace(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) deleteSpace(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DeleteSpaceRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DeleteSpace(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -184,8 +184,9 @@ type SourceServiceClient interface {
 	// WatchTable sends the table with its status at once, and again whenever the
 	// status changes, until the caller leaves or the table is unregistered.
 	WatchTable(context.Context, *v1.WatchTableRequest) (SourceServiceWatchTableClientStream, error)
-	// ReembedTable makes every vector of the table anew. Not yet implemented:
-	// answers `unimplemented`.
+	// ReembedTable makes every vector of the table anew, in every space, for a
+	// model whose server answers otherwise than it did. The old vectors serve until
+	// then; `status.reembedding` counts down. Calling it again starts over.
 	ReembedTable(context.Context, *v1.ReembedTableRequest) (*v1.ReembedTableResponse, error)
 	// UnregisterTable forgets a table with its records, versions and vectors.
 	UnregisterTable(context.Context, *v1.UnregisterTableRequest) (*v1.UnregisterTableResponse, error)
@@ -248,8 +249,9 @@ type SourceServiceHandler interface {
 	// WatchTable sends the table with its status at once, and again whenever the
 	// status changes, until the caller leaves or the table is unregistered.
 	WatchTable(context.Context, *v1.WatchTableRequest, SourceServiceWatchTableServerStream) error
-	// ReembedTable makes every vector of the table anew. Not yet implemented:
-	// answers `unimplemented`.
+	// ReembedTable makes every vector of the table anew, in every space, for a
+	// model whose server answers otherwise than it did. The old vectors serve until
+	// then; `status.reembedding` counts down. Calling it again starts over.
 	ReembedTable(context.Context, *v1.ReembedTableRequest) (*v1.ReembedTableResponse, error)
 	// UnregisterTable forgets a table with its records, versions and vectors.
 	UnregisterTable(context.Context, *v1.UnregisterTableRequest) (*v1.UnregisterTableResponse, error)

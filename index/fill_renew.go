@@ -1,0 +1,191 @@
+package index
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+const reembedSQL = `
+insert into whence.reembeds as e (space_id, table_id, made_before)
+select id, @table, clock_timestamp() from whence.spaces where retired_at is null
+on conflict (space_id, table_id) do update
+set made_before = excluded.made_before, last_chunk = 0, attempts = 0, not_before = now(), lease = null`
+
+// Reembed has every vector of a table's texts made anew, in every space. The old
+// ones serve until then.
+func (x *Index) Reembed(ctx context.Context, table int32) error {
+	if _, err := x.pool.Exec(ctx, reembedSQL, pgx.NamedArgs{"table": table}); err != nil {
+		return fmt.Errorf("reembed table: %w", pg.Translate(err))
+	}
+	return nil
+}
+
+// renewal is a run of a table's texts whose vectors are to be made anew.
+type renewal struct {
+	claim
+	table       int32
+	before      time.Time // vectors made earlier are replaced
+	first, last int64     // chunks after first up to last
+	attempts    int
+}
+
+const (
+	claimRenewalSQL = `
+update whence.reembeds r set lease = @lease, not_before = now() + make_interval(secs => @seconds)
+from (
+    select space_id, table_id from whence.reembeds where space_id = @space and not_before <= now()
+    order by not_before limit 1 for update skip locked
+) due
+where r.space_id = due.space_id and r.table_id = due.table_id
+returning r.table_id, r.made_before, r.last_chunk, r.attempts`
+	selectRenewals = `
+select c.id, c.digest, c.text
+from whence.chunks c
+where c.table_id = @table and c.id > @last and exists (
+    select from whence.vectors v
+    where v.space_id = @space and v.digest = c.digest and v.embedding is not null and v.embedded_at < @before)
+order by c.id limit @n`
+	endRenewal     = `delete from whence.reembeds where space_id = @space and table_id = @table and lease = @lease`
+	advanceRenewal = `
+update whence.reembeds set last_chunk = @last, attempts = @attempts, lease = null, not_before = now() + make_interval(secs => @wait)
+where space_id = @space and table_id = @table and lease = @lease`
+	renewSQL = `
+update whence.vectors v
+set embedding = (@flat::real[])[(d.n - 1) * @dimensions::int + 1 : d.n * @dimensions::int]::halfvec,
+    seq = nextval('whence.vectors_seq'), embedded_at = clock_timestamp()
+from unnest(@digests::bytea[]) with ordinality d(digest, n)
+where v.space_id = @space and v.digest = d.digest and v.embedding is not null and v.embedded_at < @before`
+)
+
+// claimRenewal takes the next run, at most n chunks long; a table with nothing
+// left to renew is done. It tells whether there was a table.
+func (x *Index) claimRenewal(ctx context.Context, space Space, n int, lease time.Duration) (r renewal, ok bool, err error) {
+	r.claim = claim{space: space, lease: uuid.New()}
+	args := pgx.NamedArgs{"space": space.ID, "lease": r.lease, "seconds": lease.Seconds(), "n": n}
+	err = x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, claimRenewalSQL, args).Scan(&r.table, &r.before, &r.first, &r.attempts)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		ok = true
+		args["table"], args["last"], args["before"] = r.table, r.first, r.before
+		if err := r.collect(ctx, tx, args); err != nil || r.total > 0 {
+			return err
+		}
+		_, err = tx.Exec(ctx, endRenewal, args)
+		return err
+	})
+	if err != nil {
+		return r, false, fmt.Errorf("claim texts to embed anew: %w", err)
+	}
+	return r, ok, nil
+}
+
+func (r *renewal) collect(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs) error {
+	r.items, r.total = nil, 0
+	rows, err := tx.Query(ctx, selectRenewals, args)
+	if err != nil {
+		return err
+	}
+	seen := map[whence.Digest]bool{}
+	var digest []byte
+	var text string
+	_, err = pgx.ForEachRow(rows, []any{&r.last, &digest, &text}, func() error {
+		r.total++
+		d := whence.DigestOf(text)
+		if string(d[:]) == string(digest) && !seen[d] {
+			r.items = append(r.items, claimed{digest: d[:], table: r.table, text: text})
+		}
+		seen[d] = true
+		return nil
+	})
+	return err
+}
+
+// renew stores what became of a run. One that something temporary has cut short is
+// claimed again after a while, but for what was made; a text that the model refuses
+// for good keeps the vector that it has.
+func (x *Index) renew(ctx context.Context, r renewal, out outcome) (renewed int, err error) {
+	digests, flat := make([][]byte, 0, len(out.embedded)), make([]float32, 0, len(out.embedded)*r.space.Dimensions)
+	for n, i := range out.embedded {
+		digests, flat = append(digests, r.items[i].digest), append(flat, out.vectors[n]...)
+	}
+	last, attempts, wait := r.last, 0, 0.0
+	for _, why := range out.failed {
+		if !why.Permanent {
+			last, attempts = r.first, r.attempts+1
+			wait = max(wait, backoff(r.attempts, why, rand.Float64()).Seconds()) //nolint:gosec // jitter
+		}
+	}
+	args := pgx.NamedArgs{"space": r.space.ID, "table": r.table, "lease": r.lease, "before": r.before,
+		"digests": digests, "flat": flat, "dimensions": r.space.Dimensions, "last": last, "attempts": attempts, "wait": wait}
+	err = x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
+		if len(digests) > 0 {
+			tag, err := tx.Exec(ctx, renewSQL, args)
+			if err != nil {
+				return err
+			}
+			renewed = int(tag.RowsAffected())
+		}
+		if err := countMade(ctx, tx, r.claim, out); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, advanceRenewal, args)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("store vectors made anew: %w", err)
+	}
+	return renewed, nil
+}
+
+// renewing makes vectors anew, one run at a time over all processes: what lacks a
+// vector goes first.
+func (f *filling) renewing(ctx context.Context, space Space) error {
+	for ctx.Err() == nil {
+		worked, err := f.renewSome(ctx, space)
+		if err != nil && ctx.Err() == nil {
+			f.Log.WarnContext(ctx, "cannot make vectors anew; trying again", "error", err)
+		}
+		if err != nil || !worked {
+			pause(ctx, f.Follow, nil)
+		}
+	}
+	return ctx.Err()
+}
+
+func (f *filling) renewSome(ctx context.Context, space Space) (worked bool, err error) {
+	r, ok, err := f.Index.claimRenewal(ctx, space, f.Batch, f.Lease)
+	if err != nil || !ok {
+		return false, err
+	}
+	out := outcome{}
+	if len(r.items) > 0 {
+		var ended bool
+		if out, ended = f.embed(ctx, r.claim); ended {
+			return true, nil // the lease runs out
+		}
+	}
+	if r.total > 0 {
+		_, err = f.Index.renew(ctx, r, out)
+	}
+	if err == nil && len(out.failed) > 0 {
+		for _, why := range out.failed {
+			f.Log.WarnContext(ctx, "some texts keep the vectors that they have", "table", r.table, "texts", len(out.failed), "error", why.Message)
+			break
+		}
+	}
+	return true, err
+}

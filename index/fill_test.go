@@ -252,12 +252,16 @@ func TestFillFinishesWhatACrashLeft(t *testing.T) {
 func TestASecondModelIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "docs")
-	_, err := w.x.EnsureSpace(t.Context(), other{})
+	other, err := lexical.New(lexical.Config{Dimensions: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.x.EnsureSpace(t.Context(), other)
 	var e *whence.Error
 	if !errors.As(err, &e) || e.Reason != "MODEL_MISMATCH" || !errors.Is(err, whence.ErrPrecondition) {
 		t.Errorf("another model: %v", err)
 	}
-	for _, models := range [][]index.Model{{lexical.Default()}, {other{}, lexical.Default()}} {
+	for _, models := range [][]index.Model{{lexical.Default()}, {other, lexical.Default()}} {
 		if s, err := w.x.EnsureSpace(t.Context(), models...); err != nil || s != w.space {
 			t.Errorf("the same model among %d: %+v %v", len(models), s, err)
 		}

@@ -165,3 +165,11 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	}
 	return false
 }
+
+// outlive returns a context that lasts two seconds longer than ctx: at the end what
+// a model has been paid for is stored, and what was claimed is given back.
+func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(2*time.Second, cancel) })
+	return longer, func() { stop(); cancel() }
+}

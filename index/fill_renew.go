@@ -117,7 +117,7 @@ func (r *renewal) collect(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs) er
 // renew stores what became of a run. One that something temporary has cut short is
 // claimed again after a while, but for what was made; a text that the model refuses
 // for good keeps the vector that it has.
-func (x *Index) renew(ctx context.Context, r renewal, out outcome) (renewed int, err error) {
+func (x *Index) renew(ctx context.Context, r renewal, out outcome) error {
 	digests, flat := make([][]byte, 0, len(out.embedded)), make([]float32, 0, len(out.embedded)*r.space.Dimensions)
 	for n, i := range out.embedded {
 		digests, flat = append(digests, r.items[i].digest), append(flat, out.vectors[n]...)
@@ -131,13 +131,11 @@ func (x *Index) renew(ctx context.Context, r renewal, out outcome) (renewed int,
 	}
 	args := pgx.NamedArgs{"space": r.space.ID, "table": r.table, "lease": r.lease, "before": r.before,
 		"digests": digests, "flat": flat, "dimensions": r.space.Dimensions, "last": last, "attempts": attempts, "wait": wait}
-	err = x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
+	err := x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
 		if len(digests) > 0 {
-			tag, err := tx.Exec(ctx, renewSQL, args)
-			if err != nil {
+			if _, err := tx.Exec(ctx, renewSQL, args); err != nil {
 				return err
 			}
-			renewed = int(tag.RowsAffected())
 		}
 		if err := countMade(ctx, tx, r.claim, out); err != nil {
 			return err
@@ -146,9 +144,9 @@ func (x *Index) renew(ctx context.Context, r renewal, out outcome) (renewed int,
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("store vectors made anew: %w", err)
+		return fmt.Errorf("store vectors made anew: %w", err)
 	}
-	return renewed, nil
+	return nil
 }
 
 // renewing makes vectors anew, one run at a time over all processes: what lacks a
@@ -167,20 +165,23 @@ func (f *filling) renewing(ctx context.Context, space Space) error {
 }
 
 func (f *filling) renewSome(ctx context.Context, space Space) (worked bool, err error) {
-	r, ok, err := f.Index.claimRenewal(ctx, space, f.Batch, f.Lease)
+	storing, cancel := outlive(ctx)
+	defer cancel()
+	r, ok, err := f.Index.claimRenewal(storing, space, f.Batch, f.Lease)
 	if err != nil || !ok {
 		return false, err
+	}
+	if r.total == 0 {
+		return true, nil
 	}
 	out := outcome{}
 	if len(r.items) > 0 {
 		var ended bool
 		if out, ended = f.embed(ctx, r.claim); ended {
-			return true, nil // the lease runs out
+			r.last = r.first // give it back
 		}
 	}
-	if r.total > 0 {
-		_, err = f.Index.renew(ctx, r, out)
-	}
+	err = f.Index.renew(storing, r, out)
 	if err == nil && len(out.failed) > 0 {
 		for _, why := range out.failed {
 			f.Log.WarnContext(ctx, "some texts keep the vectors that they have", "table", r.table, "texts", len(out.failed), "error", why.Message)

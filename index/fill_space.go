@@ -100,7 +100,9 @@ func (f *filling) work(ctx context.Context, space Space) error {
 // batch claims up to n texts, embeds them and stores what came of it. It
 // returns how many it claimed; trouble with the model is no error.
 func (f *filling) batch(ctx context.Context, space Space, n int) (int, error) {
-	c, err := f.Index.claim(ctx, space, n, f.Lease)
+	storing, cancel := outlive(ctx)
+	defer cancel()
+	c, err := f.Index.claim(storing, space, n, f.Lease)
 	if c.orphans {
 		signal(f.heal)
 	}
@@ -111,7 +113,7 @@ func (f *filling) batch(ctx context.Context, space Space, n int) (int, error) {
 	out, ended := f.embed(ctx, c)
 	if ended {
 		f.gate.leave()
-		return c.total, f.release(ctx, c)
+		return c.total, f.Index.release(storing, c)
 	}
 	if out.whole != nil {
 		outage := f.gate.failed(time.Now(), out.whole.RetryAfter)
@@ -121,12 +123,12 @@ func (f *filling) batch(ctx context.Context, space Space, n int) (int, error) {
 	} else if outage := f.gate.succeeded(); outage > 0 {
 		f.Log.InfoContext(ctx, "the embedding model answers again", "model", space.Model)
 		if outage > 1 { // one failed call may well be the fault of one text
-			if err := f.Index.unblock(ctx, space); err != nil {
+			if err := f.Index.unblock(storing, space); err != nil {
 				return c.total, err
 			}
 		}
 	}
-	stored, err := f.Index.fulfil(ctx, c, out)
+	stored, err := f.Index.fulfil(storing, c, out)
 	f.done.Add(int64(stored))
 	return c.total, err
 }
@@ -148,13 +150,6 @@ func (f *filling) embed(ctx context.Context, c claim) (out outcome, ended bool) 
 	out.tokens = spent(texts)
 	f.Called(len(texts), len(out.failed), took)
 	return out, false
-}
-
-// release gives claims back at once; ctx has ended already.
-func (f *filling) release(ctx context.Context, c claim) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	return f.Index.release(ctx, c)
 }
 
 // outcome sorts the items of a claim by what became of them.

@@ -34,9 +34,11 @@ const (
 	// switchLock, with a space's ID, is shared by whoever gives texts their first
 	// vectors in that space: see SwitchSpace.
 	switchLock = 0x7768656e
-	// switchWithin texts are waited for, as long as switchWait.
+	// switchWithin texts are waited for, while they become fewer within switchStall
+	// and as long as switchWait.
 	switchWithin = 1000
-	switchWait   = 10 * time.Second
+	switchStall  = 2 * time.Second
+	switchWait   = 15 * time.Second
 	switchPoll   = 50 * time.Millisecond
 
 	selectSpace = `select id, model, dimensions, current, retired_at is not null from whence.spaces where id = @id`
@@ -110,11 +112,15 @@ func overtake(ctx context.Context, tx pgx.Tx, next Space, args pgx.NamedArgs) er
 	if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(@class::int, @old::int)`, args); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(switchWait); ; {
+	began := time.Now()
+	for fewest, since := n, began; ; {
 		if n, err = lacking(); err != nil || n == 0 {
 			return err
 		}
-		if time.Now().After(deadline) {
+		if n < fewest {
+			fewest, since = n, time.Now()
+		}
+		if time.Since(since) > switchStall || time.Since(began) > switchWait {
 			return incomplete(next, n)
 		}
 		select {

@@ -121,8 +121,11 @@ func TestNoRowIsOutOfReachWhileTheModelChanges(t *testing.T) {
 	g.Go(func() error {
 		for ctx.Err() == nil {
 			var n int
-			if err := b.db.Pool.QueryRow(t.Context(), gaps).Scan(&n); err != nil || n > 0 {
-				return fmt.Errorf("%d rows that no vector leads to, %w", n, err)
+			if err := b.db.Pool.QueryRow(t.Context(), gaps).Scan(&n); err != nil {
+				return err
+			}
+			if n > 0 {
+				return fmt.Errorf("no vector leads to %d rows", n)
 			}
 		}
 		return nil
@@ -187,4 +190,71 @@ func (b *putBench) change(id int16) {
 			b.t.Fatal(err)
 		}
 	}
+}
+
+func reason(err error) string {
+	var refused *whence.Error
+	if errors.As(err, &refused) {
+		return refused.Reason
+	}
+	return fmt.Sprint(err)
+}
+
+func TestSpacesThatMayNotBeChangedAreRefused(t *testing.T) {
+	b := newPutBench(t, whence.OnDeleteTombstone)
+	b.put(b.state(1, "one"), b.state(2, "two", "one"))
+	b.embed("one", "two")
+	m := newSlow(t, 48, 0)
+	if e, err := b.x.EstimateSpace(t.Context(), m); err != nil || e != (SpaceEstimate{Texts: 2, Tokens: 2, Bytes: 2 * 48 * 4}) {
+		t.Errorf("estimate %+v, %v", e, err)
+	}
+	made, err := b.x.CreateSpace(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old int16
+	for i, s := range b.spaces() {
+		if i == 0 {
+			old = s.ID
+		}
+	}
+	_, again := b.x.CreateSpace(t.Context(), m)
+	for what, got := range map[string][2]string{
+		"a space that is there":    {reason(again), "SPACE_EXISTS"},
+		"a switch to an empty one": {reason(b.x.SwitchSpace(t.Context(), made.ID, false)), "SPACE_INCOMPLETE"},
+		"a switch to none":         {reason(b.x.SwitchSpace(t.Context(), 999, true)), "SPACE_NOT_FOUND"},
+		"deleting the current one": {reason(b.x.DeleteSpace(t.Context(), old)), "SPACE_CURRENT"},
+		"deleting none":            {reason(b.x.DeleteSpace(t.Context(), 999)), "SPACE_NOT_FOUND"},
+		"to the current one":       {reason(b.x.SwitchSpace(t.Context(), old, false)), "<nil>"},
+	} {
+		if got[0] != got[1] {
+			t.Errorf("%s: %s, want %s", what, got[0], got[1])
+		}
+	}
+	if err := b.x.SwitchSpace(t.Context(), made.ID, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.x.DeleteSpace(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if got := reason(b.x.SwitchSpace(t.Context(), old, true)); got != "SPACE_NOT_FOUND" {
+		t.Errorf("to one that is being deleted: %s", got)
+	}
+	b.put(b.state(3, "three")) // is asked for in the living space alone
+	got := b.spaces()
+	if got[0].State != SpaceDeleting || got[1].State != SpaceCurrent || got[1].Texts != 3 || got[1].Embedded != 0 || got[0].Embedded != 2 {
+		t.Errorf("spaces %+v", got)
+	}
+	if n := b.count(`select count(*) from whence.vectors where space_id = $1`, old); n != 2 {
+		t.Errorf("%d vectors in the space that is being deleted", n)
+	}
+}
+
+func (b *putBench) spaces() []SpaceStatus {
+	b.t.Helper()
+	all, err := b.x.Spaces(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return all
 }

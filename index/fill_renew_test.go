@@ -1,0 +1,52 @@
+package index_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/whence-db/whence/embedder/embeddertest"
+)
+
+// The vectors of one table are made anew, those of others are not, and the old
+// ones serve meanwhile; a server that fails and a filler that ends are no matter.
+func TestReembedMakesATablesVectorsAnew(t *testing.T) {
+	t.Parallel()
+	w, server, model := newServed(t, embeddertest.Config{})
+	const texts = 60
+	for i := range texts {
+		w.put("docs", row{fmt.Sprint(i), "ann", "en", fmt.Sprintf("text %d", i)})
+	}
+	w.fill(model, func() bool { return w.count(withVector) == texts })
+	w.exec(`insert into whence.vectors (space_id, digest, table_id, embedding, seq, embedded_at)
+select space_id, sha256('of no chunk'), table_id, embedding, nextval('whence.vectors_seq'), embedded_at from whence.vectors limit 1`)
+	var last int
+	w.scan([]any{&last}, `select max(seq) from whence.vectors`)
+
+	server.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 400, Match: "text 7"}) // and no other: 70 is not there
+	if err := w.x.Reembed(t.Context(), w.tables["docs"].ID); err != nil {
+		t.Fatal(err)
+	}
+	again := func() int { return w.count(`select count(*) from whence.vectors where seq > $1`, last) }
+	for done := 0; done < texts-1; done = again() {
+		if st, err := w.x.Status(t.Context(), w.tables["docs"].ID); err != nil || st.Pending > 0 || st.Reembedding != int64(texts-done) {
+			t.Fatalf("after %d: %+v, %v", done, st, err)
+		}
+		if n := w.count(withVector); n != texts+1 {
+			t.Fatalf("%d of %d texts have a vector meanwhile", n, texts+1)
+		}
+		w.fill(model, func() bool { return again() > done }) // and ends
+	}
+	w.fill(model, func() bool { return w.count(`select count(*) from whence.reembeds`) == 0 })
+	for i := range texts {
+		want := 2
+		if i == 7 {
+			want = 1
+		}
+		if n := server.Embedded(fmt.Sprintf("text %d", i)); n != want {
+			t.Errorf("text %d was embedded %d times, want %d", i, n, want)
+		}
+	}
+	if n := again(); n != texts-1 {
+		t.Errorf("%d vectors were made anew", n)
+	}
+}

@@ -97,7 +97,7 @@ func (w *world) set(fn func(*whence.Table, *whence.SourceState)) {
 	w.state.Sources["app"] = s
 }
 
-func newWorld(t *testing.T, model embedder.Model) *world {
+func newWorld(t *testing.T, models ...embedder.Model) *world {
 	t.Helper()
 	t.Parallel()
 	w := &world{t: t, db: pgtest.New(t), lsn: 0x100}
@@ -119,12 +119,16 @@ select id, 'public', 'docs', '{id}', '{body}', '', 'owner', '', '{lang}', '30 da
 	}
 	w.state = whence.State{Tables: []whence.Table{tab}, Sources: map[string]whence.SourceState{
 		"app": {Watermark: whence.Watermark{Source: "app", LSN: 0x100, CaughtUpAt: now, Lag: time.Second}}}}
-	w.e, err = query.New(query.Config{Index: w.x, Registry: w, Pool: w.db.Pool, Models: []embedder.Model{model},
+	w.e, err = query.New(query.Config{Index: w.x, Registry: w, Pool: w.db.Pool, Models: models,
 		Clock: func() time.Time { return now }, EmbedTimeout: 500 * time.Millisecond, WaitLimit: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.filler, err = index.NewFiller(index.FillerConfig{Index: w.x, Models: []index.Model{model}, Explain: query.ExplainEmbedding,
+	var fill []index.Model
+	for _, m := range models {
+		fill = append(fill, m)
+	}
+	w.filler, err = index.NewFiller(index.FillerConfig{Index: w.x, Models: fill, Explain: query.ExplainEmbedding,
 		Poll: 10 * time.Millisecond, Probe: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

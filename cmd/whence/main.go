@@ -29,6 +29,7 @@ type cli struct {
 
 	Source   sourceCmd   `cmd:"" help:"Connect Postgres databases."`
 	Table    tableCmd    `cmd:"" help:"Register tables and watch their capture."`
+	Space    spaceCmd    `cmd:"" help:"Change the embedding model."`
 	Query    queryCmd    `cmd:"" help:"Ask, as an agent does."`
 	Record   recordCmd   `cmd:"" help:"Show one record, as an agent sees it."`
 	Remember rememberCmd `cmd:"" help:"Write a note, as an agent does."`

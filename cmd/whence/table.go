@@ -21,6 +21,7 @@ type tableCmd struct {
 	List       tableList       `cmd:"" default:"withargs" help:"List registered tables."`
 	Get        tableGet        `cmd:"" help:"Show one table and its status."`
 	Watch      tableWatch      `cmd:"" help:"Follow a table's copy until the rows that were there when it began can be found; what was committed just now may come later."`
+	Reembed    tableReembed    `cmd:"" help:"Make all vectors of a table anew; the old ones serve until then."`
 	Unregister tableUnregister `cmd:"" help:"Forget a table with its records."`
 }
 
@@ -167,6 +168,9 @@ func (c *tableGet) Run(ctx context.Context, a *app) error {
 			a.printf("versions are kept for %s after the next\n", keep.AsDuration())
 		}
 		a.printf("embedding calls: %d made, %d saved\n", res.GetStatus().GetCalls().GetMade(), res.GetStatus().GetCalls().GetSaved())
+		if n := res.GetStatus().GetReembedding(); n > 0 {
+			a.printf("chunks to be embedded anew: %d\n", n)
+		}
 		if aside := res.GetStatus().GetSetAside(); aside.GetRows() > 0 && c.Aside == 0 {
 			a.printf("rows not taken over whole: %d; the newest is %s: %s; --aside lists them\n", aside.GetRows(), aside.GetKey(), aside.GetReason())
 		}
@@ -174,6 +178,23 @@ func (c *tableGet) Run(ctx context.Context, a *app) error {
 			a.printf("not taken over whole: %s at %s: %s\n", row.GetKey(), row.GetTime().AsTime().Format(time.RFC3339), row.GetReason())
 		}
 	})
+}
+
+type tableReembed struct {
+	operatorFlags `embed:""`
+	Name          string `arg:"" help:"The registered name, source.schema.name."`
+}
+
+func (c *tableReembed) Run(ctx context.Context, a *app) error {
+	client, err := c.sources()
+	if err != nil {
+		return err
+	}
+	res, err := client.ReembedTable(ctx, &v1.ReembedTableRequest{Name: c.Name})
+	if err != nil {
+		return err
+	}
+	return show(a, res, func() { a.printf("%s: chunks to be embedded anew: %d\n", c.Name, res.GetStatus().GetReembedding()) })
 }
 
 type tableUnregister struct {

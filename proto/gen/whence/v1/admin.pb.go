@@ -3671,7 +3671,7 @@ type Space struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The space's ID.
 	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The model, such as "openai/nomic-embed-text".
+	// The model, such as "nomic-embed-text".
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	// Of its vectors.
 	Dimensions uint32 `protobuf:"varint,3,opt,name=dimensions,proto3" json:"dimensions,omitempty"`

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 )
 
 // WithQueryCache returns m with the vectors of its most recently used size
 // queries remembered. Concurrent calls for the same text share one call of m,
 // yet each waits no longer than its own context allows. Failures are not
-// remembered. Memory is bounded by size · (Dimensions · 4 + ~200) bytes however
+// remembered, vectors not for longer than ten minutes: what stands behind a model's
+// name may change. Memory is bounded by size · (Dimensions · 4 + ~200) bytes however
 // long the queries are. A size below 1 returns m itself.
 func WithQueryCache(m Model, size int) Model {
 	if size < 1 {
@@ -22,11 +24,14 @@ func WithQueryCache(m Model, size int) Model {
 	return &queryCache{Model: m, size: size, byKey: make(map[queryKey]*list.Element), flights: make(map[queryKey]*flight)}
 }
 
+const queryAge = 10 * time.Minute
+
 type queryKey [sha256.Size]byte
 
 type cachedQuery struct {
 	key    queryKey
 	vector []float32
+	made   time.Time
 }
 
 // flight is one call of the model in progress. Its vector and err are written
@@ -82,8 +87,13 @@ func (c *queryCache) join(key queryKey) (vector []float32, f *flight, lead bool)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e, ok := c.byKey[key]; ok {
-		c.recent.MoveToFront(e)
-		return slices.Clone(e.Value.(cachedQuery).vector), nil, false
+		q := e.Value.(cachedQuery)
+		if time.Since(q.made) < queryAge {
+			c.recent.MoveToFront(e)
+			return slices.Clone(q.vector), nil, false
+		}
+		c.recent.Remove(e)
+		delete(c.byKey, key)
 	}
 	if f, ok := c.flights[key]; ok {
 		return nil, f, false
@@ -117,7 +127,7 @@ func (c *queryCache) fly(ctx context.Context, key queryKey, f *flight, text stri
 
 // remember must be called with mu held.
 func (c *queryCache) remember(key queryKey, vector []float32) {
-	c.byKey[key] = c.recent.PushFront(cachedQuery{key: key, vector: vector})
+	c.byKey[key] = c.recent.PushFront(cachedQuery{key: key, vector: vector, made: time.Now()})
 	for len(c.byKey) > c.size {
 		oldest := c.recent.Back()
 		delete(c.byKey, oldest.Value.(cachedQuery).key)

@@ -173,3 +173,32 @@ func TestByText(t *testing.T) {
 		t.Errorf("a cancelled call is %v", f)
 	}
 }
+
+// What stands behind a model's name may change: its vectors are not kept for ever.
+func TestQueryCacheForgetsWithTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		m := embedder.WithQueryCache(counting{lexical.Default(), &calls}, 2)
+		for _, step := range []struct {
+			wait time.Duration
+			want int
+		}{{0, 1}, {9 * time.Minute, 1}, {time.Minute, 2}, {9 * time.Minute, 2}} {
+			time.Sleep(step.wait)
+			query(t, m, "a")
+			if calls != step.want {
+				t.Errorf("after %s more: %d calls, want %d", step.wait, calls, step.want)
+			}
+		}
+	})
+}
+
+type counting struct {
+	embedder.Model
+	calls *int
+}
+
+func (c counting) EmbedQuery(ctx context.Context, text string) ([]float32, error) {
+	*c.calls++
+	return c.Model.EmbedQuery(ctx, text)
+}

@@ -52,6 +52,49 @@ func embedderFlagsOf(t *testing.T, args ...string) (f embedderFlags) {
 	return f
 }
 
+// The second set of flags chooses another model, also by its variables.
+func TestNextEmbedder(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		want string            // of the models' names, or of the error
+		env  map[string]string // variables after WHENCE_NEXT_EMBEDDER
+	}{
+		{"", "lexical-512-v1", nil},
+		{"--next-embedder openai --next-embedder-url http://127.0.0.1:1/v1 --next-embedder-model m --next-embedder-dimensions 8", "lexical-512-v1 m", nil},
+		{"--embedder openai --embedder-url http://127.0.0.1:1/v1 --embedder-model m --embedder-dimensions 8 --next-embedder lexical", "m lexical-512-v1", nil},
+		{"--embedder openai --embedder-url http://127.0.0.1:1/v1 --embedder-model m --embedder-dimensions 8", "m cohere/variable", map[string]string{"": "cohere", "_URL": "http://127.0.0.1:1/v2", "_MODEL": "variable", "_DIMENSIONS": "9"}},
+		{"--next-embedder lexical", "choose the same model", nil},
+		{"--next-embedder openai", "next embedder (--next-..., WHENCE_NEXT_...): the openai embedder needs", nil},
+		{"--next-embedder-model m", "--next-embedder (WHENCE_NEXT_EMBEDDER)", nil},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			for name, value := range c.env {
+				t.Setenv("WHENCE_NEXT_EMBEDDER"+name, value)
+			}
+			var f modelFlags
+			parser, err := kong.New(&f)
+			if err == nil {
+				_, err = parser.Parse(strings.Fields(c.args))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			models, err := f.models(t.Context(), func(embedder.Usage) {})
+			var names []string
+			for _, m := range models {
+				names = append(names, m.Name())
+			}
+			got := strings.Join(names, " ")
+			if err != nil {
+				got = err.Error()
+			}
+			if !strings.Contains(got, c.want) {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
 // stands is where the stand-in speaks each protocol.
 var stands = map[string]func(*embeddertest.Server) string{
 	"openai": (*embeddertest.Server).URL,

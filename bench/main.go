@@ -138,7 +138,7 @@ func (r *report) captureAlone(ctx context.Context, c config, s *served, say func
 // growing measures whence dev as one table grows.
 func (r *report) growing(ctx context.Context, c config, say func(string, ...any)) (err error) {
 	say("building and starting whence dev")
-	s, err := startServer(ctx, c.most())
+	s, err := startServer(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (r *report) growing(ctx context.Context, c config, say func(string, ...any)
 // together measures whence dev, which does everything in one process.
 func (r *report) together(ctx context.Context, c config, say func(string, ...any)) (err error) {
 	say("building and starting whence dev")
-	s, err := startServer(ctx, c.most())
+	s, err := startServer(ctx, c)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	"github.com/whence-db/whence/embedder/embeddertest"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
 )
 
@@ -155,25 +156,46 @@ func (p *program) lastWords() string {
 // server is `whence dev`, with a durable Postgres of its own.
 type server struct {
 	*program
-	env map[string]string // dev.env
+	env        map[string]string    // dev.env
+	embeddings *embeddertest.Server // nil: the built-in model embeds
 
 	memory  whencev1connect.MemoryServiceClient
 	sources whencev1connect.SourceServiceClient
 }
 
-// startServer starts whence dev.
-func startServer(ctx context.Context, clients int) (*server, error) {
-	p, err := startProgram(ctx, func(folder string) []string {
-		return []string{"dev", "--data", filepath.Join(folder, "data"), "--listen", "127.0.0.1:0"}
+// startServer starts whence dev, and a server of embeddings if it is to have one.
+func startServer(ctx context.Context, c config) (_ *server, err error) {
+	s := &server{}
+	var flags []string
+	if c.embedding > 0 {
+		if s.embeddings, err = embeddertest.Start(embeddertest.Config{Dimensions: 512}); err != nil {
+			return nil, err
+		}
+		s.embeddings.SetFault(embeddertest.Fault{Kind: embeddertest.NoUsage, Delay: c.embedding})
+		flags = []string{"--embedder", "openai", "--embedder-url", s.embeddings.URL(), "--embedder-model", "served", "--embedder-dimensions", "512"}
+	}
+	s.program, err = startProgram(ctx, func(folder string) []string {
+		return append([]string{"dev", "--data", filepath.Join(folder, "data"), "--listen", "127.0.0.1:0"}, flags...)
 	})
 	if err != nil {
+		s.closeEmbeddings()
 		return nil, err
 	}
-	s := &server{program: p}
-	if err := s.connect(clients); err != nil {
+	if err := s.connect(c.most()); err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
 	return s, nil
+}
+
+func (s *server) closeEmbeddings() {
+	if s.embeddings != nil {
+		s.embeddings.Close()
+	}
+}
+
+func (s *server) stop() error {
+	defer s.closeEmbeddings()
+	return s.program.stop()
 }
 
 // connect reads the server's credentials.

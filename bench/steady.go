@@ -19,6 +19,7 @@ type steadyResult struct {
 	Rate        int     `json:"wanted_changes_per_second"`
 	Achieved    float64 `json:"changes_per_second"` // that the source committed
 	Transaction int     `json:"changes_a_transaction"`
+	Embedding   float64 `json:"embedding_ms"` // that the server of embeddings takes for a request; 0: the built-in model
 	Seconds     float64 `json:"seconds"`
 	Behind      int     `json:"changes_behind_at_the_end"` // committed and not applied when the last was committed
 
@@ -33,13 +34,14 @@ type spread struct {
 	Count  int     `json:"count"`
 	Beyond int     `json:"not_seen"` // in time: within steadyLimit of the last commit, or visibleLimit of its own
 	P50    float64 `json:"p50"`
+	P95    float64 `json:"p95"`
 	P99    float64 `json:"p99"`
 	Max    float64 `json:"max"`
 }
 
 func spreadOf(took []time.Duration, beyond int) spread {
 	slices.Sort(took)
-	return spread{len(took), beyond, milliseconds(percentile(took, 0.5)), milliseconds(percentile(took, 0.99)), milliseconds(percentile(took, 1))}
+	return spread{len(took), beyond, milliseconds(percentile(took, 0.5)), milliseconds(percentile(took, 0.95)), milliseconds(percentile(took, 0.99)), milliseconds(percentile(took, 1))}
 }
 
 const (
@@ -116,6 +118,7 @@ func measureSteady(ctx context.Context, s *server, c config) (r steadyResult, er
 	r.Found = spreadOf(found, unfound)
 	r.Behind = l.behind * c.transaction
 	slices.Sort(l.between)
+	r.Embedding = milliseconds(c.embedding)
 	r.Look = milliseconds(percentile(l.between, 0.5))
 	return r, nil
 }

@@ -2,6 +2,7 @@ package query_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -59,7 +60,9 @@ func TestQueryFollowsTheModel(t *testing.T) {
 		}
 	}
 	end()
-	<-done
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
 
 	// A server that has the old model alone can still search by text.
 	only, err := query.New(query.Config{Index: w.x, Registry: w, Pool: w.db.Pool, Models: []embedder.Model{lexical.Default()}})

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgvector/pgvector-go"
@@ -16,8 +14,9 @@ import (
 	"github.com/whence-db/whence/internal/pg"
 )
 
-// recallFound compares the nearest ten that the dense leg finds with the nearest
-// ten there are.
+// recallFound compares the nearest ten there are with what is found of them: by the
+// dense leg alone, and among the candidates of a whole search, which are ranked by
+// their vectors whatever leg found them.
 type recallFound struct {
 	Within string  `json:"within"`
 	Rows   int     `json:"rows"` // within, about
@@ -25,6 +24,7 @@ type recallFound struct {
 	Mean   float64 `json:"recall_mean"`
 	Least  float64 `json:"recall_least"`
 	Full   int     `json:"full"` // questions with ten found
+	Ranked float64 `json:"recall_of_all_legs"`
 }
 
 const (
@@ -83,7 +83,7 @@ func measureRecall(ctx context.Context, s *server, asked []string, rows int) ([]
 			if r.Vector, err = lexical.Default().EmbedQuery(ctx, text); err != nil {
 				return nil, err
 			}
-			var found, best []float64
+			var found, ranked, best []float64
 			err := pg.Snapshot(ctx, pool, func(tx pgx.Tx) (err error) {
 				state, err := registry.State(ctx, tx)
 				if err != nil {
@@ -97,13 +97,19 @@ func measureRecall(ctx context.Context, s *server, asked []string, rows int) ([]
 				if r.Space, err = x.CurrentSpace(ctx, tx); err != nil {
 					return err
 				}
-				candidates, err := x.Search(ctx, tx, everything, r)
-				if err != nil {
-					return err
-				}
-				for _, c := range candidates {
-					if c.Legs&index.ByVector != 0 && c.Dense != nil {
-						found = append(found, *c.Dense)
+				for _, r.Text = range []string{"", text} {
+					candidates, err := x.Search(ctx, tx, everything, r)
+					if err != nil {
+						return err
+					}
+					for _, c := range candidates {
+						switch {
+						case c.Dense == nil:
+						case r.Text != "":
+							ranked = append(ranked, *c.Dense)
+						case c.Legs&index.ByVector != 0:
+							found = append(found, *c.Dense)
+						}
 					}
 				}
 				rows, err := tx.Query(ctx, exactSQL, pgx.NamedArgs{"vector": pgvector.NewHalfVector(r.Vector).String(), "space": r.Space.ID,
@@ -118,31 +124,36 @@ func measureRecall(ctx context.Context, s *server, asked []string, rows int) ([]
 				return nil, fmt.Errorf("recall within %s: %w", within.name, err)
 			}
 			f.add(found, best)
+			f.Ranked += shareOf(ranked, best)
 		}
-		f.Mean /= float64(f.Asked)
+		f.Mean, f.Ranked = f.Mean/float64(f.Asked), f.Ranked/float64(f.Asked)
 		out = append(out, f)
 	}
 	return out, nil
 }
 
-// add counts one question; equally near ones are as good as one another.
+// add counts one question.
 func (f *recallFound) add(found, best []float64) {
 	f.Asked++
-	slices.SortFunc(found, func(a, b float64) int { return cmp.Compare(b, a) })
-	found = found[:min(len(found), nearest)]
 	if len(found) >= len(best) {
 		f.Full++
 	}
+	of := shareOf(found, best)
+	f.Mean += of
+	f.Least = min(f.Least, of)
+}
+
+// shareOf tells how many of the best were found; equally near ones are as good as one
+// another.
+func shareOf(found, best []float64) float64 {
+	if len(best) == 0 {
+		return 1
+	}
 	hit := 0
 	for _, d := range found {
-		if len(best) > 0 && d >= best[len(best)-1]-1e-6 {
+		if d >= best[len(best)-1]-1e-6 {
 			hit++
 		}
 	}
-	share := 1.0
-	if len(best) > 0 {
-		share = float64(hit) / float64(len(best))
-	}
-	f.Mean += share
-	f.Least = min(f.Least, share)
+	return float64(min(hit, len(best))) / float64(len(best))
 }

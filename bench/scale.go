@@ -213,10 +213,10 @@ func (r *scaleResult) print(w io.Writer) error {
 		}
 	}
 	fmt.Fprintln(t)
-	fmt.Fprintln(t, "rows\twithin\trows within\trecall@10\tleast\tfull answers\t")
+	fmt.Fprintln(t, "rows\twithin\trows within\trecall@10\tleast\tfull answers\tof all legs\t")
 	for _, f := range r.Sizes {
 		for _, x := range f.Recall {
-			fmt.Fprintf(t, "%d\t%s\t%d\t%.3f\t%.1f\t%d of %d\t\n", f.Rows, x.Within, x.Rows, x.Mean, x.Least, x.Full, x.Asked)
+			fmt.Fprintf(t, "%d\t%s\t%d\t%.3f\t%.1f\t%d of %d\t%.3f\t\n", f.Rows, x.Within, x.Rows, x.Mean, x.Least, x.Full, x.Asked, x.Ranked)
 		}
 	}
 	if err := t.Flush(); err != nil {

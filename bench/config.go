@@ -95,7 +95,7 @@ func parse(args []string, complaints io.Writer) (config, error) {
 	flags.IntVar(&c.rate, "rate", 2000, "changes a second at the steady rate")
 	flags.IntVar(&c.transaction, "transaction", 20, "changes a transaction at the steady rate")
 	steady := flags.Float64("steady", 15, "seconds at the steady rate")
-	flags.DurationVar(&c.embedding, "embedding", 0, "for the steady rate, embed by a server that takes this long for a request instead of the built-in model")
+	flags.DurationVar(&c.embedding, "embedding", 0, "embed by a server that takes this long for a request instead of the built-in model")
 	flags.StringVar(&c.profile, "cpuprofile", "", "write processor profiles of the last drains to `FILE`.decode and FILE.capture")
 	flags.BoolVar(&c.json, "json", false, "print JSON instead of tables")
 	short := flags.Bool("short", false, "a quick run with little data; says less")
@@ -137,8 +137,8 @@ func (c config) check() error {
 	switch {
 	case c.perSide <= 0:
 		return fmt.Errorf("-seconds %v: want more than 0", c.perSide.Seconds())
-	case c.embedding < 0 || c.embedding > 0 && !slices.Equal(c.parts, []string{partSteady}):
-		return fmt.Errorf("-embedding %v: want a time, and -only steady with it", c.embedding)
+	case c.embedding < 0 || c.embedding > 0 && c.runs(partQuery, partScale):
+		return fmt.Errorf("-embedding %v: want a time, and none of query and scale with it", c.embedding)
 	case c.steady <= 0:
 		return fmt.Errorf("-steady %v: want more than 0", c.steady.Seconds())
 	case c.rows < 100:

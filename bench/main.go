@@ -58,6 +58,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	r := &report{}
 	err = r.measure(ctx, c, say)
 	r.Environment.Load = busy
+	if c.embedding > 0 {
+		r.Environment.Embedding = c.embedding.String()
+	}
 	r.Seconds = time.Since(begun).Seconds()
 	// What was measured before a failure is shown all the same.
 	if c.json {

@@ -46,6 +46,7 @@ type environmentLine struct {
 	Durability string `json:"durability"`
 	Model      string `json:"model"`
 	Dimensions int    `json:"dimensions"`
+	Embedding  string `json:"embedding,omitempty"` // what a server of embeddings takes for a request; empty: the built-in model
 }
 
 // dataLine is what the queries are asked of.
@@ -110,6 +111,9 @@ func (r *report) print(w io.Writer) error {
 		fmt.Fprintf(w, "; one durable insert alone takes %.2f ms (p50)", r.Commit)
 	}
 	fmt.Fprintln(w)
+	if e.Embedding != "" {
+		fmt.Fprintf(w, "model    a server that takes %s for a request\n", e.Embedding)
+	}
 	for _, part := range []struct {
 		measured bool
 		print    func(io.Writer) error

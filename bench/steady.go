@@ -19,7 +19,6 @@ type steadyResult struct {
 	Rate        int     `json:"wanted_changes_per_second"`
 	Achieved    float64 `json:"changes_per_second"` // that the source committed
 	Transaction int     `json:"changes_a_transaction"`
-	Embedding   float64 `json:"embedding_ms"` // that the server of embeddings takes for a request; 0: the built-in model
 	Seconds     float64 `json:"seconds"`
 	Behind      int     `json:"changes_behind_at_the_end"` // committed and not applied when the last was committed
 
@@ -118,7 +117,6 @@ func measureSteady(ctx context.Context, s *server, c config) (r steadyResult, er
 	r.Found = spreadOf(found, unfound)
 	r.Behind = l.behind * c.transaction
 	slices.Sort(l.between)
-	r.Embedding = milliseconds(c.embedding)
 	r.Look = milliseconds(percentile(l.between, 0.5))
 	return r, nil
 }

@@ -181,7 +181,7 @@ update whence.tables set half_life = @half_life, freshness_target = @target, on_
 	keepPurged = `purged_until = case when on_delete = 'PURGE' and @on_delete <> 'PURGE' then clock_timestamp() else purged_until end`
 	// Chunks are indexed in the new language afterwards, a few at a time.
 	takeLanguage = `language = @language,
-    former_languages = array(select distinct l from unnest(former_languages || language) l where l <> @language)`
+    former_languages = array(select distinct l from unnest(former_languages || language) l where l <> @language order by l)`
 	sourcePosition = `select pg_current_wal_insert_lsn()`
 )
 

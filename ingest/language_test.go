@@ -169,6 +169,107 @@ func TestUnitOfAnotherLanguage(t *testing.T) {
 	}
 }
 
+// waiting runs fn, and returns once it is the nth that waits for a lock in the memory
+// database; what it returns ends it.
+func (w *world) waiting(n int, fn func() error) (end func()) {
+	w.t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- fn() }()
+	w.until("it waits", func() (bool, string) {
+		select {
+		case err := <-done:
+			w.t.Fatalf("it did not wait: %v", err)
+		default:
+		}
+		return w.query(w.memory.Pool, `select (count(*) >= $1)::text from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock'`, n)[0] == "true", ""
+	})
+	return func() {
+		w.t.Helper()
+		if err := <-done; err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// whileLocked runs fn, which has to wait for what a statement locks, and does some
+// more once it waits.
+func (w *world) whileLocked(lock string, fn func() error, more ...func()) {
+	w.t.Helper()
+	held, err := w.memory.Pool.Begin(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer func() { _ = held.Rollback(context.Background()) }()
+	if _, err := held.Exec(w.t.Context(), lock); err != nil {
+		w.t.Fatal(err)
+	}
+	end := w.waiting(1, fn)
+	for _, fn := range more {
+		fn()
+	}
+	if err := held.Rollback(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	end()
+}
+
+// What decides which language chunks are in is decided under locks.
+func TestLanguagesUnderLocks(t *testing.T) {
+	w, info, k := newSinkAt100(t)
+	spec := docsSpec
+	spec.Source, spec.Language = "app", "german"
+	// A unit that is about to commit holds the checkpoint, and has found the language
+	// to be its own.
+	w.whileLocked(`select from whence.checkpoints for update`, func() error {
+		_, err := w.r.RegisterTable(t.Context(), spec)
+		return err
+	})
+	// A copy that had read the definition stores its rows in the language of now.
+	table, err := k.definition(t.Context(), info.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.BackfillStart(t.Context(), info.ID, info.Definition, 0x210, 2); err != nil {
+		t.Fatal(err)
+	}
+	spec.Language = "dutch"
+	w.register(spec)
+	err = k.inTurn(t.Context(), part, func(u *unit) error {
+		_, err := u.copying(t.Context(), table, 0x210)
+		return err
+	})
+	if err != nil || table.Language != "dutch" {
+		t.Errorf("the copy goes on in %s: %v", table.Language, err)
+	}
+	// The language changes again while chunks are looked for in others than the last:
+	// what those are in now is another one.
+	row := whence.Values{"id": ptr("1"), "title": ptr("huizen"), "body": nil, "owner": nil, "lang": nil, "at": nil}
+	if err := k.BackfillRows(t.Context(), info.ID, 0x210, []whence.Values{row}, cdc.Blocks{}); err != nil {
+		t.Fatal(err)
+	}
+	w.whileLocked(`lock table whence.chunks`, func() error { return w.r.endLanguages(t.Context(), info.ID) }, func() {
+		w.exec(w.memory, `update whence.tables set language = 'german', former_languages = '{dutch}'`)
+	})
+	if got := w.query(w.memory.Pool, `select language || ' ' || former_languages::text from whence.tables`)[0]; got != "german {dutch}" {
+		t.Errorf("%s, with a chunk in Dutch", got)
+	}
+	// It does not change while chunks are indexed in the last.
+	runner, err := NewRunner(RunnerConfig{Registry: w.r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Language = "english"
+	var end func()
+	w.whileLocked(`lock table whence.chunks in share mode`, func() error { return runner.changeLanguage(t.Context(), info.ID) }, func() {
+		end = w.waiting(2, func() error { _, err := w.r.RegisterTable(t.Context(), spec); return err })
+	})
+	end()
+	if got := w.query(w.memory.Pool, `select language from whence.chunks`)[0]; got != "german" {
+		t.Errorf("the chunk is indexed in %s", got)
+	}
+}
+
 // Languages change while rows do, while they are copied, and with the definition: in
 // the end every chunk is in the table's, and the index is the source.
 func TestLanguagesChangeBesideWriters(t *testing.T) {

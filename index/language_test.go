@@ -225,7 +225,7 @@ func TestScoresInSeveralLanguages(t *testing.T) {
 	w := newWorld(t, "berichte", "articles", "codes")
 	w.speak("berichte", "german")
 	w.speak("codes", "simple")
-	r := rand.New(rand.NewPCG(7, 7)) //nolint:gosec // a test's rows
+	r := rand.New(rand.NewPCG(7, 7))
 	shared := " Berlin server index Haus die was in"
 	texts := map[string][]string{
 		"german":  randomTexts(r, 14, "Haus Häuser Hauses Hund Hunde laufen läuft Katze Katzen der die und Straße Straßen"+shared),

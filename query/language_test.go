@@ -38,6 +38,7 @@ func TestAsOfInSeveralLanguages(t *testing.T) {
 }
 
 func compareInSeveralLanguages(t *testing.T, past, then *world) {
+	t.Helper()
 	english := []row{
 		{"1", "ann", "en", "the houses at the harbour\n\na die is cast", 5 * time.Hour},
 		{"2", "ann", "en", "Haus of cards", 5 * time.Hour},

@@ -15,8 +15,17 @@ import (
 
 // inGerman adds a table of German texts.
 func (w *world) inGerman() {
+	w.t.Helper()
 	german := w.state.Tables[0]
-	german.ID, german.Relation, german.Language = german.ID+1000, "berichte", "german"
+	german.Relation, german.Language = "berichte", "german"
+	err := w.db.Pool.QueryRow(w.t.Context(), `
+insert into whence.tables (source_id, schema_name, relation, key_columns, text_columns, text_template, subject_column, time_column,
+    attribute_columns, half_life, freshness_target, on_delete, language)
+select source_id, schema_name, 'berichte', key_columns, text_columns, text_template, subject_column, time_column,
+    attribute_columns, half_life, freshness_target, on_delete, 'german' from whence.tables returning id`).Scan(&german.ID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
 	w.state.Tables = append(w.state.Tables, german)
 }
 

@@ -54,7 +54,7 @@ func Notes() Table {
 	return Table{
 		ID: NotesID, Source: NotesSource, Relation: "notes",
 		KeyColumns: []string{NoteID}, TextColumns: []string{NoteText}, SubjectColumn: NoteSubject, TimeColumn: NoteEventTime,
-		AttributeColumns: []string{NoteKindOf}, HalfLife: 30 * 24 * time.Hour, FreshnessTarget: 30 * time.Second,
+		AttributeColumns: []string{NoteKindOf}, HalfLife: 30 * 24 * time.Hour, FreshnessTarget: 30 * time.Second, Language: DefaultLanguage,
 		OnDelete: OnDeletePurge, Definition: 1, State: TableLive, CoveredFrom: time.Unix(0, 0), // no note is missed
 	}
 }

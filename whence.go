@@ -247,6 +247,8 @@ type Table struct {
 	AttributeColumns []string
 	HalfLife         time.Duration // of recency
 	FreshnessTarget  time.Duration // the largest capture lag at which a hit is FRESH
+	Language         string        // of its texts, by which words are compared: one of Languages
+	FormerLanguages  []string      // that some of its chunks are still indexed in
 	OnDelete         OnDelete
 	Definition       int32 // grows when rendering changes
 	State            TableState

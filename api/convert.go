@@ -93,6 +93,7 @@ func table(t whence.Table) *v1.Table {
 		HalfLife: durationpb.New(t.HalfLife), FreshnessTarget: durationpb.New(t.FreshnessTarget),
 		OnDelete:   v1.OnDelete(v1.OnDelete_value["ON_DELETE_"+string(t.OnDelete)]),
 		CreateTime: timestamp(t.CreateTime),
+		Language:   t.Language, FormerLanguages: t.FormerLanguages,
 	}
 	if t.VersionRetention != 0 {
 		out.VersionRetention = durationpb.New(t.VersionRetention)

@@ -93,13 +93,14 @@ type definition interface {
 	GetHalfLife() *durationpb.Duration
 	GetFreshnessTarget() *durationpb.Duration
 	GetOnDelete() v1.OnDelete
+	GetLanguage() string
 }
 
 func tableSpec(d definition) ingest.TableSpec {
 	spec := ingest.TableSpec{
 		Source: d.GetSource(), Table: d.GetTable(), TextColumns: d.GetTextColumns(), TextTemplate: d.GetTextTemplate(),
 		SubjectColumn: d.GetSubjectColumn(), TimeColumn: d.GetTimeColumn(), AttributeColumns: d.GetAttributeColumns(),
-		HalfLife: d.GetHalfLife().AsDuration(), FreshnessTarget: d.GetFreshnessTarget().AsDuration(),
+		HalfLife: d.GetHalfLife().AsDuration(), FreshnessTarget: d.GetFreshnessTarget().AsDuration(), Language: d.GetLanguage(),
 	}
 	if on := d.GetOnDelete(); on != v1.OnDelete_ON_DELETE_UNSPECIFIED {
 		spec.OnDelete = whence.OnDelete(strings.TrimPrefix(on.String(), "ON_DELETE_"))

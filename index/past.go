@@ -62,7 +62,7 @@ cross join lateral (
 ) w
 cross join lateral ` + piecesOfW + ` p
 cross join lateral (select substring(w.text from p.low + 1 for p.high - p.low) as text offset 0) c
-cross join lateral (select sha256(c.text) as digest, to_tsvector('english', convert_from(c.text, 'UTF8')) as tsv offset 0) t
+cross join lateral (select sha256(c.text) as digest, whence.lexemes(@language, convert_from(c.text, 'UTF8')) as tsv offset 0) t
 left join lateral (
     select v.embedding, v.embedded_at from whence.vectors v
     where v.space_id = @space and v.digest = t.digest and v.embedding is not null offset 0
@@ -90,12 +90,13 @@ type past struct {
 }
 
 type pastChunk struct {
-	of         int // of versions
+	of         int      // of versions
+	asked      *wording // in the language of its table
 	ordinal    int32
 	start, end int
 	digest     whence.Digest
 	length     float64   // in distinct lexemes
-	saturation []float64 // of each term of the question; 0: the chunk lacks it
+	saturation []float64 // of each term of that; 0: the chunk lacks it
 	dense      *float64
 	embeddedAt *time.Time
 	lexical    float64
@@ -103,7 +104,7 @@ type pastChunk struct {
 }
 
 // readPast finds what was current and compares it with the question.
-func readPast(ctx context.Context, tx pgx.Tx, scope authz.Scope, b bounds, r SearchRequest, asked []string) (past, error) {
+func readPast(ctx context.Context, tx pgx.Tx, scope authz.Scope, b bounds, r SearchRequest, ws []*wording) (past, error) {
 	p := past{}
 	args, ok := pastArgs(scope, b, r)
 	if !ok {
@@ -112,12 +113,12 @@ func readPast(ctx context.Context, tx pgx.Tx, scope authz.Scope, b bounds, r Sea
 	if err := p.readVersions(ctx, tx, args); err != nil {
 		return p, fmt.Errorf("find past versions: %w", pg.Translate(err))
 	}
-	if len(p.versions) == 0 {
-		return p, nil
+	for _, w := range ws {
+		if err := p.readChunks(ctx, tx, r, w); err != nil {
+			return p, fmt.Errorf("compare past versions: %w", pg.Translate(err))
+		}
 	}
-	if err := p.readChunks(ctx, tx, r, asked); err != nil {
-		return p, fmt.Errorf("compare past versions: %w", pg.Translate(err))
-	}
+	slices.SortFunc(p.chunks, func(a, b pastChunk) int { return cmp.Or(a.of-b.of, cmp.Compare(a.ordinal, b.ordinal)) })
 	return p, nil
 }
 
@@ -180,10 +181,23 @@ func (p *past) readVersions(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs) 
 	return err
 }
 
-func (p *past) readChunks(ctx context.Context, tx pgx.Tx, r SearchRequest, asked []string) error {
-	records, versions := make([]int64, len(p.versions)), make([]int32, len(p.versions))
+// readChunks compares the versions of those tables with the question whose language
+// the wording is in.
+func (p *past) readChunks(ctx context.Context, tx pgx.Tx, r SearchRequest, w *wording) error {
+	mine := map[int32]bool{}
+	for _, t := range r.Tables {
+		mine[t.ID] = t.Language == w.language
+	}
+	var at []int // of versions
+	var records []int64
+	var versions []int32
 	for i, v := range p.versions {
-		records[i], versions[i] = v.RecordID, v.Version
+		if mine[v.TableID] {
+			at, records, versions = append(at, i), append(records, v.RecordID), append(versions, v.Version)
+		}
+	}
+	if len(at) == 0 {
+		return nil
 	}
 	var vector *string
 	if r.Vector != nil {
@@ -191,17 +205,20 @@ func (p *past) readChunks(ctx context.Context, tx pgx.Tx, r SearchRequest, asked
 		vector = &s
 	}
 	rows, err := tx.Query(ctx, pastChunksSQL, planned, pgx.NamedArgs{"records": records, "versions": versions,
-		"terms": append([]string{}, asked...), "space": r.Space.ID, "vector": vector})
+		"language": w.language, "terms": quoted(w.asked), "space": r.Space.ID, "vector": vector})
 	if err != nil {
 		return err
 	}
-	p.chunks, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c pastChunk, err error) {
+	p.chunks, err = pgx.AppendRows(p.chunks, rows, func(row pgx.CollectableRow) (c pastChunk, err error) {
 		var digest []byte
 		err = row.Scan(&c.of, &c.ordinal, &c.start, &c.end, &digest, &c.length, &c.saturation, &c.dense, &c.embeddedAt)
+		if err != nil {
+			return c, err
+		}
 		copy(c.digest[:], digest)
-		return c, err
+		c.of, c.asked = at[c.of], w
+		return c, nil
 	})
-	slices.SortFunc(p.chunks, func(a, b pastChunk) int { return cmp.Or(a.of-b.of, cmp.Compare(a.ordinal, b.ordinal)) })
 	return err
 }
 

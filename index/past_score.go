@@ -13,30 +13,31 @@ import (
 	"github.com/whence-db/whence"
 )
 
-// count adds the chunks to what is known of the others, of which there are total:
-// how many hold each term, and how long they are. It returns how many there are
-// altogether.
-func (p *past) count(t *terms, asked []string, df map[string]float64, total float64) float64 {
-	n := float64(len(p.chunks))
-	if n == 0 {
-		return total
-	}
-	length := 0.0
+// addTo adds the chunks in the wording's language to what is known of the others:
+// how many there are, how many hold each term, and how long they are.
+func (p *past) addTo(w *wording) {
+	n, length := 0.0, 0.0
 	for _, c := range p.chunks {
+		if c.asked != w {
+			continue
+		}
+		n++
 		length += c.length
 		for i, s := range c.saturation {
 			if s > 0 {
-				df[asked[i]]++
+				w.asked[i].df++
 			}
 		}
 	}
-	t.mean = max(1, (t.mean*total+length)/(total+n))
-	return total + n
+	if n > 0 {
+		w.mean = max(1, (w.mean*w.total+length)/(w.total+n))
+		w.total += n
+	}
 }
 
 // best returns the chunks that answer best: as many as of the present, by each leg.
-func (p *past) best(ctx context.Context, tx pgx.Tx, t terms, r SearchRequest, asked []string) ([]Candidate, error) {
-	p.score(t, asked)
+func (p *past) best(ctx context.Context, tx pgx.Tx, r SearchRequest) ([]Candidate, error) {
+	p.score()
 	p.choose(ByVector, r.Limit, func(c *pastChunk) (float64, bool) {
 		if c.dense == nil {
 			return 0, false
@@ -62,18 +63,12 @@ func (p *past) best(ctx context.Context, tx pgx.Tx, t terms, r SearchRequest, as
 }
 
 // score is what scoreSQL makes of a text.
-func (p *past) score(t terms, asked []string) {
-	idf := map[string]float64{}
-	best := 0.0
-	for i, term := range t.lexemes {
-		idf[term] = t.idf[i]
-		best += t.idf[i]
-	}
+func (p *past) score() {
 	for i := range p.chunks {
 		c := &p.chunks[i]
 		for j, s := range c.saturation {
 			if s > 0 {
-				c.lexical += idf[asked[j]] * s / (s + (1-s)*(0.4+0.6*c.length/t.mean)) / max(best, 1e-9)
+				c.lexical += c.asked.asked[j].weight * s / (s + (1-s)*(0.4+0.6*c.length/c.asked.mean))
 			}
 		}
 	}

@@ -34,7 +34,7 @@ func newPutBench(t *testing.T, onDelete whence.OnDelete) *putBench {
 		t.Fatal(err)
 	}
 	b := &putBench{t: t, db: db, x: x, lsn: 100, table: whence.Table{Source: "app", Schema: "public", Relation: "docs",
-		KeyColumns: []string{"id"}, TextColumns: []string{"body"}, OnDelete: onDelete, Definition: 1}}
+		KeyColumns: []string{"id"}, TextColumns: []string{"body"}, OnDelete: onDelete, Definition: 1, Language: whence.DefaultLanguage}}
 	b.exec(`insert into whence.spaces (model, dimensions, current) values ('test', 2, true)`)
 	b.exec(`insert into whence.sources (name, dsn_env, slot, publication) values ('app', 'X', 's', 'p')`)
 	err = db.Pool.QueryRow(t.Context(), `

@@ -18,7 +18,7 @@ where c.record_id = any(@ids)
 order by c.record_id, c.version desc, c.ordinal`
 
 	copyChunks = `
-copy whence.chunks (record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time, attributes)
+copy whence.chunks (record_id, table_id, version, ordinal, span_start, span_end, text, digest, subject, event_time, attributes, language)
 from stdin (format binary)`
 
 	keepChunks = `
@@ -121,7 +121,7 @@ func (p *plan) writeChunks(ctx context.Context, tx pgx.Tx) (gone []held, err err
 func (c *copied) chunk(e *entry, ordinal int) {
 	m := e.last
 	o := m.Chunks[ordinal].Origin()
-	c.row(11)
+	c.row(12)
 	c.int8(e.id)
 	c.int4(m.Table.ID)
 	c.int4(e.version)
@@ -133,6 +133,7 @@ func (c *copied) chunk(e *entry, ordinal int) {
 	c.textOrNull(m.Subject)
 	c.time(m.EventTime)
 	c.jsonb(m.Attributes)
+	c.text(m.Table.Language)
 }
 
 type keptArgs struct {

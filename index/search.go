@@ -83,6 +83,7 @@ type bounds struct {
 	subjects            []string   // nil: all, rows without a subject included
 	scopeFilter, filter *string    // JSON objects that the attributes must contain; nil: none
 	asOf                *time.Time // nil: now
+	language            *string    // of the texts, for textInBounds; nil: any
 }
 
 // The bounds as conditions on a chunk c and on a record r. Parts that do not
@@ -95,6 +96,8 @@ const (
     and (@filter::jsonb is null or c.attributes @> @filter::jsonb)
     and (c.expires_at is null or c.expires_at > now())
     and (@asOf::timestamptz is null or exists (select from whence.records n where n.id = c.record_id and n.since <= @asOf::timestamptz))`
+
+	textInBounds = chunkInBounds + ` and (@language::text is null or c.language = @language::text)`
 
 	recordInBounds = `
     r.table_id = any(@tables::int[])
@@ -130,7 +133,7 @@ func within(scope authz.Scope, tables []whence.Table, subjects []string, filter 
 
 func (b bounds) args(more pgx.NamedArgs) pgx.NamedArgs {
 	more["tables"], more["subjects"] = b.tables, b.subjects
-	more["scopeFilter"], more["filter"], more["asOf"] = b.scopeFilter, b.filter, b.asOf
+	more["scopeFilter"], more["filter"], more["asOf"], more["language"] = b.scopeFilter, b.filter, b.asOf, b.language
 	return more
 }
 
@@ -153,28 +156,30 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 		return nil, fmt.Errorf("search: %w", pg.Translate(err))
 	}
 	fresh := freshness{r.FreshOnly, r.Space.ID, r.Tables}
-	asked, err := lexemes(ctx, tx, r.Text)
+	ws, err := wordings(ctx, tx, b, r.Tables, r.Text)
 	if err != nil {
 		return nil, fmt.Errorf("search: %w", pg.Translate(err))
 	}
 	var past past
 	if !r.AsOf.IsZero() {
 		b.asOf = &r.AsOf
-		if past, err = readPast(ctx, tx, scope, b, r, asked); err != nil {
+		if past, err = readPast(ctx, tx, scope, b, r, ws); err != nil {
 			return nil, err
 		}
 	}
-	terms, err := x.terms(ctx, tx, b, asked, past)
-	if err != nil {
-		return nil, fmt.Errorf("search: %w", pg.Translate(err))
+	for _, w := range ws {
+		if err := w.count(ctx, tx, b, past); err != nil {
+			return nil, fmt.Errorf("search: %w", pg.Translate(err))
+		}
 	}
+	weigh(ws)
 	legs := map[int64]Legs{}
 	found := func(by Legs, ids []int64) {
 		for _, id := range ids {
 			legs[id] |= by
 		}
 	}
-	ids, err := x.lexicalLeg(ctx, tx, b, fresh, terms, r.Limit)
+	ids, err := lexicalLeg(ctx, tx, b, fresh, ws, r.Limit)
 	if err != nil {
 		return nil, fmt.Errorf("search texts: %w", pg.Translate(err))
 	}
@@ -190,11 +195,11 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 		return nil, fmt.Errorf("search the newest: %w", pg.Translate(err))
 	}
 	found(ByTime, ids)
-	out, err := x.score(ctx, tx, b, legs, terms, r)
+	out, err := x.score(ctx, tx, b, legs, ws, r)
 	if err != nil {
 		return nil, fmt.Errorf("score candidates: %w", pg.Translate(err))
 	}
-	were, err := past.best(ctx, tx, terms, r, asked)
+	were, err := past.best(ctx, tx, r)
 	if err != nil {
 		return nil, fmt.Errorf("read past versions: %w", pg.Translate(err))
 	}

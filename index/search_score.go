@@ -29,18 +29,19 @@ select h.id, r.id, c.table_id, r.key, h.text, h.span_start, h.span_end, h.digest
                where o.space_id = s.id and o.digest = h.digest and o.embedding is not null offset 0
            ) o where s.id <> @space),
        1 - (cv.embedding <=> @vector::halfvec),
-       (select sum(t.idf * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * length(h.tsv) / @mean::float8))) / @best::float8
-        from unnest(@terms::text[]::tsquery[], @idf::float8[]) t(term, idf), lateral (select least(10 * ts_rank(h.tsv, t.term), 1) as s) s
-        where s.s > 0)
+       (select sum(t.weight * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * length(h.tsv) / t.mean)))
+        from unnest(@languages::text[], @terms::text[]::tsquery[], @weights::float8[], @means::float8[]) t(language, term, weight, mean),
+            lateral (select least(10 * ts_rank(h.tsv, t.term), 1) as s) s
+        where t.language = h.language and s.s > 0)
 from unnest(@ids::bigint[]) i(id)
 join whence.chunks c on c.id = i.id
 join whence.records r on r.id = c.record_id
 join lateral (
-    select one.id, one.version, one.text, one.span_start, one.span_end, one.digest, one.event_time, one.tsv from (
-        select c.id, c.version, c.text, c.span_start, c.span_end, c.digest, c.event_time, c.tsv
+    select one.id, one.version, one.text, one.span_start, one.span_end, one.digest, one.event_time, one.tsv, one.language from (
+        select c.id, c.version, c.text, c.span_start, c.span_end, c.digest, c.event_time, c.tsv, c.language
         where c.version = r.version or r.missing is not null
         union all
-        (select n.id, n.version, n.text, n.span_start, n.span_end, n.digest, n.event_time, n.tsv
+        (select n.id, n.version, n.text, n.span_start, n.span_end, n.digest, n.event_time, n.tsv, n.language
          from whence.chunks n
          where c.version < r.version and n.record_id = c.record_id and n.version = r.version
          order by greatest(least(n.span_end, c.span_end) - greatest(n.span_start, c.span_start), 0) desc,
@@ -57,14 +58,17 @@ where ` + recordInBounds + `
 order by i.id`
 
 // score reads what a candidate needs to be shown, and scores all alike.
-func (x *Index) score(ctx context.Context, tx pgx.Tx, b bounds, legs map[int64]Legs, t terms, r SearchRequest) ([]Candidate, error) {
+func (x *Index) score(ctx context.Context, tx pgx.Tx, b bounds, legs map[int64]Legs, ws []*wording, r SearchRequest) ([]Candidate, error) {
 	ids := slices.Sorted(maps.Keys(legs))
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	best := 0.0
-	for _, idf := range t.idf {
-		best += idf
+	languages, terms, shares, means := []string{}, []string{}, []float64{}, []float64{}
+	for _, w := range ws {
+		terms, shares = append(terms, quoted(w.terms)...), append(shares, weights(w.terms)...)
+		for range w.terms {
+			languages, means = append(languages, w.language), append(means, w.mean)
+		}
 	}
 	var vector *string
 	if r.Vector != nil {
@@ -72,8 +76,8 @@ func (x *Index) score(ctx context.Context, tx pgx.Tx, b bounds, legs map[int64]L
 		vector = &s
 	}
 	rows, err := tx.Query(ctx, scoreSQL, planned, b.args(pgx.NamedArgs{
-		"ids": ids, "space": r.Space.ID, "vector": vector, "terms": append([]string{}, t.lexemes...),
-		"idf": append([]float64{}, t.idf...), "mean": t.mean, "best": max(best, 1e-9)}))
+		"ids": ids, "space": r.Space.ID, "vector": vector,
+		"languages": languages, "terms": terms, "weights": shares, "means": means}))
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package index
 import (
 	"cmp"
 	"context"
-	"math"
 	"math/bits"
 	"slices"
 	"strings"
@@ -26,13 +25,10 @@ import (
 // Within narrow bounds everything is counted. Within wide ones a sample tells how
 // large they are, how long their texts, and which terms are common; rare terms are
 // counted. What is drawn into the sample lies within the bounds, like all else.
-type terms struct {
-	lexemes []string // quoted as tsquery literals, rarest first
-	df      []float64
-	idf     []float64
-	mean    float64 // length of a text, in distinct lexemes
-	narrow  bool
-}
+//
+// Each language is a search of its own: a chunk is scored by the terms of the
+// wording in its language, and N, df and mean are of the chunks in that language. So
+// among themselves these are ranked as if no other language were there.
 
 const (
 	maxTerms    = 48 // of a question; the first ones
@@ -49,12 +45,7 @@ const (
 const sampled = `hashint8(c.id) & 63 = 0`
 
 const (
-	lexemesSQL = `
-select '''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''' as term
-from unnest(to_tsvector('english', @text)) where lexeme <> ''
-order by positions[1], lexeme limit @maxTerms`
-
-	sampleSize = `select count(*) from (select from whence.chunks c where ` + sampled + ` and ` + chunkInBounds + ` limit 100000) n`
+	sampleSize = `select count(*) from (select from whence.chunks c where ` + sampled + ` and ` + textInBounds + ` limit 100000) n`
 
 	// The whole of narrow bounds, or a sample of wide ones.
 	countEach = `
@@ -62,62 +53,55 @@ select t.term, count(*) filter (where s.tsv @@ t.term::tsquery), count(*), avg(l
 from unnest(@terms::text[]) t(term) cross join s
 group by t.term`
 	countNarrow = `
-with s as materialized (select c.tsv from whence.chunks c where ` + chunkInBounds + ` limit 2 * @narrowMost::int)` + countEach
+with s as materialized (select c.tsv from whence.chunks c where ` + textInBounds + ` limit 2 * @narrowMost::int)` + countEach
 	countSample = `
 with s as materialized (
-    select c.tsv from whence.chunks c where ` + sampled + ` and (hashint8(c.id) >> 6) & @mask::int = 0 and ` + chunkInBounds + `
+    select c.tsv from whence.chunks c where ` + sampled + ` and (hashint8(c.id) >> 6) & @mask::int = 0 and ` + textInBounds + `
 )` + countEach
 	countRare = `
 select t.term, n.df from unnest(@terms::text[]) t(term), lateral (
     select count(*) as df from (
-        select from whence.chunks c where c.tsv @@ t.term::tsquery and ` + chunkInBounds + ` limit @choose) s
+        select from whence.chunks c where c.tsv @@ t.term::tsquery and ` + textInBounds + ` limit @choose) s
 ) n`
 )
 
-// lexemes takes the question apart.
-func lexemes(ctx context.Context, tx pgx.Tx, text string) ([]string, error) {
-	rows, err := tx.Query(ctx, lexemesSQL, pgx.NamedArgs{"text": text, "maxTerms": maxTerms})
-	if err != nil {
-		return nil, err
+// count reads how many chunks of the language there are within the bounds, and how
+// many of these hold each term, past versions included.
+func (w *wording) count(ctx context.Context, tx pgx.Tx, b bounds, were past) error {
+	if len(w.asked) == 0 {
+		return nil
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[string])
-}
-
-// terms weighs each term of the question by its rarity within the bounds, past
-// versions included.
-func (x *Index) terms(ctx context.Context, tx pgx.Tx, b bounds, asked []string, were past) (terms, error) {
-	t := terms{mean: 1}
-	if len(asked) == 0 {
-		return t, nil
-	}
-	args := b.args(pgx.NamedArgs{"terms": asked, "narrowMost": narrowMost, "choose": choose})
+	args := w.in(b).args(pgx.NamedArgs{"terms": quoted(w.asked), "narrowMost": narrowMost, "choose": choose})
 	var drawn int64
 	if err := tx.QueryRow(ctx, sampleSize, planned, args).Scan(&drawn); err != nil {
-		return t, err
+		return err
 	}
-	t.narrow = drawn*sampleEvery < narrowMost
+	w.narrow = drawn*sampleEvery < narrowMost
 	args["mask"] = 1<<bits.Len64(uint64(drawn)/(2*sampleRows)) - 1 // leaves sampleRows to twice as many
 	statement := countSample
-	if t.narrow {
+	if w.narrow {
 		statement = countNarrow
 	}
-	df, size, err := t.count(ctx, tx, statement, args)
+	df, size, err := w.countEach(ctx, tx, statement, args)
 	if err != nil {
-		return t, err
+		return err
 	}
-	total := size
-	if !t.narrow {
-		total = float64(drawn * sampleEvery)
-		if err := countExactly(ctx, tx, df, size, total, args); err != nil {
-			return t, err
+	w.total = size
+	if !w.narrow {
+		w.total = float64(drawn * sampleEvery)
+		if err := countExactly(ctx, tx, df, size, w.total, args); err != nil {
+			return err
 		}
 	}
-	t.weigh(asked, df, were.count(&t, asked, df, total))
-	return t, nil
+	for i := range w.asked {
+		w.asked[i].df = df[w.asked[i].quoted]
+	}
+	were.addTo(w)
+	return nil
 }
 
-// count reads how many rows hold each term, how many there are, and their mean length.
-func (t *terms) count(ctx context.Context, tx pgx.Tx, statement string, args pgx.NamedArgs) (df map[string]float64, size float64, err error) {
+// countEach reads how many rows hold each term, how many there are, and their mean length.
+func (w *wording) countEach(ctx context.Context, tx pgx.Tx, statement string, args pgx.NamedArgs) (df map[string]float64, size float64, err error) {
 	rows, err := tx.Query(ctx, statement, planned, args)
 	if err != nil {
 		return nil, 0, err
@@ -128,7 +112,7 @@ func (t *terms) count(ctx context.Context, tx pgx.Tx, statement string, args pgx
 	var mean *float64
 	_, err = pgx.ForEachRow(rows, []any{&term, &n, &size, &mean}, func() error {
 		df[term] = n
-		t.mean = max(1, *mean)
+		w.mean = max(1, *mean)
 		return nil
 	})
 	return df, size, err
@@ -165,34 +149,25 @@ func countExactly(ctx context.Context, tx pgx.Tx, df map[string]float64, size, t
 	return err
 }
 
-func (t *terms) weigh(asked []string, df map[string]float64, total float64) {
-	asked = slices.DeleteFunc(slices.Clone(asked), func(term string) bool { return df[term] == 0 })
-	slices.SortStableFunc(asked, func(a, b string) int { return cmp.Compare(df[a], df[b]) })
-	for _, term := range asked {
-		n := max(df[term], total)
-		t.lexemes, t.df = append(t.lexemes, term), append(t.df, df[term])
-		t.idf = append(t.idf, math.Log(1+(n-df[term]+0.5)/(df[term]+0.5)))
-	}
-}
-
 // choosers says which chunks are scored, as queries to be asked in turn until
 // there are enough candidates. In narrow bounds that is every chunk with a term. In
 // wide ones the rare terms choose; what holds none of them could hardly win. Where
 // they bring too few, chunks with many of the common terms come next, and then
 // those with the rarest of these.
-func (t *terms) choosers() (queries []string) {
+func (w *wording) choosers() (queries []string) {
+	lexemes := quoted(w.terms)
 	n, sum := 0, 0.0
-	for n < len(t.df) && (t.narrow || sum+t.df[n] <= choose) {
-		sum += t.df[n]
+	for n < len(w.terms) && (w.narrow || sum+w.terms[n].df <= choose) {
+		sum += w.terms[n].df
 		n++
 	}
 	if n > 0 {
-		queries = append(queries, strings.Join(t.lexemes[:n], " | "))
+		queries = append(queries, strings.Join(lexemes[:n], " | "))
 	}
-	if n == len(t.lexemes) || sum >= enough {
+	if n == len(lexemes) || sum >= enough {
 		return queries
 	}
-	rest := t.lexemes[n:]
+	rest := lexemes[n:]
 	if len(rest) > 2 {
 		queries = append(queries, strings.Join(rest, " & "))
 	}
@@ -206,7 +181,7 @@ func (t *terms) choosers() (queries []string) {
 const (
 	chosenSQL = `
     (select c.id, c.record_id, c.version, c.tsv from whence.chunks c
-     where c.tsv @@ %s::tsquery and ` + chunkInBounds + ` and ` + freshOnly + `)`
+     where c.tsv @@ %s::tsquery and ` + textInBounds + ` and ` + freshOnly + `)`
 
 	lexicalLegSQL = `
 with chosen as materialized (%s
@@ -214,30 +189,53 @@ with chosen as materialized (%s
 ), best as materialized (
     select c.id, min(c.record_id) as record_id, min(c.version) as version, min(w.score) as score
     from chosen c, lateral (
-        select sum(t.idf * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * length(c.tsv) / @mean::float8))) as score
-        from unnest(@terms::text[]::tsquery[], @idf::float8[]) t(term, idf), lateral (select least(10 * ts_rank(c.tsv, t.term), 1) as s) s
+        select sum(t.weight * s.s / (s.s + (1 - s.s) * (0.4 + 0.6 * length(c.tsv) / @mean::float8))) as score
+        from unnest(@terms::text[]::tsquery[], @weights::float8[]) t(term, weight), lateral (select least(10 * ts_rank(c.tsv, t.term), 1) as s) s
         where s.s > 0
     ) w
     group by c.id
     order by score desc, c.id
     limit 4 * @limit::bigint
 )
-select b.id from best b join whence.records r on r.id = b.record_id and (r.version = b.version or r.missing is not null) and not r.deleted
+select b.id, b.score from best b join whence.records r on r.id = b.record_id and (r.version = b.version or r.missing is not null) and not r.deleted
 order by b.score desc, b.id
 limit @limit`
 )
 
 // lexicalLeg returns the best head chunks by text.
-func (x *Index) lexicalLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, t terms, limit int) ([]int64, error) {
-	if len(t.lexemes) == 0 {
-		return nil, nil
+func lexicalLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, ws []*wording, limit int) ([]int64, error) {
+	var found []scored
+	for _, w := range ws {
+		if len(w.terms) == 0 {
+			continue
+		}
+		best, err := w.best(ctx, tx, b, f, limit)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, best...)
 	}
-	args := f.args(b.args(pgx.NamedArgs{"terms": t.lexemes, "idf": t.idf, "mean": t.mean, "limit": limit, "most": nil}))
-	if !t.narrow {
+	slices.SortFunc(found, func(a, b scored) int { return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.id, b.id)) })
+	var ids []int64
+	for _, s := range found[:min(len(found), limit)] {
+		ids = append(ids, s.id)
+	}
+	return ids, nil
+}
+
+type scored struct {
+	id    int64
+	score float64
+}
+
+// best returns the best head chunks in the language.
+func (w *wording) best(ctx context.Context, tx pgx.Tx, b bounds, f freshness, limit int) ([]scored, error) {
+	args := f.args(w.in(b).args(pgx.NamedArgs{"terms": quoted(w.terms), "weights": weights(w.terms), "mean": w.mean, "limit": limit, "most": nil}))
+	if !w.narrow {
 		args["most"] = choose
 	}
 	var chosen []string
-	for i, query := range t.choosers() {
+	for i, query := range w.choosers() {
 		name := "chooser" + string(rune('0'+i))
 		args[name] = query
 		chosen = append(chosen, strings.Replace(chosenSQL, "%s", "@"+name, 1))
@@ -246,5 +244,8 @@ func (x *Index) lexicalLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness
 	if err != nil {
 		return nil, err
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[int64])
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (s scored, err error) {
+		err = row.Scan(&s.id, &s.score)
+		return s, err
+	})
 }

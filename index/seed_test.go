@@ -45,7 +45,7 @@ func newWorld(t testing.TB, tables ...string) *world {
 	w.scan([]any{&source}, `insert into whence.sources (name, dsn_env, slot, publication) values ('app', 'X', 's', 'p') returning id`)
 	for _, name := range tables {
 		tab := whence.Table{SourceID: source, Source: "app", Schema: "public", Relation: name, KeyColumns: []string{"id"},
-			TextColumns: []string{"body"}, SubjectColumn: "owner", AttributeColumns: []string{"lang"},
+			TextColumns: []string{"body"}, SubjectColumn: "owner", AttributeColumns: []string{"lang"}, Language: whence.DefaultLanguage,
 			HalfLife: 720 * time.Hour, FreshnessTarget: 10 * time.Second, Definition: 1, State: whence.TableLive}
 		w.scan([]any{&tab.ID}, `
 insert into whence.tables (source_id, schema_name, relation, key_columns, text_columns, text_template, subject_column, time_column,

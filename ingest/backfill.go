@@ -34,7 +34,7 @@ from whence.backfills b, unnest(b.blocks) r where b.table_id = @id`
 
 	// The lock keeps the definition as it is while a batch is written.
 	continueBackfill = `
-select definition, coalesce(truncated_lsn >= @snapshot::pg_lsn, false)
+select definition, language, coalesce(truncated_lsn >= @snapshot::pg_lsn, false)
 from whence.tables
 where id = @id and source_id = @source and state = 'BACKFILLING' and copy_lsn = @snapshot::pg_lsn
 for share`
@@ -272,10 +272,11 @@ func (s *sink) inTurn(ctx context.Context, weight int64, fn func(*unit) error) e
 	return nil
 }
 
-// copying checks that the backfill is still wanted, and locks its table.
+// copying checks that the backfill is still wanted, and locks its table, whose
+// language it reads anew.
 func (u *unit) copying(ctx context.Context, t *capturedTable, snapshot whence.LSN) (truncated bool, err error) {
 	var definition int32
-	err = u.tx.QueryRow(ctx, continueBackfill, u.backfillArgs(t.ID, snapshot)).Scan(&definition, &truncated)
+	err = u.tx.QueryRow(ctx, continueBackfill, u.backfillArgs(t.ID, snapshot)).Scan(&definition, &t.Language, &truncated)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && definition != t.Definition {
 		return false, errOtherBackfill
 	}

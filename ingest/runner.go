@@ -74,6 +74,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	g.Go(func() error { return r.tidy(ctx) })
 	g.Go(func() error { return r.watchSlots(ctx) })
 	g.Go(func() error { return r.prune(ctx) })
+	g.Go(func() error { return r.changeLanguages(ctx) })
 	return g.Wait()
 }
 

@@ -25,6 +25,7 @@ type TableSpec struct {
 	FreshnessTarget  time.Duration // the largest capture lag of a FRESH hit; default 10 s
 	OnDelete         whence.OnDelete
 	VersionRetention time.Duration // how long a version is kept after the next; default for ever
+	Language         string        // of the texts, one of whence.Languages; default English
 }
 
 const (
@@ -54,7 +55,7 @@ func (s TableSpec) table() (whence.Table, error) {
 		Source: s.Source, Schema: schema, Relation: relation,
 		TextColumns: orNone(s.TextColumns), TextTemplate: s.TextTemplate, SubjectColumn: s.SubjectColumn, TimeColumn: s.TimeColumn,
 		AttributeColumns: orNone(s.AttributeColumns), HalfLife: s.HalfLife, FreshnessTarget: s.FreshnessTarget, OnDelete: s.OnDelete,
-		VersionRetention: s.VersionRetention,
+		VersionRetention: s.VersionRetention, Language: s.Language,
 	}
 	if t.HalfLife == 0 {
 		t.HalfLife = defaultHalfLife
@@ -64,6 +65,9 @@ func (s TableSpec) table() (whence.Table, error) {
 	}
 	if t.OnDelete == "" {
 		t.OnDelete = whence.OnDeleteTombstone
+	}
+	if t.Language == "" {
+		t.Language = whence.DefaultLanguage
 	}
 	switch {
 	case len(t.TextColumns) == 0 && t.TextTemplate == "":
@@ -80,6 +84,11 @@ func (s TableSpec) table() (whence.Table, error) {
 	case t.VersionRetention != 0 && (t.VersionRetention < minimumRetention || t.VersionRetention > maximumRetention):
 		return t, whence.Invalid("versionRetention", "VERSION_RETENTION_OUT_OF_RANGE",
 			fmt.Sprintf("versionRetention is %v: it must be from %v to 100 years; leave it out to keep versions for ever", t.VersionRetention, minimumRetention))
+	case !slices.Contains(whence.Languages(), t.Language):
+		e := whence.Invalid("language", "LANGUAGE_UNKNOWN", fmt.Sprintf("language is %q: it must be one of %s",
+			t.Language, strings.Join(whence.Languages(), ", ")))
+		e.Metadata = map[string]string{"languages": strings.Join(whence.Languages(), ",")}
+		return t, e
 	case t.OnDelete != whence.OnDeleteTombstone && t.OnDelete != whence.OnDeletePurge:
 		return t, whence.Invalid("onDelete", "ON_DELETE_INVALID", fmt.Sprintf("onDelete is %q: it must be TOMBSTONE or PURGE", t.OnDelete))
 	}
@@ -191,12 +200,15 @@ func sameDefinition(a, b whence.Table) bool {
 	return slices.Equal(a.KeyColumns, b.KeyColumns) && slices.Equal(a.TextColumns, b.TextColumns) &&
 		a.TextTemplate == b.TextTemplate && a.SubjectColumn == b.SubjectColumn && a.TimeColumn == b.TimeColumn &&
 		slices.Equal(a.AttributeColumns, b.AttributeColumns) && a.HalfLife == b.HalfLife &&
-		a.FreshnessTarget == b.FreshnessTarget && a.OnDelete == b.OnDelete && a.VersionRetention == b.VersionRetention
+		a.FreshnessTarget == b.FreshnessTarget && a.OnDelete == b.OnDelete && a.VersionRetention == b.VersionRetention &&
+		a.Language == b.Language
 }
 
-// sameCapture tells whether what is stored of a row stays the same.
+// sameCapture tells whether what is stored of a row stays the same; in which language
+// it is indexed does not change that.
 func sameCapture(a, b whence.Table) bool {
 	a.HalfLife, a.FreshnessTarget, a.OnDelete, a.VersionRetention = b.HalfLife, b.FreshnessTarget, b.OnDelete, b.VersionRetention
+	a.Language = b.Language
 	return sameDefinition(a, b)
 }
 

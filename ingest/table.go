@@ -42,7 +42,8 @@ t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_colu
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
 coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
 t.copy_lsn, exists (select from whence.set_aside a where a.table_id = t.id),
-coalesce(t.version_retention, '0'), coalesce(t.covered_from, case when t.state = 'LIVE' then t.created_at end), t.purged_until, t.pruned_before`
+coalesce(t.version_retention, '0'), coalesce(t.covered_from, case when t.state = 'LIVE' then t.created_at end), t.purged_until, t.pruned_before,
+t.language, t.former_languages`
 
 	selectTables = `select ` + tableFields + `, p.done, greatest(t.rows_total, p.done),
     case when t.state = 'BACKFILLING' then greatest(0, p.done - t.copy_rows) / greatest(extract(epoch from now() - t.copy_began), 0.001) else 0 end::float8
@@ -57,7 +58,7 @@ func scanTable(row pgx.CollectableRow, more ...any) (t whence.Table, err error) 
 	var covered, purged, pruned *time.Time
 	dest := []any{&t.ID, &t.SourceID, &t.Source, &t.Schema, &t.Relation, &t.KeyColumns, &t.TextColumns, &t.TextTemplate, &t.SubjectColumn,
 		&t.TimeColumn, &t.AttributeColumns, &t.HalfLife, &t.FreshnessTarget, &t.OnDelete, &t.Definition, &t.State, &t.Error, &t.CreateTime, &t.Snapshot, &t.Shape,
-		&t.Copied, &t.SetAside, &t.VersionRetention, &covered, &purged, &pruned}
+		&t.Copied, &t.SetAside, &t.VersionRetention, &covered, &purged, &pruned, &t.Language, &t.FormerLanguages}
 	err = row.Scan(append(dest, more...)...)
 	for of, is := range map[*time.Time]*time.Time{&t.CoveredFrom: covered, &t.PurgedUntil: purged, &t.PrunedBefore: pruned} {
 		if is != nil {
@@ -178,25 +179,28 @@ for no key update of t`
 
 	insertTable = `
 insert into whence.tables (source_id, schema_name, relation, key_columns, text_columns, text_template, subject_column,
-    time_column, attribute_columns, half_life, freshness_target, on_delete, version_retention, snapshot_lsn)
-values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @attributes, @half_life, @target, @on_delete, @retention, @lsn)`
+    time_column, attribute_columns, half_life, freshness_target, on_delete, version_retention, language, snapshot_lsn)
+values (@source, @schema, @relation, @key, @text, @template, @subject, @time, @attributes, @half_life, @target, @on_delete, @retention, @language, @lsn)`
 	updateTable = `
 update whence.tables set key_columns = @key, text_columns = @text, text_template = @template, subject_column = @subject,
     time_column = @time, attribute_columns = @attributes, half_life = @half_life, freshness_target = @target, on_delete = @on_delete,
     version_retention = @retention, definition = definition + 1, state = 'PENDING', error = null, shape = null, rows_done = 0, rows_total = 0,
-    snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn), ` + keepPurged + `
+    snapshot_lsn = greatest(snapshot_lsn, @lsn::pg_lsn), ` + keepPurged + `, ` + takeLanguage + `
 where id = @id`
 	tuneTable = `
-update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete, version_retention = @retention, ` + keepPurged + ` where id = @id`
+update whence.tables set half_life = @half_life, freshness_target = @target, on_delete = @on_delete, version_retention = @retention, ` + keepPurged + `, ` + takeLanguage + ` where id = @id`
 	// What was purged stays so when the table no longer purges.
-	keepPurged     = `purged_until = case when on_delete = 'PURGE' and @on_delete <> 'PURGE' then clock_timestamp() else purged_until end`
+	keepPurged = `purged_until = case when on_delete = 'PURGE' and @on_delete <> 'PURGE' then clock_timestamp() else purged_until end`
+	// Chunks are indexed in the new language afterwards, a few at a time.
+	takeLanguage = `language = @language,
+    former_languages = array(select distinct l from unnest(former_languages || language) l where l <> @language order by l)`
 	sourcePosition = `select pg_current_wal_insert_lsn()`
 )
 
 // RegisterTable begins to capture a table, or changes how it is captured. The
 // same definition again changes nothing; one that renders rows otherwise, or
 // mends a table that failed, copies the table anew. Texts that come out the same
-// cost no embedding.
+// cost no embedding. In another language the chunks are only indexed anew.
 func (r *Registry) RegisterTable(ctx context.Context, spec TableSpec) (TableInfo, error) {
 	want, err := spec.table()
 	if err != nil {
@@ -251,11 +255,12 @@ func (e *unregisteringError) Error() string { return "the table is being unregis
 // register writes a definition. It holds the source's checkpoint meanwhile, so
 // every unit of the stream commits either before, and then holds nothing beyond
 // the source's position as read here, or after, and then finds the new
-// definition. A backfill is therefore only good from that position on.
+// definition and language. A backfill is therefore only good from that position on.
 func (r *Registry) register(ctx context.Context, tx pgx.Tx, conn *pgx.Conn, want whence.Table) error {
 	args := pgx.NamedArgs{"source": want.SourceID, "schema": want.Schema, "relation": want.Relation, "key": want.KeyColumns,
 		"text": want.TextColumns, "template": want.TextTemplate, "subject": want.SubjectColumn, "time": want.TimeColumn,
-		"attributes": want.AttributeColumns, "half_life": want.HalfLife, "target": want.FreshnessTarget, "on_delete": string(want.OnDelete), "retention": nil}
+		"attributes": want.AttributeColumns, "half_life": want.HalfLife, "target": want.FreshnessTarget, "on_delete": string(want.OnDelete), "retention": nil,
+		"language": want.Language}
 	if want.VersionRetention != 0 {
 		args["retention"] = want.VersionRetention
 	}
@@ -281,10 +286,12 @@ func (r *Registry) register(ctx context.Context, tx pgx.Tx, conn *pgx.Conn, want
 	case sameCapture(have, want) && !failed:
 		statement = tuneTable
 	}
-	if statement != tuneTable {
+	if statement != tuneTable || have.Language != want.Language {
 		if _, err := tx.Exec(ctx, lockCheckpoint, args); err != nil {
 			return err
 		}
+	}
+	if statement != tuneTable {
 		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 		defer cancel()
 		var lsn whence.LSN

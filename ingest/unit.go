@@ -180,7 +180,7 @@ func (u *unit) truncate(ctx context.Context, t *capturedTable, c cdc.Change) err
 }
 
 const selectDefinitions = `
-select id, definition, state = 'LIVE' from whence.tables where id = any(@ids) and state <> 'UNREGISTERING'`
+select id, definition, state = 'LIVE', language from whence.tables where id = any(@ids) and state <> 'UNREGISTERING'`
 
 // Commit moves the checkpoint and ends the transaction. With the checkpoint's
 // lock held no definition can change and no copy can end, so the comparison holds
@@ -202,6 +202,7 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	type standing struct {
 		definition int32
 		live       bool
+		language   string
 	}
 	now := map[int32]standing{}
 	ids := make([]int32, 0, len(u.touched))
@@ -213,7 +214,7 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 		b.Queue(selectDefinitions, pgx.NamedArgs{"ids": ids}).Query(func(rows pgx.Rows) error {
 			var id int32
 			var s standing
-			_, err := pgx.ForEachRow(rows, []any{&id, &s.definition, &s.live}, func() error { now[id] = s; return nil })
+			_, err := pgx.ForEachRow(rows, []any{&id, &s.definition, &s.live, &s.language}, func() error { now[id] = s; return nil })
 			return err
 		})
 	}
@@ -223,8 +224,9 @@ func (u *unit) Commit(ctx context.Context, p cdc.Progress) error {
 	for _, id := range ids {
 		t := u.tables[id].Table
 		// Another process, which has the source now or had it, may have ended a copy
-		// or begun one: what is older than that is not to be stored any more.
-		if n := now[id]; n.definition != t.Definition || n.live != (t.State == whence.TableLive) {
+		// or begun one: what is older than that is not to be stored any more. In another
+		// language the chunks would not be found again by who changes that.
+		if n := now[id]; n.definition != t.Definition || n.live != (t.State == whence.TableLive) || n.language != t.Language {
 			return redefined(t)
 		}
 	}

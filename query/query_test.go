@@ -106,7 +106,7 @@ func newWorld(t *testing.T, models ...embedder.Model) *world {
 		t.Fatal(err)
 	}
 	tab := whence.Table{Source: "app", Schema: "public", Relation: "docs", KeyColumns: []string{"id"}, TextColumns: []string{"body"},
-		SubjectColumn: "owner", AttributeColumns: []string{"lang"}, HalfLife: 720 * time.Hour, FreshnessTarget: 10 * time.Second,
+		SubjectColumn: "owner", AttributeColumns: []string{"lang"}, HalfLife: 720 * time.Hour, FreshnessTarget: 10 * time.Second, Language: whence.DefaultLanguage,
 		OnDelete: whence.OnDeleteTombstone, Definition: 1, State: whence.TableLive}
 	err = w.db.Pool.QueryRow(t.Context(), `
 with s as (insert into whence.sources (name, dsn_env, slot, publication) values ('app', 'X', 's', 'p') returning id)

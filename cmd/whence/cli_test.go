@@ -86,6 +86,8 @@ func (w *running) testCommandLine(t *testing.T) {
 	w.exec(t, `insert into public.larder values (1, 'ann', 'damson jam of last autumn', now()), (2, 'bob', 'pickled samphire', now())`)
 	w.cli(t, "table", "register", "app", "public.larder", "--text", "what", "--subject", "owner", "--attribute", "owner",
 		"--time", "kept", "--half-life", "48h", "--wait").is(t, 0, "LIVE")
+	w.cli(t, "table", "register", "app", "public.larder", "--text", "what", "--subject", "owner", "--attribute", "owner",
+		"--time", "kept", "--half-life", "48h", "--language", "dutch").is(t, 0, "LIVE")
 	memory, source, secret := w.env["WHENCE_DATABASE_URL"], w.env["WHENCE_SOURCE_URL"], w.env["WHENCE_SECRET_KEY"]
 
 	var asked v1.QueryResponse
@@ -106,7 +108,8 @@ func (w *running) testCommandLine(t *testing.T) {
 		{[]string{"source", "get", "app"}, []string{"app", "STREAMING"}},
 		{[]string{"table"}, []string{"app.public.larder", "LIVE"}},
 		{[]string{"table", "list", "--source", "app"}, []string{"app.public.larder", "2/2"}},
-		{[]string{"table", "get", "app.public.larder"}, []string{"LIVE", "embedding calls: 2 made"}},
+		{[]string{"table", "get", "app.public.larder"}, []string{"LIVE", "embedding calls: 2 made", "language: dutch"}},
+		{[]string{"table", "preview", "app", "public.larder", "--text", "what", "--language", "elvish"}, []string{"cannot be registered", "elvish", "dutch, english"}},
 		{[]string{"table", "watch", "app.public.larder"}, []string{"LIVE"}},
 		{[]string{"query", "damson jam"}, []string{"app.public.larder", "damson jam", "answer ", "source app applied to", "calls left"}},
 		{[]string{"query", "samphire", "--subject", "bob", "--filter", "owner=bob", "--recency-weight", "0.5", "--half-life", "1h", "--fresh-only"},
@@ -163,6 +166,7 @@ func (w *running) testCommandLine(t *testing.T) {
 		{2, []string{"serve", "--roles", "cook"}, []string{"cook"}},
 		{1, []string{"record", "app.public.larder", "id=9"}, []string{"not_found", "RECORD_NOT_FOUND"}},
 		{1, []string{"table", "get", "app.public.cellar"}, []string{"not_found"}},
+		{1, []string{"table", "register", "app", "public.larder", "--text", "what", "--language", "elvish"}, []string{"LANGUAGE_UNKNOWN", "language", "dutch, english"}},
 		{2, []string{"token", "exchange", "helper"}, []string{"purpose"}},
 		{1, []string{"doctor", "--database-url", memory, "--secret-key", "short"}, []string{"MEND  secret key", "base64"}},
 		{1, []string{"dev", "--data", "/dev/null/x"}, nil},

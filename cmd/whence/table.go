@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -36,12 +37,13 @@ type tableDefinition struct {
 	Attribute       []string      `help:"Columns to return with hits and to filter by." placeholder:"COLUMN"`
 	HalfLife        time.Duration `help:"Age at which recency has fallen to one half."`
 	FreshnessTarget time.Duration `help:"The largest capture lag at which a hit is fresh."`
+	Language        string        `help:"The language of the texts, by which words are compared, such as german; simple compares them as they are written." placeholder:"english"`
 	Purge           bool          `help:"Remove every text and vector of a row when it is deleted."`
 }
 
 func (d tableDefinition) request() *v1.RegisterTableRequest {
 	req := &v1.RegisterTableRequest{Source: d.Source, Table: d.Table, TextColumns: d.Text, TextTemplate: d.Template,
-		SubjectColumn: d.Subject, TimeColumn: d.Time, AttributeColumns: d.Attribute}
+		SubjectColumn: d.Subject, TimeColumn: d.Time, AttributeColumns: d.Attribute, Language: d.Language}
 	if d.HalfLife != 0 {
 		req.HalfLife = durationpb.New(d.HalfLife)
 	}
@@ -68,7 +70,7 @@ func (c *tablePreview) Run(ctx context.Context, a *app) error {
 	r := c.request()
 	res, err := client.PreviewTable(ctx, &v1.PreviewTableRequest{Source: r.Source, Table: r.Table, TextColumns: r.TextColumns,
 		TextTemplate: r.TextTemplate, SubjectColumn: r.SubjectColumn, TimeColumn: r.TimeColumn, AttributeColumns: r.AttributeColumns,
-		HalfLife: r.HalfLife, FreshnessTarget: r.FreshnessTarget, OnDelete: r.OnDelete, Sample: &c.Sample})
+		HalfLife: r.HalfLife, FreshnessTarget: r.FreshnessTarget, OnDelete: r.OnDelete, Language: r.Language, Sample: &c.Sample})
 	if err != nil {
 		return err
 	}
@@ -164,6 +166,7 @@ func (c *tableGet) Run(ctx context.Context, a *app) error {
 		if why := res.GetStatus().GetWaitsFor(); why != "" {
 			a.printf("waits: %s\n", why)
 		}
+		a.printf("language: %s%s\n", res.GetTable().GetLanguage(), stillIn(res.GetTable().GetFormerLanguages()))
 		if keep := res.GetTable().GetVersionRetention(); keep != nil {
 			a.printf("versions are kept for %s after the next\n", keep.AsDuration())
 		}
@@ -195,6 +198,14 @@ func (c *tableReembed) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	return show(a, res, func() { a.printf("%s: chunks to be embedded anew: %d\n", c.Name, res.GetStatus().GetReembedding()) })
+}
+
+// stillIn tells of languages that some of a table's chunks are still indexed in.
+func stillIn(former []string) string {
+	if len(former) == 0 {
+		return ""
+	}
+	return "; some chunks are still indexed in " + strings.Join(former, ", ")
 }
 
 type tableUnregister struct {

@@ -442,8 +442,13 @@ type Table struct {
 	// How long a version is kept once a newer one has taken its place; absent: for
 	// ever.
 	VersionRetention *durationpb.Duration `protobuf:"bytes,15,opt,name=version_retention,json=versionRetention,proto3" json:"version_retention,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The language of its texts, by which text search compares words.
+	Language string `protobuf:"bytes,16,opt,name=language,proto3" json:"language,omitempty"`
+	// Languages in which some of its chunks are still indexed, and found, since its
+	// language was changed; empty once all are in the new one.
+	FormerLanguages []string `protobuf:"bytes,17,rep,name=former_languages,json=formerLanguages,proto3" json:"former_languages,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Table) Reset() {
@@ -577,6 +582,20 @@ func (x *Table) GetCreateTime() *timestamppb.Timestamp {
 func (x *Table) GetVersionRetention() *durationpb.Duration {
 	if x != nil {
 		return x.VersionRetention
+	}
+	return nil
+}
+
+func (x *Table) GetLanguage() string {
+	if x != nil {
+		return x.Language
+	}
+	return ""
+}
+
+func (x *Table) GetFormerLanguages() []string {
+	if x != nil {
+		return x.FormerLanguages
 	}
 	return nil
 }
@@ -1583,7 +1602,14 @@ type PreviewTableRequest struct {
 	// What a deleted row leaves behind; unset: a tombstone.
 	OnDelete OnDelete `protobuf:"varint,10,opt,name=on_delete,json=onDelete,proto3,enum=whence.v1.OnDelete" json:"on_delete,omitempty"`
 	// Rows to render, 1 to 100; absent: 5.
-	Sample        *uint32 `protobuf:"varint,11,opt,name=sample,proto3,oneof" json:"sample,omitempty"`
+	Sample *uint32 `protobuf:"varint,11,opt,name=sample,proto3,oneof" json:"sample,omitempty"`
+	// The language of the texts, by which text search compares words; empty: english.
+	// One of the text-search configurations that Postgres has built in: arabic,
+	// armenian, basque, catalan, danish, dutch, english, finnish, french, german,
+	// greek, hindi, hungarian, indonesian, irish, italian, lithuanian, nepali,
+	// norwegian, portuguese, romanian, russian, serbian, simple (words as they are
+	// written), spanish, swedish, tamil, turkish, yiddish.
+	Language      string `protobuf:"bytes,12,opt,name=language,proto3" json:"language,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1693,6 +1719,13 @@ func (x *PreviewTableRequest) GetSample() uint32 {
 		return *x.Sample
 	}
 	return 0
+}
+
+func (x *PreviewTableRequest) GetLanguage() string {
+	if x != nil {
+		return x.Language
+	}
+	return ""
 }
 
 // RenderedRow is what one source row would become.
@@ -1993,8 +2026,15 @@ type RegisterTableRequest struct {
 	// How long a version is kept once a newer one has taken its place, a deletion
 	// included; a second to 100 years. Absent: for ever. The newest version stays.
 	VersionRetention *durationpb.Duration `protobuf:"bytes,11,opt,name=version_retention,json=versionRetention,proto3" json:"version_retention,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The language of the texts, by which text search compares words; empty: english.
+	// One of the text-search configurations that Postgres has built in: arabic,
+	// armenian, basque, catalan, danish, dutch, english, finnish, french, german,
+	// greek, hindi, hungarian, indonesian, irish, italian, lithuanian, nepali,
+	// norwegian, portuguese, romanian, russian, serbian, simple (words as they are
+	// written), spanish, swedish, tamil, turkish, yiddish.
+	Language      string `protobuf:"bytes,12,opt,name=language,proto3" json:"language,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegisterTableRequest) Reset() {
@@ -2102,6 +2142,13 @@ func (x *RegisterTableRequest) GetVersionRetention() *durationpb.Duration {
 		return x.VersionRetention
 	}
 	return nil
+}
+
+func (x *RegisterTableRequest) GetLanguage() string {
+	if x != nil {
+		return x.Language
+	}
+	return ""
 }
 
 // RegisterTableResponse returns the registered table.
@@ -2751,7 +2798,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"_lag_bytesB\x15\n" +
 	"\x13_retained_wal_bytesB\x11\n" +
 	"\x0f_safe_wal_bytesB\r\n" +
-	"\v_apply_rate\"\xf4\x04\n" +
+	"\v_apply_rate\"\xbb\x05\n" +
 	"\x05Table\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x16\n" +
@@ -2771,7 +2818,9 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\ton_delete\x18\r \x01(\x0e2\x13.whence.v1.OnDeleteR\bonDelete\x12;\n" +
 	"\vcreate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12F\n" +
-	"\x11version_retention\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x10versionRetention\"\xef\x02\n" +
+	"\x11version_retention\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x10versionRetention\x12\x1a\n" +
+	"\blanguage\x18\x10 \x01(\tR\blanguage\x12)\n" +
+	"\x10former_languages\x18\x11 \x03(\tR\x0fformerLanguages\"\xef\x02\n" +
 	"\vTableStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.whence.v1.TableStateR\x05state\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12/\n" +
@@ -2830,7 +2879,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"*\n" +
 	"\x14DeleteSourceResponse\x12\x12\n" +
-	"\x04left\x18\x01 \x01(\tR\x04left\"\x92\x05\n" +
+	"\x04left\x18\x01 \x01(\tR\x04left\"\xb7\x05\n" +
 	"\x13PreviewTableRequest\x12!\n" +
 	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12 \n" +
 	"\x05table\x18\x02 \x01(\tB\n" +
@@ -2847,7 +2896,8 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\"\x06\b\x80\xbc\xe0\xdf\v*\x00R\x0ffreshnessTarget\x12:\n" +
 	"\ton_delete\x18\n" +
 	" \x01(\x0e2\x13.whence.v1.OnDeleteB\b\xbaH\x05\x82\x01\x02\x10\x01R\bonDelete\x12&\n" +
-	"\x06sample\x18\v \x01(\rB\t\xbaH\x06*\x04\x18d(\x01H\x00R\x06sample\x88\x01\x01:$\xbaH!\"\x1f\n" +
+	"\x06sample\x18\v \x01(\rB\t\xbaH\x06*\x04\x18d(\x01H\x00R\x06sample\x88\x01\x01\x12#\n" +
+	"\blanguage\x18\f \x01(\tB\a\xbaH\x04r\x02(?R\blanguage:$\xbaH!\"\x1f\n" +
 	"\ftext_columns\n" +
 	"\rtext_template\x10\x01B\t\n" +
 	"\a_sample\"\xac\x02\n" +
@@ -2876,7 +2926,7 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\n" +
 	"rows_total\x18\x03 \x01(\rR\trowsTotal\x12\x1a\n" +
 	"\bproblems\x18\x04 \x03(\tR\bproblems\x124\n" +
-	"\bestimate\x18\x05 \x01(\v2\x18.whence.v1.TableEstimateR\bestimate\"\xbc\x05\n" +
+	"\bestimate\x18\x05 \x01(\v2\x18.whence.v1.TableEstimateR\bestimate\"\xe1\x05\n" +
 	"\x14RegisterTableRequest\x12!\n" +
 	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12 \n" +
 	"\x05table\x18\x02 \x01(\tB\n" +
@@ -2893,7 +2943,8 @@ const file_whence_v1_source_proto_rawDesc = "" +
 	"\"\x06\b\x80\xbc\xe0\xdf\v*\x00R\x0ffreshnessTarget\x12:\n" +
 	"\ton_delete\x18\n" +
 	" \x01(\x0e2\x13.whence.v1.OnDeleteB\b\xbaH\x05\x82\x01\x02\x10\x01R\bonDelete\x12Z\n" +
-	"\x11version_retention\x18\v \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\xbc\xe0\xdf\v2\x02\b\x01R\x10versionRetention:$\xbaH!\"\x1f\n" +
+	"\x11version_retention\x18\v \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\xbc\xe0\xdf\v2\x02\b\x01R\x10versionRetention\x12#\n" +
+	"\blanguage\x18\f \x01(\tB\a\xbaH\x04r\x02(?R\blanguage:$\xbaH!\"\x1f\n" +
 	"\ftext_columns\n" +
 	"\rtext_template\x10\x01\"o\n" +
 	"\x15RegisterTableResponse\x12&\n" +

@@ -176,6 +176,8 @@ type SourceServiceClient interface {
 	PreviewTable(context.Context, *v1.PreviewTableRequest) (*v1.PreviewTableResponse, error)
 	// RegisterTable starts to remember a table: its rows are copied, then
 	// followed. Registering the same definition again returns the table as it is.
+	// Another language alone copies nothing: chunks are indexed in it one after the
+	// other, and until then found in the former one.
 	RegisterTable(context.Context, *v1.RegisterTableRequest) (*v1.RegisterTableResponse, error)
 	// ListTables lists registered tables with their status, by name.
 	ListTables(context.Context, *v1.ListTablesRequest) (*v1.ListTablesResponse, error)
@@ -241,6 +243,8 @@ type SourceServiceHandler interface {
 	PreviewTable(context.Context, *v1.PreviewTableRequest) (*v1.PreviewTableResponse, error)
 	// RegisterTable starts to remember a table: its rows are copied, then
 	// followed. Registering the same definition again returns the table as it is.
+	// Another language alone copies nothing: chunks are indexed in it one after the
+	// other, and until then found in the former one.
 	RegisterTable(context.Context, *v1.RegisterTableRequest) (*v1.RegisterTableResponse, error)
 	// ListTables lists registered tables with their status, by name.
 	ListTables(context.Context, *v1.ListTablesRequest) (*v1.ListTablesResponse, error)

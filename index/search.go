@@ -167,8 +167,12 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 			return nil, err
 		}
 	}
+	drawn, err := b.draw(ctx, tx)
+	if err != nil {
+		return nil, fmt.Errorf("search: %w", pg.Translate(err))
+	}
 	for _, w := range ws {
-		if err := w.count(ctx, tx, b, past); err != nil {
+		if err := w.count(ctx, tx, b, drawn, past); err != nil {
 			return nil, fmt.Errorf("search: %w", pg.Translate(err))
 		}
 	}
@@ -185,7 +189,7 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 	}
 	found(ByTerms, ids)
 	if r.Vector != nil {
-		ids, err := x.denseLeg(ctx, tx, b, fresh, r)
+		ids, err := x.denseLeg(ctx, tx, b, drawn, fresh, r)
 		if err != nil {
 			return nil, fmt.Errorf("search vectors: %w", pg.Translate(err))
 		}

@@ -60,19 +60,20 @@ select set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off
 	exactlyAgain = `select set_config('enable_seqscan', 'on', true), set_config('enable_sort', 'on', true)`
 )
 
-// denseLeg finds the chunks whose vectors are nearest, at most limit.
-func (x *Index) denseLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, r SearchRequest) ([]int64, error) {
+// denseLeg finds the chunks whose vectors are nearest, at most limit; drawn of those
+// within the bounds are in the sample.
+func (x *Index) denseLeg(ctx context.Context, tx pgx.Tx, b bounds, drawn int64, f freshness, r SearchRequest) ([]int64, error) {
 	args := f.args(b.args(pgx.NamedArgs{"vector": pgvector.NewHalfVector(r.Vector).String(), "limit": r.Limit, "most": exactMost + 1}))
 	near, err := segments(ctx, tx, r.Space.ID)
 	if err != nil {
 		return nil, err
 	}
 	if len(near) > 0 {
-		var within int
-		if err := tx.QueryRow(ctx, countWithin, planned, args).Scan(&within); err != nil {
+		many, err := wide(ctx, tx, drawn, args)
+		if err != nil {
 			return nil, err
 		}
-		if within > exactMost {
+		if many {
 			ids, err := approximateDense(ctx, tx, near, r, args)
 			if err != nil || len(ids) >= r.Limit {
 				return ids, err
@@ -84,6 +85,18 @@ func (x *Index) denseLeg(ctx context.Context, tx pgx.Tx, b bounds, f freshness, 
 		return nil, err
 	}
 	return pgx.CollectRows(rows, pgx.RowTo[int64])
+}
+
+// wide tells whether more than exactMost chunks lie within the bounds. They are
+// counted only where the sample leaves a doubt.
+func wide(ctx context.Context, tx pgx.Tx, drawn int64, args pgx.NamedArgs) (bool, error) {
+	const most = exactMost / sampleEvery
+	if drawn < most/2 || drawn > 2*most {
+		return drawn > most, nil
+	}
+	var within int
+	err := tx.QueryRow(ctx, countWithin, planned, args).Scan(&within)
+	return within > exactMost, err
 }
 
 func approximateDense(ctx context.Context, tx pgx.Tx, near []segment, r SearchRequest, args pgx.NamedArgs) (ids []int64, err error) {

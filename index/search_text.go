@@ -65,17 +65,25 @@ select t.term, n.df from unnest(@terms::text[]) t(term), lateral (
 ) n`
 )
 
+// draw tells how many of the chunks within the bounds are in the sample.
+func (b bounds) draw(ctx context.Context, tx pgx.Tx) (drawn int64, err error) {
+	err = tx.QueryRow(ctx, sampleSize, planned, b.args(pgx.NamedArgs{})).Scan(&drawn)
+	return drawn, err
+}
+
 // count reads how many chunks of the language there are within the bounds, and how
-// many of these hold each term, past versions included.
-func (w *wording) count(ctx context.Context, tx pgx.Tx, b bounds, were past) error {
+// many of these hold each term, past versions included; drawn is of all within the
+// bounds.
+func (w *wording) count(ctx context.Context, tx pgx.Tx, b bounds, drawn int64, were past) (err error) {
 	if len(w.asked) == 0 {
 		return nil
 	}
-	args := w.in(b).args(pgx.NamedArgs{"terms": quoted(w.asked), "narrowMost": narrowMost, "choose": choose})
-	var drawn int64
-	if err := tx.QueryRow(ctx, sampleSize, planned, args).Scan(&drawn); err != nil {
-		return err
+	if w.mixed || len(w.tables) < len(b.tables) {
+		if drawn, err = w.in(b).draw(ctx, tx); err != nil {
+			return err
+		}
 	}
+	args := w.in(b).args(pgx.NamedArgs{"terms": quoted(w.asked), "narrowMost": narrowMost, "choose": choose})
 	w.narrow = drawn*sampleEvery < narrowMost
 	args["mask"] = 1<<bits.Len64(uint64(drawn)/(2*sampleRows)) - 1 // leaves sampleRows to twice as many
 	statement := countSample

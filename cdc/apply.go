@@ -120,7 +120,7 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 		a.inTx, a.begin = true, m
 		return nil
 	case relationMessage:
-		a.relations[m.id] = resolve(m, a.c.tables.Load(), a.relations[m.id])
+		a.relations[m.id] = resolve(m, a.begin.final, a.c.tables.Load(), a.relations[m.id])
 		return nil
 	case otherMessage:
 		return nil
@@ -150,12 +150,19 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 }
 
 func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, oldRow, newRow tuple) error {
-	r, err := a.relation(ctx, id)
-	if err != nil || !r.wanted {
+	r, err := a.relation(id)
+	if err != nil {
 		return err
 	}
-	if r.fault != "" && (op == Insert || op == Update || r.keyless) {
-		return nil // the table's state says so, durably, before this
+	if !r.wanted {
+		return a.stray(ctx, r)
+	}
+	why := r.misfit(oldKind, oldRow, newRow)
+	if err := a.judge(ctx, r, why); err != nil {
+		return err
+	}
+	if why.message != "" && (op == Insert || op == Update || why.keyless) {
+		return nil
 	}
 	ch := Change{Table: r.table.ID, Op: op, LSN: a.begin.final, XID: a.begin.xid, CommitTime: a.begin.commitTime}
 	size, err := r.fill(&ch, oldKind, oldRow, newRow)
@@ -172,37 +179,43 @@ func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, oldRo
 }
 
 // relation finds how to read a relation's rows, by the newest definition.
-func (a *applier) relation(ctx context.Context, id uint32) (*relation, error) {
+func (a *applier) relation(id uint32) (*relation, error) {
 	r := a.relations[id]
 	if r == nil {
 		return nil, fmt.Errorf("relation %d has changes but was not described", id)
 	}
 	if set := a.c.tables.Load(); r.set != set {
-		r = resolve(r.message, set, r.before)
+		r = resolve(r.message, r.at, set, r.before)
 		a.relations[id] = r
 	}
-	if !r.wanted {
-		return r, a.stray(ctx, r)
-	}
+	r.at = a.begin.final
+	return r, nil
+}
+
+// judge sees that a change may be left out for what does not fit. One from before
+// the table's snapshot may: the copy shows what it did, whatever the table was like
+// then. Any later one fails the table, if nothing has yet.
+func (a *applier) judge(ctx context.Context, r *relation, why misfit) error {
 	f := failure{r.table.ID, r.table.Definition}
 	switch {
-	case r.fault == "":
+	case why.message == "":
 		delete(a.c.failed, f)
+	case a.begin.final < r.table.Snapshot:
 	case !failedState(r.table.State) && !a.c.failed[f]:
-		return r, a.fail(ctx, r, f)
+		return a.fail(ctx, r, f, why)
 	}
-	return r, nil
+	return nil
 }
 
 // fail makes a table's failure durable before a checkpoint can pass the
 // changes that are skipped for it. A unit that is open is given up, and the
 // stream starts over from the checkpoint.
-func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
+func (a *applier) fail(ctx context.Context, r *relation, f failure, why misfit) error {
 	restart, err := a.giveUp(ctx)
 	if err != nil {
 		return err
 	}
-	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.table.Definition, r.state, r.fault); err != nil {
+	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.table.Definition, why.state, why.message); err != nil {
 		return fmt.Errorf("record that %s cannot be captured: %w", r.table.Name(), err)
 	}
 	a.c.failed[f] = true
@@ -222,8 +235,8 @@ const strayed = ""
 // goes on with the name that it was told first, so this one ends.
 func (a *applier) stray(ctx context.Context, r *relation) error {
 	at := a.begin.final
-	// A snapshot that was taken since shows them; of a table that is PENDING it is
-	// not known yet. The comparing that one change has led to shows the whole transaction.
+	// A snapshot that was taken since, or is yet to be, shows them. The comparing that
+	// one change has led to shows the whole transaction.
 	missed := slices.DeleteFunc(slices.Clone(r.strays), func(t whence.Table) bool {
 		return at < t.Snapshot || at <= a.c.strays[failure{t.ID, t.Definition}]
 	})

@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -123,17 +124,11 @@ func TestMisfitsFailFromTheSnapshotOn(t *testing.T) {
 				t.Run(name+", "+string(state)+", "+at.String(), func(t *testing.T) {
 					sink := newMemorySink(t, table(1, "notes", "id"))
 					sink.tables[1].State, sink.tables[1].snapshot = state, snapshot
-					c, err := New(Config{Slot: "slot", Publication: "pub", Sink: sink})
-					if err != nil {
-						t.Fatal(err)
-					}
-					set, err := c.readTables(t.Context())
-					if err != nil {
-						t.Fatal(err)
-					}
-					a := newApplier(&session{c: c}, 0)
-					a.inTx, a.begin = true, beginMessage{final: at}
-					a.relations[1] = resolve(relationMessage{id: 1, schema: "public", name: "notes", columns: tt.columns}, at, set, nil)
+					a := captureOf(t, sink)
+					a.begin = beginMessage{final: at}
+					described := relationMessage{id: 1, schema: "public", name: "notes", columns: tt.columns}
+					a.relations[1] = resolve(described, at, a.c.tables.Load(), nil)
+					var err error
 					if tt.op == Delete {
 						err = a.row(t.Context(), 1, Delete, 'O', tt.row, nil)
 					} else {
@@ -155,6 +150,51 @@ func TestMisfitsFailFromTheSnapshotOn(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A type that changed after the snapshot fails the table, also where the relation
+// was described before it; one that changed earlier does not.
+func TestRetypedFromTheSnapshotOn(t *testing.T) {
+	const snapshot = 1000
+	described := func(typ uint32) relationMessage {
+		return relationMessage{id: 1, schema: "public", name: "notes", columns: []relationColumn{{name: "id", key: true, typeOID: 23}, {name: "body", typeOID: typ}}}
+	}
+	for used, fails := range map[whence.LSN]bool{snapshot - 1: false, snapshot: true} {
+		sink := newMemorySink(t, table(1, "notes", "id"))
+		sink.tables[1].State, sink.tables[1].snapshot = whence.TableLive, snapshot
+		a := captureOf(t, sink)
+		two := tuple{textColumn("7"), textColumn("x")}
+		for _, step := range []struct {
+			at  whence.LSN
+			typ uint32 // described anew; 0: as before
+		}{{snapshot - 2, 25}, {used, 0}, {snapshot + 1, 3802}} {
+			a.begin = beginMessage{final: step.at}
+			if step.typ != 0 {
+				a.relations[1] = resolve(described(step.typ), step.at, a.c.tables.Load(), a.relations[1])
+			}
+			if err := a.row(t.Context(), 1, Insert, 0, nil, two); err != nil && !errors.Is(err, errAgain) {
+				t.Fatal(err)
+			}
+		}
+		if state, message := sink.state(1); failedState(state) != fails {
+			t.Errorf("used at %s: the table is %s: %s", used, state, message)
+		}
+	}
+}
+
+// captureOf is an applier of what is in the sink, within a transaction.
+func captureOf(t *testing.T, sink *memorySink) *applier {
+	t.Helper()
+	c, err := New(Config{Slot: "slot", Publication: "pub", Sink: sink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.readTables(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a := newApplier(&session{c: c}, 0)
+	a.inTx = true
+	return a
 }
 
 // A row whose key has no value, which only the whole row identifies, fails its

@@ -220,4 +220,3 @@ func TestKeyWithoutValue(t *testing.T) {
 	}
 	s.compare(other)
 }
-

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/whence-db/whence"
@@ -29,6 +30,7 @@ type applier struct {
 	*session
 	decoder   decoder
 	relations map[uint32]*relation
+	told      uint32 // the relation that was described since the last row; 0: none
 
 	unit       Unit // open or nil
 	inUnit     int  // changes applied to it
@@ -117,10 +119,11 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 		if a.inTx {
 			return errors.New("a transaction begins within another")
 		}
-		a.inTx, a.begin = true, m
+		a.inTx, a.begin, a.told = true, m, 0
 		return nil
 	case relationMessage:
 		a.relations[m.id] = resolve(m, a.begin.final, a.c.tables.Load(), a.relations[m.id])
+		a.told = m.id
 		return nil
 	case otherMessage:
 		return nil
@@ -140,6 +143,7 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 	case deleteMessage:
 		return a.row(ctx, m.relation, Delete, m.oldKind, m.old, nil)
 	case truncateMessage:
+		a.told = 0
 		for _, id := range m.relations {
 			if err := a.row(ctx, id, Truncate, 0, nil, nil); err != nil {
 				return err
@@ -150,12 +154,17 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 }
 
 func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, oldRow, newRow tuple) error {
+	told := a.told
+	a.told = 0
 	r, err := a.relation(id)
 	if err != nil {
 		return err
 	}
 	if !r.wanted {
 		return a.stray(ctx, r)
+	}
+	if err := a.leaf(ctx, r, told); err != nil {
+		return err
 	}
 	why := r.misfit(oldKind, oldRow, newRow)
 	if err := a.judge(ctx, r, why); err != nil {
@@ -226,13 +235,16 @@ func (a *applier) fail(ctx context.Context, r *relation, f failure, why misfit) 
 	return nil
 }
 
-// strayed in place of shape.Named is like no table's.
-const strayed = ""
+// strayed in place of shape.Named is like no table's, and passing in place of where
+// a partition's rows are is like no partition's.
+const (
+	strayed = ""
+	passing = ""
+)
 
 // stray spoils the shape of tables whose changes come under another name than they
-// are registered by, durably before a checkpoint can pass what is skipped. Until
-// the catalogue has been asked what became of them, nothing is proven. A session
-// goes on with the name that it was told first, so this one ends.
+// are registered by. A session goes on with the name that it was told first, so
+// this one ends.
 func (a *applier) stray(ctx context.Context, r *relation) error {
 	at := a.begin.final
 	// A snapshot that was taken since, or is yet to be, shows them. The comparing that
@@ -243,25 +255,53 @@ func (a *applier) stray(ctx context.Context, r *relation) error {
 	if len(missed) == 0 {
 		return nil
 	}
+	err := a.spoil(ctx, missed, func(looks *shape) { looks.Named = strayed })
+	if errors.Is(err, errAgain) {
+		for _, t := range missed {
+			a.c.strays[failure{t.ID, t.Definition}] = at
+		}
+	}
+	return err
+}
+
+// leaf spoils the shape of a table that the row was written to by way of a partition
+// that its shape does not hold: it may have been detached since, and with it rows
+// that the stream has told. The source describes a partition right after the table
+// that its rows come under, and only then.
+func (a *applier) leaf(ctx context.Context, r *relation, told uint32) error {
+	known := r.set.leaves[r.table.ID]
+	if told == 0 || told == r.message.id || known == nil || a.begin.final < r.table.Snapshot {
+		return nil
+	}
+	name := strconv.FormatUint(uint64(told), 10)
+	if _, is := known[name]; is {
+		return nil
+	}
+	return a.spoil(ctx, []whence.Table{r.table}, func(looks *shape) { looks.Leaves[name] = passing })
+}
+
+// spoil makes shapes differ from every one that the catalogue may tell, durably
+// before a checkpoint can pass what they missed. Until the catalogue has been asked
+// what became of the tables, nothing is proven.
+func (a *applier) spoil(ctx context.Context, tables []whence.Table, spoil func(*shape)) error {
 	if _, err := a.giveUp(ctx); err != nil {
 		return err
 	}
 	a.c.looks.Lock()
 	defer a.c.looks.Unlock()
-	for _, t := range missed {
+	for _, t := range tables {
 		looks, err := parseShape(t.Shape)
 		if err != nil {
 			return err
 		}
-		looks.Named = strayed
+		spoil(&looks)
 		text, err := json.Marshal(looks)
 		if err != nil {
 			return err
 		}
 		if err := a.c.sink.Saw(ctx, t.ID, t.Definition, string(text)); err != nil {
-			return fmt.Errorf("record that %s has another name: %w", t.Name(), err)
+			return fmt.Errorf("record that the rows of %s are in doubt: %w", t.Name(), err)
 		}
-		a.c.strays[failure{t.ID, t.Definition}] = at
 	}
 	a.c.Poke()
 	return errAgain

@@ -18,6 +18,7 @@ type tableSet struct {
 	// byRelation are those whose rows are stored or being copied, by the relation
 	// that they are from, and by each above it.
 	byRelation map[uint32][]whence.Table
+	leaves     map[int32]map[string]string // of the same, by table: shape.Leaves
 }
 
 // readTables asks the sink for the tables and makes them what the applier goes
@@ -30,7 +31,7 @@ func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the registered tables: %w", err)
 	}
-	set := &tableSet{list: list, byName: make(map[relationName]whence.Table, len(list)), byRelation: map[uint32][]whence.Table{}}
+	set := &tableSet{list: list, byName: make(map[relationName]whence.Table, len(list)), byRelation: map[uint32][]whence.Table{}, leaves: map[int32]map[string]string{}}
 	for _, t := range list {
 		set.byName[relationName{t.Schema, t.Relation}] = t
 	}
@@ -45,6 +46,7 @@ func (c *Capture) readTables(ctx context.Context) (*tableSet, error) {
 		if looks.Named == strayed {
 			continue
 		}
+		set.leaves[t.ID] = looks.Leaves
 		set.byRelation[looks.Relation] = append(set.byRelation[looks.Relation], t)
 		for _, a := range looks.Above {
 			set.byRelation[a.Relation] = append(set.byRelation[a.Relation], t)

@@ -219,12 +219,16 @@ func (r *Registry) RegisterTable(ctx context.Context, spec TableSpec) (TableInfo
 	for {
 		err = pg.InTx(ctx, r.pool, func(tx pgx.Tx) error { return r.register(ctx, tx, conn, want) })
 		var going *unregisteringError
-		if !errors.As(err, &going) {
-			break
+		switch {
+		case errors.Is(err, whence.ErrExists):
+			continue // another call was first, and is there to be compared with
+		case errors.As(err, &going):
+			if err := r.dropTable(ctx, going.table); err != nil {
+				return TableInfo{}, err
+			}
+			continue
 		}
-		if err := r.dropTable(ctx, going.table); err != nil {
-			return TableInfo{}, err
-		}
+		break
 	}
 	if err != nil {
 		return TableInfo{}, fmt.Errorf("register table: %w", err)

@@ -116,7 +116,7 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 		if a.inTx {
 			return errors.New("a transaction begins within another")
 		}
-		a.inTx, a.begin, a.told = true, m, 0
+		a.inTx, a.begin = true, m
 		return nil
 	case relationMessage:
 		a.relations[m.id] = resolve(m, a.begin.final, a.c.tables.Load(), a.relations[m.id])

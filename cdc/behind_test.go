@@ -1,6 +1,7 @@
 package cdc
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"sync"
@@ -219,4 +220,50 @@ func TestKeyWithoutValue(t *testing.T) {
 		t.Errorf("the table says %q", message)
 	}
 	s.compare(other)
+}
+
+// A row spoils its table's shape only if the relation described right before it is a
+// partition that the shape does not hold.
+func TestLeavesTold(t *testing.T) {
+	columns := []relationColumn{{name: "id", key: true, typeOID: 23}, {name: "body", typeOID: 25}}
+	relation := func(id uint32, name string) message {
+		return relationMessage{id: id, schema: "public", name: name, columns: columns}
+	}
+	row := func(id uint32) message { return insertMessage{id, tuple{textColumn("7"), textColumn("x")}} }
+	const root, known, passed, other, nobody = 10, 11, 12, 20, 30
+	for name, tt := range map[string]struct {
+		told   []message
+		at     whence.LSN
+		spoils bool
+	}{
+		"one that it holds":             {told: []message{relation(root, "notes"), relation(known, "notes_1"), row(root)}},
+		"one that it does not hold":     {told: []message{relation(root, "notes"), relation(passed, "notes_2"), row(root)}, spoils: true},
+		"after another row":             {told: []message{relation(root, "notes"), relation(known, "notes_1"), row(root), relation(root, "notes"), relation(passed, "notes_2"), row(root)}, spoils: true},
+		"before the snapshot":           {told: []message{relation(root, "notes"), relation(passed, "notes_2"), row(root)}, at: 99},
+		"a table of its own":            {told: []message{relation(root, "notes"), relation(known, "notes_1"), row(root), relation(other, "other"), row(other), row(root)}},
+		"a table that nobody asked for": {told: []message{relation(root, "notes"), relation(known, "notes_1"), row(root), relation(nobody, "nobody"), row(nobody), row(root)}},
+		"tables that are truncated":     {told: []message{relation(root, "notes"), relation(other, "other"), truncateMessage{relations: []uint32{root, other}}, row(root)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			notes, beside := table(1, "notes", "id"), table(2, "other", "id")
+			notes.Snapshot, notes.Shape, beside.Shape = 100, `{"relation": 10, "named": "1", "leaves": {"11": "1 1"}}`, `{"relation": 20, "named": "1", "leaves": {"20": "1"}}`
+			sink := newMemorySink(t, notes, beside)
+			sink.tables[1].State, sink.tables[2].State = whence.TableLive, whence.TableLive
+			a := captureOf(t, sink)
+			a.begin.final = cmp.Or(tt.at, notes.Snapshot)
+			var err error
+			for _, m := range tt.told {
+				if err = a.message(t.Context(), append(append([]byte{'w'}, make([]byte, 24)...), encode(m)...)); err != nil {
+					break
+				}
+			}
+			if spoilt := errors.Is(err, errAgain); spoilt != tt.spoils || err != nil && !spoilt {
+				t.Errorf("%v, want that it is spoilt: %t", err, tt.spoils)
+			}
+			looks, err := parseShape(sink.tables[1].Shape)
+			if _, is := looks.Leaves["12"]; err != nil || is != tt.spoils {
+				t.Errorf("the shape is %s", sink.tables[1].Shape)
+			}
+		})
+	}
 }

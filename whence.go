@@ -253,7 +253,7 @@ type Table struct {
 	Definition       int32 // grows when rendering changes
 	State            TableState
 	Error            string // why State is BROKEN or SCHEMA_CHANGED, or why the rows are copied again
-	Snapshot         LSN    // BACKFILLING and LIVE: that the first rows were copied at
+	Snapshot         LSN    // BACKFILLING and LIVE: that the first rows were copied at; PENDING: the earliest that they may be
 	Copied           LSN    // the snapshot that rows were copied from last, in any state; zero: none yet
 	Shape            string // how capture found the relation when it began to copy; only cdc reads it
 	SetAside         bool   // some of its rows are not taken over whole

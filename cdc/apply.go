@@ -3,10 +3,8 @@ package cdc
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/whence-db/whence"
@@ -29,6 +27,7 @@ type applier struct {
 	*session
 	decoder   decoder
 	relations map[uint32]*relation
+	told      uint32 // the relation that was described since the last row; 0: none
 
 	unit       Unit // open or nil
 	inUnit     int  // changes applied to it
@@ -120,7 +119,8 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 		a.inTx, a.begin = true, m
 		return nil
 	case relationMessage:
-		a.relations[m.id] = resolve(m, a.c.tables.Load(), a.relations[m.id])
+		a.relations[m.id] = resolve(m, a.begin.final, a.c.tables.Load(), a.relations[m.id])
+		a.told = m.id
 		return nil
 	case otherMessage:
 		return nil
@@ -140,6 +140,7 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 	case deleteMessage:
 		return a.row(ctx, m.relation, Delete, m.oldKind, m.old, nil)
 	case truncateMessage:
+		a.told = 0
 		for _, id := range m.relations {
 			if err := a.row(ctx, id, Truncate, 0, nil, nil); err != nil {
 				return err
@@ -150,12 +151,24 @@ func (a *applier) message(ctx context.Context, b []byte) error {
 }
 
 func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, oldRow, newRow tuple) error {
-	r, err := a.relation(ctx, id)
-	if err != nil || !r.wanted {
+	told := a.told
+	a.told = 0
+	r, err := a.relation(id)
+	if err != nil {
 		return err
 	}
-	if r.fault != "" && (op == Insert || op == Update || r.keyless) {
-		return nil // the table's state says so, durably, before this
+	if !r.wanted {
+		return a.stray(ctx, r)
+	}
+	if err := a.leaf(ctx, r, told); err != nil {
+		return err
+	}
+	why := r.misfit(oldKind, oldRow, newRow)
+	if err := a.judge(ctx, r, why); err != nil {
+		return err
+	}
+	if why.message != "" && (op == Insert || op == Update || why.keyless) {
+		return nil
 	}
 	ch := Change{Table: r.table.ID, Op: op, LSN: a.begin.final, XID: a.begin.xid, CommitTime: a.begin.commitTime}
 	size, err := r.fill(&ch, oldKind, oldRow, newRow)
@@ -172,37 +185,43 @@ func (a *applier) row(ctx context.Context, id uint32, op Op, oldKind byte, oldRo
 }
 
 // relation finds how to read a relation's rows, by the newest definition.
-func (a *applier) relation(ctx context.Context, id uint32) (*relation, error) {
+func (a *applier) relation(id uint32) (*relation, error) {
 	r := a.relations[id]
 	if r == nil {
 		return nil, fmt.Errorf("relation %d has changes but was not described", id)
 	}
 	if set := a.c.tables.Load(); r.set != set {
-		r = resolve(r.message, set, r.before)
+		r = resolve(r.message, r.at, set, r.before)
 		a.relations[id] = r
 	}
-	if !r.wanted {
-		return r, a.stray(ctx, r)
-	}
+	r.at = a.begin.final
+	return r, nil
+}
+
+// judge sees that a change may be left out for what does not fit. One from before
+// the table's snapshot may: the copy shows what it did, whatever the table was like
+// then. Any later one fails the table, if nothing has yet.
+func (a *applier) judge(ctx context.Context, r *relation, why misfit) error {
 	f := failure{r.table.ID, r.table.Definition}
 	switch {
-	case r.fault == "":
+	case why.message == "":
 		delete(a.c.failed, f)
+	case a.begin.final < r.table.Snapshot:
 	case !failedState(r.table.State) && !a.c.failed[f]:
-		return r, a.fail(ctx, r, f)
+		return a.fail(ctx, r, f, why)
 	}
-	return r, nil
+	return nil
 }
 
 // fail makes a table's failure durable before a checkpoint can pass the
 // changes that are skipped for it. A unit that is open is given up, and the
 // stream starts over from the checkpoint.
-func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
+func (a *applier) fail(ctx context.Context, r *relation, f failure, why misfit) error {
 	restart, err := a.giveUp(ctx)
 	if err != nil {
 		return err
 	}
-	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.table.Definition, r.state, r.fault); err != nil {
+	if err := a.c.sink.TableFailed(ctx, r.table.ID, r.table.Definition, why.state, why.message); err != nil {
 		return fmt.Errorf("record that %s cannot be captured: %w", r.table.Name(), err)
 	}
 	a.c.failed[f] = true
@@ -211,47 +230,6 @@ func (a *applier) fail(ctx context.Context, r *relation, f failure) error {
 		return errAgain
 	}
 	return nil
-}
-
-// strayed in place of shape.Named is like no table's.
-const strayed = ""
-
-// stray spoils the shape of tables whose changes come under another name than they
-// are registered by, durably before a checkpoint can pass what is skipped. Until
-// the catalogue has been asked what became of them, nothing is proven. A session
-// goes on with the name that it was told first, so this one ends.
-func (a *applier) stray(ctx context.Context, r *relation) error {
-	at := a.begin.final
-	// A snapshot that was taken since shows them; of a table that is PENDING it is
-	// not known yet. The comparing that one change has led to shows the whole transaction.
-	missed := slices.DeleteFunc(slices.Clone(r.strays), func(t whence.Table) bool {
-		return at < t.Snapshot || at <= a.c.strays[failure{t.ID, t.Definition}]
-	})
-	if len(missed) == 0 {
-		return nil
-	}
-	if _, err := a.giveUp(ctx); err != nil {
-		return err
-	}
-	a.c.looks.Lock()
-	defer a.c.looks.Unlock()
-	for _, t := range missed {
-		looks, err := parseShape(t.Shape)
-		if err != nil {
-			return err
-		}
-		looks.Named = strayed
-		text, err := json.Marshal(looks)
-		if err != nil {
-			return err
-		}
-		if err := a.c.sink.Saw(ctx, t.ID, t.Definition, string(text)); err != nil {
-			return fmt.Errorf("record that %s has another name: %w", t.Name(), err)
-		}
-		a.c.strays[failure{t.ID, t.Definition}] = at
-	}
-	a.c.Poke()
-	return errAgain
 }
 
 // giveUp ends what has not been committed; if there was something, the stream is

@@ -86,6 +86,12 @@ func TestCatalogue(t *testing.T) {
 		{name: "partition detached", parted: true, ddl: `alter table notes detach partition notes_2`, again: true},
 		{name: "partition detached and attached again", parted: true, ddl: `alter table notes detach partition notes_2; delete from notes_2;
 			alter table notes attach partition notes_2 for values in (2)`, again: true},
+		{name: "partition attached, written and detached", parted: true, once: true, ddl: `alter table notes attach partition loose for values in (3);
+			insert into notes values (102, 'passing', 3); delete from notes where id = 100; alter table notes detach partition loose`, again: true},
+		{name: "partition made, written and dropped", parted: true, ddl: `create table notes_5 partition of notes for values in (5);
+			insert into notes values (102, 'passing', 5); drop table notes_5`, again: true},
+		{name: "partition that rows were moved to and detached with", parted: true, once: true, ddl: `alter table notes attach partition empty_one for values in (4);
+			update notes set n = 4 where id < 5; alter table notes detach partition empty_one`, again: true},
 		{name: "partition dropped", parted: true, ddl: `drop table notes_2`, again: true},
 		{name: "partition truncated", parted: true, ddl: `truncate notes_2`, again: true},
 	} {

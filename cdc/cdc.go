@@ -93,8 +93,9 @@ type Sink interface {
 	// on its account, so it may be lost in a crash.
 	Caught(ctx context.Context, p Progress) error
 	// BackfillStart puts the table's state to BACKFILLING. A table that is PENDING
-	// begins anew. One that is BACKFILLING goes on, from a newer snapshot; then the
-	// blocks are returned whose rows were stored before.
+	// begins anew; a snapshot from before Table.Snapshot is refused, for what the stream
+	// brought from before that may have been left out. One that is BACKFILLING goes on,
+	// from a newer snapshot; then the blocks are returned whose rows were stored before.
 	BackfillStart(ctx context.Context, table, definition int32, snapshot whence.LSN, rowsTotal int64) (copied []Blocks, err error)
 	// BackfillOwed returns keys of records that the stream changed without repeating
 	// a large value that was not there; at most some thousands at a time. Rows of a

@@ -137,7 +137,7 @@ func TestDecodeRefuses(t *testing.T) {
 // Rows that do not fit what was described of their relation are refused.
 func TestRowsOfTheWrongWidth(t *testing.T) {
 	set := &tableSet{byName: map[relationName]whence.Table{{"public", "notes"}: table(1, "notes", "id")}}
-	r := resolve(sampleMessages[3].(relationMessage), set, nil)
+	r := resolve(sampleMessages[3].(relationMessage), 0, set, nil)
 	two := tuple{textColumn("7"), textColumn("x")}
 	for name, tt := range map[string]struct {
 		op       Op

@@ -105,6 +105,8 @@ func judgeRows(name string, before, now shape) verdict {
 	for leaf, stored := range before.Leaves {
 		after, still := now.Leaves[leaf]
 		switch {
+		case stored == passing:
+			return again("rows of %s were written to a partition that it did not have before, or has no more", name)
 		case !still:
 			return again("a partition of %s was detached or dropped", name)
 		case after != stored && leaf != strconv.FormatUint(uint64(now.Relation), 10):

@@ -226,7 +226,8 @@ func (t *tender) prepare(ctx context.Context, table whence.Table, m member, ther
 	if err := t.sink.Saw(ctx, table.ID, table.Definition, looks[table.ID]); err != nil {
 		return false, fmt.Errorf("keep how %s looks: %w", table.Name(), err)
 	}
-	return true, nil
+	_, err = t.readTables(ctx) // the stream is to go by it before the snapshot is taken
+	return err == nil, err
 }
 
 // statement adds a table with all its columns: with a list of them Postgres would

@@ -64,7 +64,7 @@ func (s *memorySink) register(t whence.Table) {
 	defer s.mu.Unlock()
 	t.State = whence.TablePending
 	old := s.tables[t.ID]
-	s.tables[t.ID] = &memoryTable{Table: t, records: map[whence.Key]record{}}
+	s.tables[t.ID] = &memoryTable{Table: t, snapshot: t.Snapshot, records: map[whence.Key]record{}}
 	if old != nil {
 		s.tables[t.ID].records, s.tables[t.ID].truncated = old.records, old.truncated
 	}
@@ -213,7 +213,7 @@ func (s *memorySink) Tables(context.Context) ([]whence.Table, error) {
 	var list []whence.Table
 	for _, id := range slices.Sorted(maps.Keys(s.tables)) {
 		t := s.tables[id].Table
-		if t.State == whence.TableBackfilling || t.State == whence.TableLive {
+		if t.Snapshot = 0; !failedState(t.State) {
 			t.Snapshot = s.tables[id].snapshot
 		}
 		t.Copied = s.tables[id].copying
@@ -460,14 +460,14 @@ func (s *memorySink) Saw(_ context.Context, id, definition int32, shape string) 
 	return nil
 }
 
-func (s *memorySink) CopyAgain(_ context.Context, id, definition int32, _ whence.LSN, reason string) error {
+func (s *memorySink) CopyAgain(_ context.Context, id, definition int32, at whence.LSN, reason string) error {
 	if err := s.check("copy-again"); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t := s.tables[id]; t != nil && t.Definition == definition && !failedState(t.State) {
-		t.State, t.Error, t.Shape = whence.TablePending, reason, ""
+		t.State, t.Error, t.Shape, t.snapshot = whence.TablePending, reason, "", max(t.snapshot, at)
 		s.again++
 	}
 	return nil

@@ -135,3 +135,25 @@ func TestHostileRequests(t *testing.T) {
 		}
 	}
 }
+
+// Where only the whole row identifies it, a key may have no value. That fails the
+// table and holds nothing else up.
+func TestKeyWithoutValue(t *testing.T) {
+	w := newDocs(t)
+	w.exec(w.source, `create table others (id int primary key, title text); alter table docs replica identity full; insert into docs (id, title) values (1, 'one')`)
+	w.register(docsSpec)
+	w.register(TableSpec{Table: "public.others", TextColumns: []string{"title"}})
+	w.run()
+	w.live(docs)
+	others := w.live("app.public.others")
+	w.exec(w.source, `alter table docs drop constraint docs_pkey, alter id drop not null; insert into docs (title) values ('nobody');
+		insert into others values (1, 'somebody')`)
+	w.caughtUp()
+	w.until("the table says so", func() (bool, string) {
+		info, err := w.r.GetTable(t.Context(), docs)
+		return err == nil && info.State == whence.TableSchemaChanged, fmt.Sprint(info.State, info.Error)
+	})
+	w.exec(w.source, `update docs set title = 'still nobody' where id is null; delete from docs; insert into others values (2, 'else')`)
+	w.caughtUp()
+	w.equal(others)
+}

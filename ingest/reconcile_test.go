@@ -236,6 +236,39 @@ func TestKeyWidened(t *testing.T) {
 	w.want("records", w.query(w.memory.Pool, `select count(*)::text from whence.records where not deleted`), "100")
 }
 
+// The stream may still be before the new key when the table is registered with it:
+// what it brings from there has been copied, and does not fail the new definition.
+func TestKeyWidenedBeforeTheStreamIsThere(t *testing.T) {
+	w, _, _ := losing(t)
+	w.exec(w.source, `update docs set lang = 'en'; delete from docs where id = 2; alter table docs drop constraint docs_pkey, add primary key (id, lang);
+		insert into docs (id, title, lang) values (1, 'eins', 'de')`)
+	lock, err := w.memory.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock.Exec(t.Context(), `lock whence.records in exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	w.run()
+	w.until("the stream waits", func() (bool, string) {
+		n := w.query(w.memory.Pool, `select a.query from pg_stat_activity a, unnest(pg_blocking_pids(a.pid)) b(pid) where b.pid = $1`, lock.Conn().PgConn().PID())
+		return len(n) > 0, fmt.Sprint(n)
+	})
+	w.until("the table says what its key is", func() (bool, string) {
+		info, err := w.r.GetTable(t.Context(), docs)
+		return err == nil && info.State == whence.TableSchemaChanged, info.Error
+	})
+	w.register(docsSpec)
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.equal(w.live(docs))
+	w.exec(w.source, `delete from docs where id = 1 and lang = 'en'; update docs set title = 'uno' where id = 1`)
+	w.caughtUp()
+	w.equal(w.live(docs))
+	w.want("records", w.query(w.memory.Pool, `select count(*)::text from whence.records where not deleted`), "99")
+}
+
 // A table cannot be captured beside one that it is a partition of, whichever was
 // registered first, and can again when the other is not registered any more.
 func TestPartitionBesideItsRoot(t *testing.T) {

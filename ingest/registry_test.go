@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/cdc"
@@ -312,6 +313,43 @@ func TestDeleteSourceOfLeastPrivilege(t *testing.T) {
 	w.want("in memory", w.query(w.memory.Pool, `select name from whence.sources`))
 	w.want("in the source", w.query(w.source.Pool, `
 select pubname::text from pg_publication union all select slot_name from pg_replication_slots where database = current_database() and not temporary`), s.Publication)
+}
+
+// Calls that register a table at once are answered alike: it is there.
+func TestRegisteredTwiceAtOnce(t *testing.T) {
+	w := newDocs(t)
+	lock, err := w.memory.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock.Exec(t.Context(), `lock whence.tables in share mode`); err != nil { // reading goes on
+		t.Fatal(err)
+	}
+	spec := docsSpec
+	spec.Source = "app"
+	infos := make([]TableInfo, 3)
+	var g errgroup.Group
+	for i := range infos {
+		g.Go(func() (err error) {
+			infos[i], err = w.r.RegisterTable(t.Context(), spec)
+			return err
+		})
+	}
+	w.until("all are about to write", func() (bool, string) {
+		n := w.query(w.memory.Pool, `select a.query from pg_stat_activity a where $1 = any(pg_blocking_pids(a.pid))`, lock.Conn().PgConn().PID())
+		return len(n) == len(infos), fmt.Sprint(n)
+	})
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range infos {
+		if info.ID != infos[0].ID || info.Definition != 1 || info.State != whence.TablePending {
+			t.Errorf("%d %d %s, beside %d", info.ID, info.Definition, info.State, infos[0].ID)
+		}
+	}
 }
 
 func TestPurge(t *testing.T) {

@@ -40,7 +40,7 @@ const (
 	tableFields = `
 t.id, t.source_id, s.name, t.schema_name, t.relation, t.key_columns, t.text_columns, t.text_template, t.subject_column,
 t.time_column, t.attribute_columns, t.half_life, t.freshness_target, t.on_delete, t.definition, t.state,
-coalesce(t.error, ''), t.created_at, case when t.state in ('BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
+coalesce(t.error, ''), t.created_at, case when t.state in ('PENDING', 'BACKFILLING', 'LIVE') then t.snapshot_lsn end, coalesce(t.shape, ''),
 t.copy_lsn, exists (select from whence.set_aside a where a.table_id = t.id),
 coalesce(t.version_retention, '0'), coalesce(t.covered_from, case when t.state = 'LIVE' then t.created_at end), t.purged_until, t.pruned_before,
 t.language, t.former_languages`
@@ -235,12 +235,16 @@ func (r *Registry) RegisterTable(ctx context.Context, spec TableSpec) (TableInfo
 	for {
 		err = pg.InTx(ctx, r.pool, func(tx pgx.Tx) error { return r.register(ctx, tx, conn, want) })
 		var going *unregisteringError
-		if !errors.As(err, &going) {
-			break
+		switch {
+		case errors.Is(err, whence.ErrExists):
+			continue // another call was first, and is there to be compared with
+		case errors.As(err, &going):
+			if err := r.dropTable(ctx, going.table); err != nil {
+				return TableInfo{}, err
+			}
+			continue
 		}
-		if err := r.dropTable(ctx, going.table); err != nil {
-			return TableInfo{}, err
-		}
+		break
 	}
 	if err != nil {
 		return TableInfo{}, fmt.Errorf("register table: %w", err)

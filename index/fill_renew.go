@@ -18,7 +18,7 @@ const reembedSQL = `
 insert into whence.reembeds as e (space_id, table_id, made_before)
 select id, @table, clock_timestamp() from whence.spaces where retired_at is null
 on conflict (space_id, table_id) do update
-set made_before = excluded.made_before, last_chunk = 0, attempts = 0, not_before = now(), lease = null`
+set made_before = excluded.made_before, last_chunk = 0, skipped = false, attempts = 0, not_before = now(), lease = null`
 
 // Reembed has every vector of a table's texts made anew, in every space. The old
 // ones serve until then.
@@ -35,7 +35,7 @@ type renewal struct {
 	table       int32
 	before      time.Time // vectors made earlier are replaced
 	first, last int64     // chunks after first up to last
-	attempts    int
+	attempts    int       // failed since, one less for each that did not
 }
 
 const (
@@ -54,9 +54,14 @@ where c.table_id = @table and c.id > @last and exists (
     select from whence.vectors v
     where v.space_id = @space and v.digest = c.digest and v.embedding is not null and v.embedded_at < @before)
 order by c.id limit @n`
-	endRenewal     = `delete from whence.reembeds where space_id = @space and table_id = @table and lease = @lease`
+	endRenewal = `
+with done as (
+    delete from whence.reembeds where space_id = @space and table_id = @table and lease = @lease and not skipped
+)
+update whence.reembeds set last_chunk = 0, skipped = false, lease = null, not_before = now() + make_interval(secs => @wait)
+where space_id = @space and table_id = @table and lease = @lease and skipped`
 	advanceRenewal = `
-update whence.reembeds set last_chunk = @last, attempts = @attempts, lease = null, not_before = now() + make_interval(secs => @wait)
+update whence.reembeds set last_chunk = @last, skipped = skipped or @skipped, attempts = @attempts, lease = null, not_before = now() + make_interval(secs => @wait)
 where space_id = @space and table_id = @table and lease = @lease`
 	renewSQL = `
 update whence.vectors v
@@ -66,8 +71,10 @@ from unnest(@digests::bytea[]) with ordinality d(digest, n)
 where v.space_id = @space and v.digest = d.digest and v.embedding is not null and v.embedded_at < @before`
 )
 
-// claimRenewal takes the next run, at most n chunks long; a table with nothing
-// left to renew is done. It tells whether there was a table.
+// claimRenewal takes the next run, at most n chunks long and shorter after failures,
+// so that a text on which the model chokes is soon alone. A table with nothing left
+// to renew is done; one of which texts were skipped is gone through again. It tells
+// whether there was a table.
 func (x *Index) claimRenewal(ctx context.Context, space Space, n int, lease time.Duration) (r renewal, ok bool, err error) {
 	r.claim = claim{space: space, lease: uuid.New()}
 	args := pgx.NamedArgs{"space": space.ID, "lease": r.lease, "seconds": lease.Seconds(), "n": n}
@@ -81,6 +88,7 @@ func (x *Index) claimRenewal(ctx context.Context, space Space, n int, lease time
 		}
 		ok = true
 		args["table"], args["last"], args["before"] = r.table, r.first, r.before
+		args["n"], args["wait"] = max(1, n>>min(2*r.attempts, 30)), backoff(5, &Failure{}, 0).Seconds()
 		if err := r.collect(ctx, tx, args); err != nil || r.total > 0 {
 			return err
 		}
@@ -115,22 +123,26 @@ func (r *renewal) collect(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs) er
 }
 
 // renew stores what became of a run. One that something temporary has cut short is
-// claimed again after a while, but for what was made; a text that the model refuses
-// for good keeps the vector that it has.
+// claimed again after a while, but for what was made, and shorter; one chunk alone is
+// skipped for now. A text that the model refuses for good keeps the vector that it has.
 func (x *Index) renew(ctx context.Context, r renewal, out outcome) error {
 	digests, flat := make([][]byte, 0, len(out.embedded)), make([]float32, 0, len(out.embedded)*r.space.Dimensions)
 	for n, i := range out.embedded {
 		digests, flat = append(digests, r.items[i].digest), append(flat, out.vectors[n]...)
 	}
-	last, attempts, wait := r.last, 0, 0.0
+	last, skipped, attempts, wait := r.last, false, max(0, r.attempts-1), 0.0
 	for _, why := range out.failed {
-		if !why.Permanent {
-			last, attempts = r.first, r.attempts+1
-			wait = max(wait, backoff(r.attempts, why, rand.Float64()).Seconds()) //nolint:gosec // jitter
+		if why.Permanent {
+			continue
 		}
+		if skipped = r.total == 1; !skipped {
+			last = r.first
+		}
+		attempts = r.attempts + 1
+		wait = max(wait, backoff(r.attempts, why, rand.Float64()).Seconds()) //nolint:gosec // jitter
 	}
 	args := pgx.NamedArgs{"space": r.space.ID, "table": r.table, "lease": r.lease, "before": r.before,
-		"digests": digests, "flat": flat, "dimensions": r.space.Dimensions, "last": last, "attempts": attempts, "wait": wait}
+		"digests": digests, "flat": flat, "dimensions": r.space.Dimensions, "last": last, "skipped": skipped, "attempts": attempts, "wait": wait}
 	err := x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
 		if len(digests) > 0 {
 			if _, err := tx.Exec(ctx, renewSQL, args); err != nil {

@@ -50,3 +50,37 @@ select space_id, sha256('of no chunk'), table_id, embedding, nextval('whence.vec
 		t.Errorf("%d vectors were made anew", n)
 	}
 }
+
+// A text on which the model chokes for a while holds up no other.
+func TestReembedGoesRoundWhatFails(t *testing.T) {
+	t.Parallel()
+	w, server, model := newServed(t, embeddertest.Config{})
+	const texts = 40
+	w.put("docs", row{"bad", "ann", "en", "text 3 chokes"}) // the first
+	for i := range texts {
+		w.put("docs", row{fmt.Sprint(i), "ann", "en", fmt.Sprintf("text %d", i)})
+	}
+	w.fill(model, func() bool { return w.count(withVector) == texts+1 })
+	server.SetFault(embeddertest.Fault{Kind: embeddertest.Status, Status: 500, Match: "text 3 chokes"})
+	if err := w.x.Reembed(t.Context(), w.tables["docs"].ID); err != nil {
+		t.Fatal(err)
+	}
+	left := func() int64 {
+		st, err := w.x.Status(t.Context(), w.tables["docs"].ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Reembedding
+	}
+	soon := func() { w.exec(`update whence.reembeds set not_before = now() where lease is null`) } // time passes
+	w.fill(model, func() bool { soon(); return left() == 1 })
+	w.fill(model, func() bool {
+		soon()
+		return w.count(`select count(*) from whence.reembeds where skipped or last_chunk = 0`) == 1
+	})
+	server.SetFault(embeddertest.Fault{})
+	w.fill(model, func() bool { soon(); return w.count(`select count(*) from whence.reembeds`) == 0 })
+	if n := left(); n != 0 {
+		t.Errorf("%d chunks have their old vectors", n)
+	}
+}

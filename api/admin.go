@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/gateway"
@@ -77,8 +78,9 @@ func (a *admin) CreateSpace(ctx context.Context, req *v1.CreateSpaceRequest) (*v
 	if err != nil {
 		return nil, err
 	}
-	out.Space, err = a.one(ctx, s.ID)
-	return out, err
+	// What is in effect is not put in doubt by counting it again.
+	out.Space = a.space(index.SpaceStatus{Space: s, State: index.SpaceStandby, Texts: e.Texts, CreatedAt: time.Now()})
+	return out, nil
 }
 
 // SwitchSpace makes a space the one that questions are asked in.
@@ -94,8 +96,8 @@ func (a *admin) SwitchSpace(ctx context.Context, req *v1.SwitchSpaceRequest) (*v
 	if err := a.index.SwitchSpace(ctx, int16(req.GetId()), req.GetForce()); err != nil {
 		return nil, err
 	}
-	s, err = a.one(ctx, int16(req.GetId()))
-	return &v1.SwitchSpaceResponse{Space: s}, err
+	s.State = v1.SpaceState_SPACE_STATE_CURRENT
+	return &v1.SwitchSpaceResponse{Space: s}, nil
 }
 
 // DeleteSpace takes a space out of use.
@@ -114,12 +116,20 @@ func (a *admin) DeleteSpace(ctx context.Context, req *v1.DeleteSpaceRequest) (*v
 // model finds the configured model that a request means.
 func (a *admin) model(name string, spaces []index.SpaceStatus) (index.Model, error) {
 	var have []string
+	var found index.Model
 	for _, m := range a.models {
 		have = append(have, m.Name())
 		there := slices.ContainsFunc(spaces, func(s index.SpaceStatus) bool { return s.Model == m.Name() && s.Dimensions == m.Dimensions() })
-		if name == m.Name() || name == "" && !there {
+		switch {
+		case name != "" && name != m.Name():
+		case !there: // of two with the same name this one is meant
 			return m, nil
+		case name != "":
+			found = m
 		}
+	}
+	if found != nil {
+		return found, nil
 	}
 	if name == "" {
 		return nil, &whence.Error{Kind: whence.ErrPrecondition, Reason: "MODEL_NOT_CONFIGURED",

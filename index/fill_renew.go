@@ -21,10 +21,19 @@ on conflict (space_id, table_id) do update
 set made_before = excluded.made_before, last_chunk = 0, skipped = false, attempts = 0, not_before = now(), lease = null`
 
 // Reembed has every vector of a table's texts made anew, in every space. The old
-// ones serve until then.
+// ones serve until then; those of texts that it held in the past go at once, for a
+// row may take such a text on again.
 func (x *Index) Reembed(ctx context.Context, table int32) error {
-	if _, err := x.pool.Exec(ctx, reembedSQL, pgx.NamedArgs{"table": table}); err != nil {
-		return fmt.Errorf("reembed table: %w", pg.Translate(err))
+	err := pg.InTx(ctx, x.pool, func(tx pgx.Tx) error {
+		args := pgx.NamedArgs{"table": table}
+		if _, err := tx.Exec(ctx, dropVectors, args); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, reembedSQL, args)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("reembed table: %w", err)
 	}
 	return nil
 }
@@ -46,7 +55,7 @@ from (
     order by not_before limit 1 for update skip locked
 ) due
 where r.space_id = due.space_id and r.table_id = due.table_id
-returning r.table_id, r.made_before, r.last_chunk, r.attempts`
+returning r.table_id, r.made_before, r.last_chunk, r.attempts, clock_timestamp()`
 	selectRenewals = `
 select c.id, c.digest, c.text
 from whence.chunks c
@@ -66,7 +75,7 @@ where space_id = @space and table_id = @table and lease = @lease`
 	renewSQL = `
 update whence.vectors v
 set embedding = (@flat::real[])[(d.n - 1) * @dimensions::int + 1 : d.n * @dimensions::int]::halfvec,
-    seq = nextval('whence.vectors_seq'), embedded_at = clock_timestamp()
+    seq = nextval('whence.vectors_seq'), embedded_at = @at
 from unnest(@digests::bytea[]) with ordinality d(digest, n)
 where v.space_id = @space and v.digest = d.digest and v.embedding is not null and v.embedded_at < @before`
 )
@@ -79,7 +88,7 @@ func (x *Index) claimRenewal(ctx context.Context, space Space, n int, lease time
 	r.claim = claim{space: space, lease: uuid.New()}
 	args := pgx.NamedArgs{"space": space.ID, "lease": r.lease, "seconds": lease.Seconds(), "n": n}
 	err = x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, claimRenewalSQL, args).Scan(&r.table, &r.before, &r.first, &r.attempts)
+		err := tx.QueryRow(ctx, claimRenewalSQL, args).Scan(&r.table, &r.before, &r.first, &r.attempts, &r.at)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
@@ -141,7 +150,7 @@ func (x *Index) renew(ctx context.Context, r renewal, out outcome) error {
 		attempts = r.attempts + 1
 		wait = max(wait, backoff(r.attempts, why, rand.Float64()).Seconds()) //nolint:gosec // jitter
 	}
-	args := pgx.NamedArgs{"space": r.space.ID, "table": r.table, "lease": r.lease, "before": r.before,
+	args := pgx.NamedArgs{"space": r.space.ID, "table": r.table, "lease": r.lease, "before": r.before, "at": r.at,
 		"digests": digests, "flat": flat, "dimensions": r.space.Dimensions, "last": last, "skipped": skipped, "attempts": attempts, "wait": wait}
 	err := x.inTx(ctx, lookUps, func(tx pgx.Tx) error {
 		if len(digests) > 0 {

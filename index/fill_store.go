@@ -21,8 +21,9 @@ type claim struct {
 	space   Space
 	lease   uuid.UUID
 	items   []claimed
-	total   int  // rows claimed, those without a text included
-	orphans bool // some row had no text left and is gone
+	at      time.Time // when it was taken, by the database's clock: no vector of it is newer
+	total   int       // rows claimed, those without a text included
+	orphans bool      // some row had no text left and is gone
 }
 
 type claimed struct {
@@ -44,7 +45,7 @@ with due as (
     from due where v.space_id = @space and v.digest = due.digest
     returning v.digest, v.table_id, v.attempts
 )
-select taken.digest, c.table_id, taken.attempts, c.text
+select taken.digest, c.table_id, taken.attempts, c.text, statement_timestamp()
 from taken left join lateral (
     select c.table_id, c.text from whence.chunks c
     where c.digest = taken.digest
@@ -110,7 +111,7 @@ func (c *claim) take(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs, log *sl
 	var it claimed
 	var table *int32
 	var text *string
-	_, err = pgx.ForEachRow(rows, []any{&it.digest, &table, &it.attempts, &text}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&it.digest, &table, &it.attempts, &text, &c.at}, func() error {
 		c.total++
 		digest := slices.Clone(it.digest)
 		if text == nil {
@@ -131,7 +132,7 @@ func (c *claim) take(ctx context.Context, tx pgx.Tx, args pgx.NamedArgs, log *sl
 const storeSQL = `
 update whence.vectors v
 set embedding = (@flat::real[])[(d.n - 1) * @dimensions::int + 1 : d.n * @dimensions::int]::halfvec,
-    seq = nextval('whence.vectors_seq'), embedded_at = clock_timestamp(), lease = null, error = null
+    seq = nextval('whence.vectors_seq'), embedded_at = @at, lease = null, error = null
 from unnest(@digests::bytea[]) with ordinality d(digest, n)
 where v.space_id = @space and v.digest = d.digest and v.lease = @lease and v.embedding is null`
 
@@ -159,7 +160,7 @@ func (x *Index) fulfil(ctx context.Context, c claim, out outcome) (stored int, e
 	settings := lookUps + fmt.Sprintf(", pg_advisory_xact_lock_shared(%d, %d)", switchLock, c.space.ID)
 	err = x.inTx(ctx, settings, func(tx pgx.Tx) error {
 		if len(digests) > 0 {
-			args := pgx.NamedArgs{"space": c.space.ID, "lease": c.lease, "digests": digests,
+			args := pgx.NamedArgs{"space": c.space.ID, "lease": c.lease, "digests": digests, "at": c.at,
 				"flat": flat, "dimensions": c.space.Dimensions}
 			tag, err := tx.Exec(ctx, storeSQL, args)
 			if err != nil {

@@ -16,6 +16,7 @@ import (
 
 const createSpaceSQL = `
 insert into whence.spaces (model, dimensions, current) select @model, @dimensions, not exists (select from whence.spaces)
+where not exists (select from whence.spaces where model = @model and dimensions = @dimensions)
 returning id, model, dimensions`
 
 // CreateSpace makes a space for a model, which fillers that have the model keep
@@ -23,7 +24,7 @@ returning id, model, dimensions`
 func (x *Index) CreateSpace(ctx context.Context, m Model) (Space, error) {
 	s, err := readSpace(x.pool.QueryRow(ctx, createSpaceSQL, pgx.NamedArgs{"model": m.Name(), "dimensions": m.Dimensions()}))
 	var known *pgconn.PgError
-	if errors.As(err, &known) && known.Code == "23505" {
+	if err == nil && s.ID == 0 || errors.As(err, &known) && known.Code == "23505" {
 		return Space{}, &whence.Error{Kind: whence.ErrExists, Reason: "SPACE_EXISTS",
 			Message: fmt.Sprintf("there is a space of %q with %d dimensions, or one that is still being deleted; whence space list shows it", m.Name(), m.Dimensions())}
 	}

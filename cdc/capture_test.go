@@ -315,6 +315,32 @@ func TestEmptiedDuringBackfill(t *testing.T) {
 	}
 }
 
+// A table is rewritten when its snapshot has been taken and its lock has not: the
+// snapshot does not show the rows that ALTER TABLE wrote anew.
+func TestRewrittenBeforeItIsRead(t *testing.T) {
+	for name, sql := range map[string]string{
+		"altered": `alter table notes alter n type bigint`, "altered twice": `alter table notes alter n type bigint; alter table notes alter n type int`,
+		"vacuumed": `vacuum full notes`, "emptied": `truncate notes`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			notes := table(1, "notes", "id")
+			s := newSource(t, notesDDL+`; insert into notes select i, 'x' from generate_series(1, 100) i`, notes)
+			var done atomic.Bool
+			s.sink.setFault(func(at string) error {
+				if at == "backfill-start" && done.CompareAndSwap(false, true) {
+					s.exec(sql)
+				}
+				return nil
+			})
+			s.start()
+			s.settle()
+			s.proven()
+			s.settle()
+			s.compare(notes)
+		})
+	}
+}
+
 func TestLargeTransaction(t *testing.T) {
 	notes := table(1, "notes", "id")
 	s := newSource(t, notesDDL, notes)

@@ -29,14 +29,19 @@ type tablePart struct {
 }
 
 // A rewritten heap keeps what its rows say but not where they are, so the file
-// is asked for by function, which tells the present one, under the lock.
+// is asked for by function, which tells the present one, under the lock. The
+// catalogue's row is as the snapshot shows it.
 const partsSQL = `
-select c.oid::bigint, pg_relation_filenode(c.oid)::bigint, n.nspname::text, c.relname::text,
+select c.oid::bigint, pg_relation_filenode(c.oid)::bigint, c.relfilenode::bigint, n.nspname::text, c.relname::text,
        pg_relation_size(c.oid) / current_setting('block_size')::int, has_table_privilege(c.oid, 'select')
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
  where (c.oid = @root::text::regclass or c.oid in (select p.relid from pg_partition_tree(@root::text::regclass) p where p.isleaf))
    and c.relkind = 'r'
  order by c.oid`
+
+// errRewritten asks for a newer snapshot: to an older one, the rows that ALTER TABLE
+// has written anew seem not to be there.
+var errRewritten = errors.New("the table was rewritten between the snapshot and the copying")
 
 // readParts locks the table against being rewritten until the transaction ends,
 // and tells where its rows are. A partition that the role may read only by way of
@@ -55,11 +60,14 @@ func readParts(ctx context.Context, conn *pgx.Conn, t whence.Table, kind Kind) (
 	}
 	var parts []tablePart
 	readable := true
-	var oid, file int64
+	var oid, file, was int64
 	var schema, relation string
 	var p tablePart
 	var may bool
-	_, err = pgx.ForEachRow(rows, []any{&oid, &file, &schema, &relation, &p.blocks, &may}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&oid, &file, &was, &schema, &relation, &p.blocks, &may}, func() error {
+		if file != was {
+			return errRewritten
+		}
 		p.Part = Part{OID: uint32(oid), File: uint32(file)}
 		p.from = " from only " + sqlName(schema, relation)
 		parts = append(parts, p)

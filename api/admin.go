@@ -70,16 +70,14 @@ func (a *admin) CreateSpace(ctx context.Context, req *v1.CreateSpaceRequest) (*v
 		return nil, err
 	}
 	out := &v1.CreateSpaceResponse{Estimate: &v1.SpaceEstimate{Texts: e.Texts, Tokens: e.Tokens, Bytes: e.Bytes}}
-	if req.GetDryRun() {
-		out.Space = a.space(index.SpaceStatus{Space: index.Space{Model: m.Name(), Dimensions: m.Dimensions()}, Texts: e.Texts})
-		return out, nil
+	s := index.SpaceStatus{Space: index.Space{Model: m.Name(), Dimensions: m.Dimensions()}, State: index.SpaceStandby, Texts: e.Texts}
+	if !req.GetDryRun() {
+		if s.Space, err = a.index.CreateSpace(ctx, m); err != nil {
+			return nil, err
+		}
+		s.CreatedAt = time.Now() // what is in effect is not put in doubt by reading it again
 	}
-	s, err := a.index.CreateSpace(ctx, m)
-	if err != nil {
-		return nil, err
-	}
-	// What is in effect is not put in doubt by counting it again.
-	out.Space = a.space(index.SpaceStatus{Space: s, State: index.SpaceStandby, Texts: e.Texts, CreatedAt: time.Now()})
+	out.Space = a.space(s)
 	return out, nil
 }
 

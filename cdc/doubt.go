@@ -45,12 +45,12 @@ func (a *applier) stray(ctx context.Context, r *relation) error {
 // that the stream has told. The source describes a partition right after the table
 // that its rows come under, and only then.
 func (a *applier) leaf(ctx context.Context, r *relation, told uint32) error {
-	known := r.set.leaves[r.table.ID]
-	if told == 0 || told == r.message.id || known == nil || a.begin.final < r.table.Snapshot {
+	if told == 0 || told == r.message.id || a.begin.final < r.table.Snapshot {
 		return nil
 	}
+	known := r.set.leaves[r.table.ID]
 	name := strconv.FormatUint(uint64(told), 10)
-	if _, is := known[name]; is {
+	if _, is := known[name]; is || known == nil {
 		return nil
 	}
 	return a.spoil(ctx, []whence.Table{r.table}, func(looks *shape) { looks.Leaves[name] = passing })

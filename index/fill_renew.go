@@ -63,12 +63,10 @@ where c.table_id = @table and c.id > @last and exists (
     select from whence.vectors v
     where v.space_id = @space and v.digest = c.digest and v.embedding is not null and v.embedded_at < @before)
 order by c.id limit @n`
-	endRenewal = `
-with done as (
-    delete from whence.reembeds where space_id = @space and table_id = @table and lease = @lease and not skipped
-)
+	endRenewal   = `delete from whence.reembeds where space_id = @space and table_id = @table and lease = @lease and not skipped`
+	againRenewal = `
 update whence.reembeds set last_chunk = 0, skipped = false, lease = null, not_before = now() + make_interval(secs => @wait)
-where space_id = @space and table_id = @table and lease = @lease and skipped`
+where space_id = @space and table_id = @table and lease = @lease`
 	advanceRenewal = `
 update whence.reembeds set last_chunk = @last, skipped = skipped or @skipped, attempts = @attempts, lease = null, not_before = now() + make_interval(secs => @wait)
 where space_id = @space and table_id = @table and lease = @lease`
@@ -97,11 +95,16 @@ func (x *Index) claimRenewal(ctx context.Context, space Space, n int, lease time
 		}
 		ok = true
 		args["table"], args["last"], args["before"] = r.table, r.first, r.before
-		args["n"], args["wait"] = max(1, n>>min(2*r.attempts, 30)), backoff(5, &Failure{}, 0).Seconds()
+		args["n"] = max(1, n>>min(2*r.attempts, 30))
 		if err := r.collect(ctx, tx, args); err != nil || r.total > 0 {
 			return err
 		}
-		_, err = tx.Exec(ctx, endRenewal, args)
+		tag, err := tx.Exec(ctx, endRenewal, args)
+		if err != nil || tag.RowsAffected() > 0 {
+			return err
+		}
+		args["wait"] = backoff(r.attempts, &Failure{}, 0).Seconds()
+		_, err = tx.Exec(ctx, againRenewal, args)
 		return err
 	})
 	if err != nil {
@@ -170,8 +173,8 @@ func (x *Index) renew(ctx context.Context, r renewal, out outcome) error {
 	return nil
 }
 
-// renewing makes vectors anew, one run at a time over all processes: what lacks a
-// vector goes first.
+// renewing makes vectors anew beside the filling, for each table one run at a time
+// over all processes.
 func (f *filling) renewing(ctx context.Context, space Space) error {
 	for ctx.Err() == nil {
 		worked, err := f.renewSome(ctx, space)
@@ -202,12 +205,14 @@ func (f *filling) renewSome(ctx context.Context, space Space) (worked bool, err 
 			r.last = r.first // give it back
 		}
 	}
-	err = f.Index.renew(storing, r, out)
-	if err == nil && len(out.failed) > 0 {
-		for _, why := range out.failed {
-			f.Log.WarnContext(ctx, "some texts keep the vectors that they have", "table", r.table, "texts", len(out.failed), "error", why.Message)
-			break
+	for i, why := range out.failed {
+		if why.Permanent {
+			f.Log.WarnContext(ctx, "the model refuses a text; it keeps the vector that it has", "table", r.table,
+				"digest", fmt.Sprintf("%x", r.items[i].digest), "error", why.Message)
 		}
 	}
-	return true, err
+	if r.attempts == 0 && out.whole != nil {
+		f.Log.WarnContext(ctx, "cannot make vectors anew for now; trying again", "table", r.table, "error", out.whole.Message)
+	}
+	return true, f.Index.renew(storing, r, out)
 }

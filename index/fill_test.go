@@ -44,7 +44,7 @@ func (w *world) meter(ctx context.Context) (context.Context, func([]string) []in
 func (w *world) fill(model index.Model, ready func() bool) {
 	w.t.Helper()
 	f, err := index.NewFiller(index.FillerConfig{Index: w.x, Models: []index.Model{model}, Explain: explain, Meter: w.meter, Batch: 16,
-		Poll: 10 * time.Millisecond, Probe: 20 * time.Millisecond, Heal: 100 * time.Millisecond})
+		Poll: 10 * time.Millisecond, Probe: 20 * time.Millisecond, Heal: 100 * time.Millisecond, Follow: 10 * time.Millisecond})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestATextThatLooksLikeAnOutageBlocksNoOther(t *testing.T) {
 // choking is the lexical model with a defect.
 type choking struct {
 	*lexical.Model
-	on     string
+	on     string // how a text begins that it cannot take
 	before func()
 	once   sync.Once
 	spoil  func([][]float32)
@@ -185,7 +185,7 @@ func (c *choking) Embed(ctx context.Context, texts []string) ([][]float32, error
 		c.once.Do(c.before)
 	}
 	for _, text := range texts {
-		if c.on != "" && text == c.on {
+		if c.on != "" && strings.HasPrefix(text, c.on) {
 			return nil, &embedder.Error{Temporary: true, Reason: embedder.Unavailable, Message: "choked"}
 		}
 	}

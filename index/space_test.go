@@ -231,6 +231,12 @@ func TestSpacesThatMayNotBeChangedAreRefused(t *testing.T) {
 			t.Errorf("%s: %s, want %s", what, got[0], got[1])
 		}
 	}
+	if next, err := b.x.CreateSpace(t.Context(), newSlow(t, 16, 0)); err != nil || next.ID != made.ID+1 {
+		t.Errorf("the space after a refused one: %+v, %v", next, err)
+	} else if err := b.x.DeleteSpace(t.Context(), next.ID); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`delete from whence.spaces where id = $1`, made.ID+1) // as fillers do in the end
 	if err := b.x.SwitchSpace(t.Context(), made.ID, true); err != nil {
 		t.Fatal(err)
 	}

@@ -27,18 +27,9 @@ const (
 // small batches beside capture, whoever captures the table's source. What is still to
 // be done stands in the chunks, so it may be interrupted anywhere.
 func (r *Runner) changeLanguages(ctx context.Context) error {
-	quiet := "" // the trouble that was logged last
+	var t trouble
 	for {
-		err := r.changeLanguagesOnce(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err == nil:
-			quiet = ""
-		case err.Error() != quiet:
-			quiet = err.Error()
-			r.Log.WarnContext(ctx, "cannot index texts in another language, trying again", "error", err)
-		}
+		t.log(ctx, r.Log, "cannot index texts in another language, trying again", r.changeLanguagesOnce(ctx))
 		if err := sleep(ctx, r.Poll); err != nil {
 			return err
 		}

@@ -38,18 +38,9 @@ type pruning struct {
 // capture, whoever captures the table's source.
 func (r *Runner) prune(ctx context.Context) error {
 	tables := map[int32]*pruning{}
-	quiet := "" // the trouble that was logged last
+	var t trouble
 	for {
-		err := r.Registry.pruneDue(ctx, tables)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err == nil:
-			quiet = ""
-		case err.Error() != quiet:
-			quiet = err.Error()
-			r.Log.WarnContext(ctx, "cannot remove versions that are kept no longer, trying again", "error", err)
-		}
+		t.log(ctx, r.Log, "cannot remove versions that are kept no longer, trying again", r.Registry.pruneDue(ctx, tables))
 		if err := sleep(ctx, 10*r.Poll); err != nil {
 			return err
 		}

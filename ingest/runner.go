@@ -112,18 +112,9 @@ func (r *Runner) tidy(ctx context.Context) error {
 func (r *Runner) supervise(ctx context.Context, g *errgroup.Group, changed <-chan struct{}) error {
 	tick := time.NewTicker(r.Poll)
 	defer tick.Stop()
-	quiet := "" // the trouble that was logged last
+	var t trouble
 	for {
-		err := r.reconcile(ctx, g)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err == nil:
-			quiet = ""
-		case err.Error() != quiet:
-			quiet = err.Error()
-			r.Log.WarnContext(ctx, "cannot look after the sources, trying again", "error", err)
-		}
+		t.log(ctx, r.Log, "cannot look after the sources, trying again", r.reconcile(ctx, g))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -131,6 +122,20 @@ func (r *Runner) supervise(ctx context.Context, g *errgroup.Group, changed <-cha
 		case <-changed:
 			r.pokeAll()
 		}
+	}
+}
+
+// trouble is what was logged last; while it stays the same it is not logged again.
+type trouble string
+
+func (t *trouble) log(ctx context.Context, log *slog.Logger, message string, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		*t = ""
+	case err.Error() != string(*t):
+		*t = trouble(err.Error())
+		log.WarnContext(ctx, message, "error", err)
 	}
 }
 

@@ -29,7 +29,9 @@ const (
 func (r *Runner) changeLanguages(ctx context.Context) error {
 	var t trouble
 	for {
-		t.log(ctx, r.Log, "cannot index texts in another language, trying again", r.changeLanguagesOnce(ctx))
+		if err := r.changeLanguagesOnce(ctx); t.is(ctx, err) {
+			r.Log.WarnContext(ctx, "cannot index texts in another language, trying again", "error", err)
+		}
 		if err := sleep(ctx, r.Poll); err != nil {
 			return err
 		}

@@ -40,7 +40,9 @@ func (r *Runner) prune(ctx context.Context) error {
 	tables := map[int32]*pruning{}
 	var t trouble
 	for {
-		t.log(ctx, r.Log, "cannot remove versions that are kept no longer, trying again", r.Registry.pruneDue(ctx, tables))
+		if err := r.Registry.pruneDue(ctx, tables); t.is(ctx, err) {
+			r.Log.WarnContext(ctx, "cannot remove versions that are kept no longer, trying again", "error", err)
+		}
 		if err := sleep(ctx, 10*r.Poll); err != nil {
 			return err
 		}

@@ -114,7 +114,9 @@ func (r *Runner) supervise(ctx context.Context, g *errgroup.Group, changed <-cha
 	defer tick.Stop()
 	var t trouble
 	for {
-		t.log(ctx, r.Log, "cannot look after the sources, trying again", r.reconcile(ctx, g))
+		if err := r.reconcile(ctx, g); t.is(ctx, err) {
+			r.Log.WarnContext(ctx, "cannot look after the sources, trying again", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -125,18 +127,22 @@ func (r *Runner) supervise(ctx context.Context, g *errgroup.Group, changed <-cha
 	}
 }
 
-// trouble is what was logged last; while it stays the same it is not logged again.
+// trouble is what was logged last.
 type trouble string
 
-func (t *trouble) log(ctx context.Context, log *slog.Logger, message string, err error) {
-	switch {
-	case ctx.Err() != nil:
-	case err == nil:
-		*t = ""
-	case err.Error() != string(*t):
-		*t = trouble(err.Error())
-		log.WarnContext(ctx, message, "error", err)
+// is tells whether err is worth logging: not once ctx has ended, and not again while
+// it stays the same.
+func (t *trouble) is(ctx context.Context, err error) bool {
+	if ctx.Err() != nil {
+		return false
 	}
+	now := trouble("")
+	if err != nil {
+		now = trouble(err.Error())
+	}
+	fresh := now != "" && now != *t
+	*t = now
+	return fresh
 }
 
 func (r *Runner) reconcile(ctx context.Context, g *errgroup.Group) error {

@@ -34,6 +34,29 @@ func Actions() []Action {
 	return []Action{MemoryRead, MemoryWrite, TaskDelegate, ActionExecute}
 }
 
+// Tier sorts registered actions by what it takes to take them back.
+type Tier string
+
+const (
+	// TierRead actions change nothing.
+	TierRead Tier = "READ"
+	// TierReversible actions can be undone.
+	TierReversible Tier = "REVERSIBLE"
+	// TierIrreversible actions cannot.
+	TierIrreversible Tier = "IRREVERSIBLE"
+)
+
+var tiers = []Tier{TierRead, TierReversible, TierIrreversible}
+
+// Valid tells whether t is one of the tiers.
+func (t Tier) Valid() bool { return slices.Contains(tiers, t) }
+
+// within tells whether t is no higher than highest; nothing is within a tier that
+// does not exist.
+func (t Tier) within(highest Tier) bool {
+	return t.Valid() && slices.Index(tiers, t) <= slices.Index(tiers, highest)
+}
+
 // Role is what an operator may do; each role includes those before it. Agents have none.
 type Role string
 

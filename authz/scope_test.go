@@ -55,11 +55,15 @@ func specs() *rapid.Generator[ScopeSpec] {
 	return rapid.Custom(func(t *rapid.T) ScopeSpec {
 		s := ScopeSpec{Filter: map[string]string{}}
 		s.AllTables = rapid.Bool().Draw(t, "all tables")
-		if !s.AllTables {
+		if s.AllTables {
+			s.DenyTables = rapid.SliceOfN(rapid.SampledFrom(tables[:3]), 0, 2).Draw(t, "denied tables")
+		} else {
 			s.Tables = rapid.SliceOfN(rapid.SampledFrom(tables[:3]), 0, 4).Draw(t, "tables")
 		}
 		s.AllSubjects = rapid.Bool().Draw(t, "all subjects")
-		if !s.AllSubjects {
+		if s.AllSubjects {
+			s.DenySubjects = rapid.SliceOfN(rapid.SampledFrom(subjects[:2]), 0, 2).Draw(t, "denied subjects")
+		} else {
 			s.Subjects = rapid.SliceOfN(rapid.SampledFrom(subjects[:2]), 0, 3).Draw(t, "subjects")
 		}
 		for _, k := range []string{"k0", "k1"} {
@@ -68,6 +72,8 @@ func specs() *rapid.Generator[ScopeSpec] {
 			}
 		}
 		s.Actions = rapid.SliceOfN(rapid.SampledFrom(Actions()), 0, 4).Draw(t, "actions")
+		s.Tier = rapid.SampledFrom(tiers).Draw(t, "tier")
+		s.TopK = rapid.SampledFrom([]int{0, 0, 5, 9}).Draw(t, "topK")
 		return s
 	})
 }
@@ -138,7 +144,12 @@ func exceeds(parent, child Scope) bool {
 			return true
 		}
 	}
-	everywhere := func(filter map[string]string) Scope { return Scope{allTables: true, allSubjects: true, filter: filter} }
+	if !child.tier.within(parent.tier) || parent.topK > 0 && (child.topK == 0 || child.topK > parent.topK) {
+		return true
+	}
+	everywhere := func(filter map[string]string) Scope {
+		return Scope{tables: part[whence.TableName]{all: true}, subjects: part[string]{all: true}, filter: filter}
+	}
 	for _, r := range universe() {
 		if admits(everywhere(child.filter), r) && !admits(everywhere(parent.filter), r) {
 			return true
@@ -209,7 +220,7 @@ func TestScopeCannotBeChangedFromOutside(t *testing.T) {
 	got := s.Spec()
 	got.Tables[0], got.Subjects[0], got.Filter["k"] = "s.public.z", "z", "z"
 	delete(s.Filter(), "k")
-	_, names := s.Tables()
+	_, names, _ := s.Tables()
 	names[0] = "s.public.z"
 	if after := fmt.Sprint(s.Spec()); after != before {
 		t.Errorf("%s became %s", before, after)
@@ -236,6 +247,15 @@ func TestScopeSpecValidate(t *testing.T) {
 		"nameless attribute":    {ScopeSpec{Filter: map[string]string{"": "v"}}, "filter"},
 		"NUL in a value":        {ScopeSpec{Filter: map[string]string{"k": "\x00"}}, "filter"},
 		"unknown action":        {ScopeSpec{Actions: []Action{"memory:*"}}, "actions"},
+		"unknown tier":          {ScopeSpec{Tier: "HIGHEST"}, "tier"},
+		"too high a topK":       {ScopeSpec{TopK: maxTopK + 1}, "topK"},
+		"a negative topK":       {ScopeSpec{TopK: -1}, "topK"},
+		"tables of a wildcard":  {ScopeSpec{Tables: []whence.TableName{"app.public.*"}}, "tables"},
+		"a wildcard":            {ScopeSpec{Tables: []whence.TableName{"*"}}, "tables"},
+		"subjects, a wildcard":  {ScopeSpec{Subjects: []string{"*"}}, "subjects"},
+		"a denied wildcard":     {ScopeSpec{AllSubjects: true, DenySubjects: []string{"*"}}, "subjects"},
+		"named and denied":      {ScopeSpec{Tables: tables[:1], DenyTables: tables[:1]}, "denyTables"},
+		"subjects, both":        {ScopeSpec{Subjects: []string{"a"}, DenySubjects: []string{"b"}}, "denySubjects"},
 		"too many":              {ScopeSpec{Subjects: slices.Repeat([]string{"a"}, maxScopeParts+1)}, ""},
 	} {
 		var e *whence.Error

@@ -249,7 +249,7 @@ func TestForgeIsHonest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all, _ := p.Scope.Tables(); !all || p.User != "ada" || p.Agent != "writer" || p.Task == uuid.Nil {
+	if all, _, _ := p.Scope.Tables(); !all || p.User != "ada" || p.Agent != "writer" || p.Task == uuid.Nil {
 		t.Errorf("got %+v", p)
 	}
 }

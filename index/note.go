@@ -128,8 +128,8 @@ func (x *Index) Notes(ctx context.Context, tx pgx.Tx, scope authz.Scope, tables 
 	for id, version := range versions {
 		ids, at = append(ids, id), append(at, version)
 	}
-	allTables, _ := scope.Tables()
-	unbounded := allTables && b.subjects == nil && b.scopeFilter == nil
+	allTables, _, deniedTables := scope.Tables()
+	unbounded := allTables && deniedTables == nil && b.subjects == nil && b.denied == nil && b.scopeFilter == nil
 	rows, err := tx.Query(ctx, notesSQL, planned, b.args(pgx.NamedArgs{"ids": ids, "versions": at, "notes": whence.NotesID, "unbounded": unbounded}))
 	if err != nil {
 		return nil, fmt.Errorf("notes: %w", pg.Translate(err))

@@ -35,6 +35,7 @@ with changed as materialized (
     select r.id, r.table_id, r.key, r.deleted, r.version from whence.records r
     where r.table_id = any(@tables::int[]) and r.version > 1 and r.since > @asOf::timestamptz
       and (@scopeSubjects::text[] is null or r.subject = any(@scopeSubjects::text[]))
+      and (@deniedSubjects::text[] is null or r.subject is null or r.subject <> all(@deniedSubjects::text[]))
       and (@scopeFilter::jsonb is null or r.attributes @> @scopeFilter::jsonb)
     limit @most
 )
@@ -48,6 +49,7 @@ left join lateral (
 ) w on not w.deleted and w.text <> ''
     and (@subjects::text[] is null
          or w.columns ->> (@subjectColumns::jsonb ->> r.table_id::text) = any(@subjects::text[]))
+    and coalesce(w.columns ->> (@subjectColumns::jsonb ->> r.table_id::text) <> all(@deniedSubjects::text[]), true)
     and (@scopeFilter::jsonb is null or w.columns @> @scopeFilter::jsonb)
     and (@filter::jsonb is null or w.columns @> @filter::jsonb)`
 

@@ -126,6 +126,7 @@ left join lateral (
 ) s on true
 where r.key = @key and ` + recordInBounds + `
   and ((@subjects::text[] is null or s.columns ->> @subjectColumn = any(@subjects::text[]))
+       and coalesce(s.columns ->> @subjectColumn <> all(@deniedSubjects::text[]), true)
        and (@scopeFilter::jsonb is null or s.columns @> @scopeFilter::jsonb))
   and w.version < @before
 order by w.version desc

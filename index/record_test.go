@@ -9,6 +9,7 @@ import (
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/authztest"
 	"github.com/whence-db/whence/index"
 )
 
@@ -36,6 +37,13 @@ func TestRecordIsScoped(t *testing.T) {
 	// bob holds the row now, but not what it was when it was ann's.
 	if _, v, err = get(subjects(t, "bob"), "1"); err != nil || len(v) != 1 || v[0].Version != 2 {
 		t.Errorf("bob: %+v %v", v, err)
+	}
+	denied := authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, DenySubjects: []string{"ann"}})
+	if _, v, err = get(denied, "1"); err != nil || len(v) != 1 || v[0].Version != 2 {
+		t.Errorf("all but ann: %+v %v", v, err)
+	}
+	if _, _, err = get(authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, DenySubjects: []string{"bob"}}), "1"); !errors.Is(err, whence.ErrNotFound) {
+		t.Errorf("all but bob: %v", err)
 	}
 	_, _, outside := get(subjects(t, "ann"), "1")
 	_, _, absent := get(subjects(t, "bob"), "2")

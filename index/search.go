@@ -80,7 +80,8 @@ type Candidate struct {
 // wishes, both, in every statement.
 type bounds struct {
 	tables              []int32
-	subjects            []string   // nil: all, rows without a subject included
+	subjects            []string   // nil: all but the denied ones, rows without a subject included
+	denied              []string   // subjects; nil: none
 	scopeFilter, filter *string    // JSON objects that the attributes must contain; nil: none
 	asOf                *time.Time // nil: now
 	language            *string    // of the texts, for textInBounds; nil: any
@@ -92,6 +93,7 @@ const (
 	chunkInBounds = `
     c.table_id = any(@tables::int[])
     and (@subjects::text[] is null or c.subject = any(@subjects::text[]))
+    and (@deniedSubjects::text[] is null or c.subject is null or c.subject <> all(@deniedSubjects::text[]))
     and (@scopeFilter::jsonb is null or c.attributes @> @scopeFilter::jsonb)
     and (@filter::jsonb is null or c.attributes @> @filter::jsonb)
     and (c.expires_at is null or c.expires_at > now())
@@ -102,6 +104,7 @@ const (
 	recordInBounds = `
     r.table_id = any(@tables::int[])
     and (@subjects::text[] is null or r.subject = any(@subjects::text[]))
+    and (@deniedSubjects::text[] is null or r.subject is null or r.subject <> all(@deniedSubjects::text[]))
     and (@scopeFilter::jsonb is null or r.attributes @> @scopeFilter::jsonb)
     and (@filter::jsonb is null or r.attributes @> @filter::jsonb)
     and (r.expires_at is null or r.expires_at > now())`
@@ -114,7 +117,8 @@ func within(scope authz.Scope, tables []whence.Table, subjects []string, filter 
 			b.tables = append(b.tables, t.ID)
 		}
 	}
-	all, allowed := scope.Subjects()
+	all, allowed, denied := scope.Subjects()
+	b.denied = denied
 	switch {
 	case !all:
 		b.subjects = append([]string{}, allowed...)
@@ -125,14 +129,17 @@ func within(scope authz.Scope, tables []whence.Table, subjects []string, filter 
 			return b, false
 		}
 	case len(subjects) > 0:
-		b.subjects = subjects
+		b.subjects = slices.DeleteFunc(slices.Clone(subjects), func(s string) bool { return slices.Contains(denied, s) })
+		if len(b.subjects) == 0 {
+			return b, false
+		}
 	}
 	b.scopeFilter, b.filter = attributes(scope.Filter()), attributes(filter)
 	return b, len(b.tables) > 0
 }
 
 func (b bounds) args(more pgx.NamedArgs) pgx.NamedArgs {
-	more["tables"], more["subjects"] = b.tables, b.subjects
+	more["tables"], more["subjects"], more["deniedSubjects"] = b.tables, b.subjects, b.denied
 	more["scopeFilter"], more["filter"], more["asOf"], more["language"] = b.scopeFilter, b.filter, b.asOf, b.language
 	return more
 }

@@ -65,7 +65,7 @@ func TestSearchFindsByBothLegs(t *testing.T) {
 func TestSearchStaysWithinScope(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "articles", "tickets")
-	for _, r := range []row{{"1", "ann", "en", "alpha"}, {"2", "bob", "en", "alpha"}, {"3", "bob", "de", "alpha"}} {
+	for _, r := range []row{{"1", "ann", "en", "alpha"}, {"2", "bob", "en", "alpha"}, {"3", "bob", "de", "alpha"}, {"4", "", "fr", "alpha"}} {
 		w.put("articles", r)
 		r.id = "t" + r.id
 		w.put("tickets", r)
@@ -77,17 +77,20 @@ func TestSearchStaysWithinScope(t *testing.T) {
 		ask   index.SearchRequest
 		want  []string
 	}{
-		{"all", authz.ScopeSpec{AllTables: true, AllSubjects: true}, index.SearchRequest{}, []string{"1", "2", "3", "t1", "t2", "t3"}},
+		{"all", authz.ScopeSpec{AllTables: true, AllSubjects: true}, index.SearchRequest{}, []string{"1", "2", "3", "4", "t1", "t2", "t3", "t4"}},
 		{"zero scope", authz.ScopeSpec{}, index.SearchRequest{}, nil},
 		{"no subjects", authz.ScopeSpec{AllTables: true}, index.SearchRequest{}, nil},
 		{"no tables", authz.ScopeSpec{AllSubjects: true}, index.SearchRequest{}, nil},
-		{"one table", authz.ScopeSpec{Tables: []whence.TableName{"app.public.tickets"}, AllSubjects: true}, index.SearchRequest{}, []string{"t1", "t2", "t3"}},
+		{"one table", authz.ScopeSpec{Tables: []whence.TableName{"app.public.tickets"}, AllSubjects: true}, index.SearchRequest{}, []string{"t1", "t2", "t3", "t4"}},
 		{"one subject", authz.ScopeSpec{AllTables: true, Subjects: []string{"ann"}}, index.SearchRequest{}, []string{"1", "t1"}},
 		{"subject asked for", authz.ScopeSpec{AllTables: true, AllSubjects: true}, index.SearchRequest{Subjects: []string{"ann"}}, []string{"1", "t1"}},
 		{"subject outside", authz.ScopeSpec{AllTables: true, Subjects: []string{"ann"}}, index.SearchRequest{Subjects: []string{"bob"}}, nil},
 		{"subjects overlap", authz.ScopeSpec{AllTables: true, Subjects: []string{"ann", "bob"}}, index.SearchRequest{Subjects: []string{"bob", "eve"}}, []string{"2", "3", "t2", "t3"}},
 		{"scope filter", authz.ScopeSpec{AllTables: true, AllSubjects: true, Filter: map[string]string{"lang": "de"}}, index.SearchRequest{}, []string{"3", "t3"}},
 		{"filter asked for", authz.ScopeSpec{AllTables: true, AllSubjects: true}, index.SearchRequest{Filter: map[string]string{"lang": "de"}}, []string{"3", "t3"}},
+		{"a table denied", authz.ScopeSpec{AllTables: true, DenyTables: []whence.TableName{"app.public.tickets"}, AllSubjects: true}, index.SearchRequest{}, []string{"1", "2", "3", "4"}},
+		{"a subject denied", authz.ScopeSpec{AllTables: true, AllSubjects: true, DenySubjects: []string{"bob"}}, index.SearchRequest{}, []string{"1", "4", "t1", "t4"}},
+		{"a denied subject asked for", authz.ScopeSpec{AllTables: true, AllSubjects: true, DenySubjects: []string{"bob"}}, index.SearchRequest{Subjects: []string{"bob"}}, nil},
 		{"filters disagree", authz.ScopeSpec{AllTables: true, AllSubjects: true, Filter: map[string]string{"lang": "de"}}, index.SearchRequest{Filter: map[string]string{"lang": "en"}}, nil},
 	} {
 		c.ask.Text = "alpha"

@@ -219,11 +219,13 @@ func TestAnAnswerOutsideTheScopeIsNotThere(t *testing.T) {
 		spec authz.ScopeSpec
 		want int
 	}{
-		"everything":      {authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: read}, 3},
-		"one subject":     {authz.ScopeSpec{AllTables: true, Subjects: []string{acme}, Actions: read}, 1},
-		"another table":   {authz.ScopeSpec{Tables: []whence.TableName{"app.public.x"}, AllSubjects: true, Actions: read}, 0},
-		"with a filter":   {authz.ScopeSpec{AllTables: true, AllSubjects: true, Filter: map[string]string{"a": "b"}, Actions: read}, 0},
-		"without reading": {authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.TaskDelegate}}, 0},
+		"everything":       {authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: read}, 3},
+		"one subject":      {authz.ScopeSpec{AllTables: true, Subjects: []string{acme}, Actions: read}, 1},
+		"another table":    {authz.ScopeSpec{Tables: []whence.TableName{"app.public.x"}, AllSubjects: true, Actions: read}, 0},
+		"with a filter":    {authz.ScopeSpec{AllTables: true, AllSubjects: true, Filter: map[string]string{"a": "b"}, Actions: read}, 0},
+		"a table denied":   {authz.ScopeSpec{AllTables: true, DenyTables: []whence.TableName{table}, AllSubjects: true, Actions: read}, 0},
+		"a subject denied": {authz.ScopeSpec{AllTables: true, AllSubjects: true, DenySubjects: []string{other}, Actions: read}, 2},
+		"without reading":  {authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.TaskDelegate}}, 0},
 	} {
 		scope := authztest.Scope(t, c.spec)
 		as, _, err := s.List(t.Context(), scope, lineage.Filter{}, lineage.Page{})

@@ -40,7 +40,8 @@ const (
 // An answer lies within a scope when all that it showed does. Attributes are not
 // kept apart from what was shown, so a scope with a filter on them sees nothing.
 const (
-	hitInScope = `@reads and coalesce((@allTables or o.table_name = any(@tables)) and (@allSubjects or o.subject = any(@subjects)), false)`
+	hitInScope = `@reads and coalesce((@allTables and o.table_name <> all(@deniedTables) or o.table_name = any(@tables))
+    and (@allSubjects and coalesce(o.subject <> all(@deniedSubjects), true) or o.subject = any(@subjects)), false)`
 
 	answerInScope = `(@reads and not exists (
     select from whence.answer_hits o where o.answer_id = a.id and not (` + hitInScope + `)))`
@@ -48,15 +49,21 @@ const (
 
 // within adds the scope to a statement's arguments.
 func within(scope authz.Scope, args pgx.NamedArgs) pgx.NamedArgs {
-	allTables, tables := scope.Tables()
-	allSubjects, subjects := scope.Subjects()
-	names := make([]string, len(tables))
-	for i, t := range tables {
-		names[i] = string(t)
-	}
+	allTables, tables, deniedTables := scope.Tables()
+	allSubjects, subjects, deniedSubjects := scope.Subjects()
 	args["reads"] = scope.Allows(authz.MemoryRead) && len(scope.Filter()) == 0
-	args["allTables"], args["tables"], args["allSubjects"], args["subjects"] = allTables, names, allSubjects, subjects
+	args["allTables"], args["tables"], args["deniedTables"] = allTables, texts(tables), texts(deniedTables)
+	args["allSubjects"], args["subjects"], args["deniedSubjects"] = allSubjects, subjects, append([]string{}, deniedSubjects...)
 	return args
+}
+
+// texts is never nil, which SQL would take for unknown.
+func texts(names []whence.TableName) []string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		out[i] = string(n)
+	}
+	return out
 }
 
 const answerColumnsSQL = `

@@ -174,6 +174,7 @@ func TestAsOfAnswersFromWhatWasCurrent(t *testing.T) {
 		"ann, bob":   {AllTables: true, Subjects: []string{"ann", "bob"}},
 		"english":    {AllTables: true, AllSubjects: true, Filter: map[string]string{"lang": "en"}},
 		"bob in de":  {AllTables: true, Subjects: []string{"bob"}, Filter: map[string]string{"lang": "de"}},
+		"but ann":    {AllTables: true, AllSubjects: true, DenySubjects: []string{"ann"}},
 		"other":      {Tables: []whence.TableName{"app.public.other"}, AllSubjects: true},
 	}
 	requests := map[string]query.Request{
@@ -196,7 +197,7 @@ func TestAsOfAnswersFromWhatWasCurrent(t *testing.T) {
 				var want []string
 				for _, s := range h.at(r.AsOf) {
 					within := func(s state) bool {
-						return (spec.AllSubjects || slices.Contains(spec.Subjects, s.owner)) && (spec.Filter == nil || spec.Filter["lang"] == s.lang)
+						return (spec.AllSubjects && !slices.Contains(spec.DenySubjects, s.owner) || slices.Contains(spec.Subjects, s.owner)) && (spec.Filter == nil || spec.Filter["lang"] == s.lang)
 					}
 					if name != "other" && within(s) && within(h.head(s.id)) &&
 						(len(r.Subjects) == 0 || s.owner == "ann") && (r.Filter == nil || s.lang == "de") {

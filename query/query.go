@@ -117,6 +117,9 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 	if err := r.Validate(); err != nil {
 		return Answer{}, err
 	}
+	if err := r.bound(scope.TopK()); err != nil {
+		return Answer{}, err
+	}
 	q, err := e.embed(ctx, r.Text)
 	if err != nil {
 		return Answer{}, fmt.Errorf("query: %w", err)

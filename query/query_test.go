@@ -403,6 +403,20 @@ func TestScopeDecidesWhatMayBeAsked(t *testing.T) {
 			t.Errorf("%+v: %v, want %s", c.ask, err, c.want)
 		}
 	}
+	few := authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: authz.Actions(), TopK: 1})
+	if _, err := w.e.Query(t.Context(), few, query.Request{Text: "alpha", Limit: 2}); reason(err) != "LIMIT_OUT_OF_SCOPE" {
+		t.Errorf("two hits where one is allowed: %v", err)
+	}
+	if a := w.ask(few, query.Request{Text: "alpha"}); len(a.Hits) != 1 {
+		t.Errorf("%d hits where one is allowed", len(a.Hits))
+	}
+	but := authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, DenySubjects: []string{"bob"}, Actions: authz.Actions()})
+	if got := ids(w.ask(but, query.Request{Text: "alpha"})); !cmp.Equal(got, []string{"1"}) {
+		t.Errorf("all but bob: %v", got)
+	}
+	if _, err := w.e.Query(t.Context(), but, query.Request{Text: "alpha", Subjects: []string{"bob"}}); reason(err) != "SUBJECT_OUT_OF_SCOPE" {
+		t.Errorf("a denied subject: %v", err)
+	}
 	for text, want := range map[string]string{"": "TEXT_BLANK", " \n": "TEXT_BLANK", "a\x00": "TEXT_INVALID", "\xff": "TEXT_INVALID",
 		strings.Repeat("a", 8193): "TEXT_TOO_LONG"} {
 		if _, err := w.e.Query(t.Context(), ann, query.Request{Text: text}); reason(err) != want {

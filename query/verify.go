@@ -83,7 +83,7 @@ func (h *Hit) compare(live *whence.LiveRow, state []byte, show func(*whence.Live
 
 // wanted tells whether a row would be found by the request within the scope.
 func wanted(scope authz.Scope, r Request, l *whence.LiveRow) bool {
-	all, _ := scope.Subjects()
+	all, _, _ := scope.Subjects()
 	switch {
 	case l.Subject == nil && (!all || len(r.Subjects) > 0):
 		return false

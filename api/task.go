@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"github.com/google/uuid"
 
@@ -99,9 +100,15 @@ func budget(b gateway.Budget) *v1.Budget {
 
 func scopeSpec(s *v1.Scope) authz.ScopeSpec {
 	out := authz.ScopeSpec{Type: authz.DetailType, AllTables: s.GetAllTables(), AllSubjects: s.GetAllSubjects(),
-		Subjects: s.GetSubjects(), Filter: s.GetFilter()}
+		Subjects: s.GetSubjects(), DenySubjects: s.GetDenySubjects(), Filter: s.GetFilter(), TopK: int(s.GetTopK())}
 	for _, t := range s.GetTables() {
 		out.Tables = append(out.Tables, whence.TableName(t))
+	}
+	for _, t := range s.GetDenyTables() {
+		out.DenyTables = append(out.DenyTables, whence.TableName(t))
+	}
+	if tier := s.GetTier(); tier != v1.Tier_TIER_UNSPECIFIED {
+		out.Tier = authz.Tier(strings.TrimPrefix(tier.String(), "TIER_"))
 	}
 	for _, a := range s.GetActions() {
 		out.Actions = append(out.Actions, authz.Action(a))
@@ -110,9 +117,13 @@ func scopeSpec(s *v1.Scope) authz.ScopeSpec {
 }
 
 func scopeMessage(s authz.ScopeSpec) *v1.Scope {
-	out := &v1.Scope{AllTables: s.AllTables, AllSubjects: s.AllSubjects, Subjects: s.Subjects, Filter: s.Filter}
+	out := &v1.Scope{AllTables: s.AllTables, AllSubjects: s.AllSubjects, Subjects: s.Subjects, DenySubjects: s.DenySubjects,
+		Filter: s.Filter, Tier: v1.Tier(v1.Tier_value["TIER_"+string(s.Tier)]), TopK: uint32(s.TopK)}
 	for _, t := range s.Tables {
 		out.Tables = append(out.Tables, string(t))
+	}
+	for _, t := range s.DenyTables {
+		out.DenyTables = append(out.DenyTables, string(t))
 	}
 	for _, a := range s.Actions {
 		out.Actions = append(out.Actions, string(a))

@@ -25,6 +25,136 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RevocationKind is what a revocation stops.
+type RevocationKind int32
+
+const (
+	// Not set; never sent.
+	RevocationKind_REVOCATION_KIND_UNSPECIFIED RevocationKind = 0
+	// One task and what was delegated from it.
+	RevocationKind_REVOCATION_KIND_TASK RevocationKind = 1
+	// An agent.
+	RevocationKind_REVOCATION_KIND_AGENT RevocationKind = 2
+	// A user.
+	RevocationKind_REVOCATION_KIND_USER RevocationKind = 3
+	// A tenant.
+	RevocationKind_REVOCATION_KIND_TENANT RevocationKind = 4
+	// One token.
+	RevocationKind_REVOCATION_KIND_TOKEN RevocationKind = 5
+	// A signing key, with every token that it signed.
+	RevocationKind_REVOCATION_KIND_KEY RevocationKind = 6
+)
+
+// Enum value maps for RevocationKind.
+var (
+	RevocationKind_name = map[int32]string{
+		0: "REVOCATION_KIND_UNSPECIFIED",
+		1: "REVOCATION_KIND_TASK",
+		2: "REVOCATION_KIND_AGENT",
+		3: "REVOCATION_KIND_USER",
+		4: "REVOCATION_KIND_TENANT",
+		5: "REVOCATION_KIND_TOKEN",
+		6: "REVOCATION_KIND_KEY",
+	}
+	RevocationKind_value = map[string]int32{
+		"REVOCATION_KIND_UNSPECIFIED": 0,
+		"REVOCATION_KIND_TASK":        1,
+		"REVOCATION_KIND_AGENT":       2,
+		"REVOCATION_KIND_USER":        3,
+		"REVOCATION_KIND_TENANT":      4,
+		"REVOCATION_KIND_TOKEN":       5,
+		"REVOCATION_KIND_KEY":         6,
+	}
+)
+
+func (x RevocationKind) Enum() *RevocationKind {
+	p := new(RevocationKind)
+	*p = x
+	return p
+}
+
+func (x RevocationKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RevocationKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (RevocationKind) Type() protoreflect.EnumType {
+	return &file_whence_v1_admin_proto_enumTypes[0]
+}
+
+func (x RevocationKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RevocationKind.Descriptor instead.
+func (RevocationKind) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+// SigningKeyState is where a signing key stands.
+type SigningKeyState int32
+
+const (
+	// Not set; never sent.
+	SigningKeyState_SIGNING_KEY_STATE_UNSPECIFIED SigningKeyState = 0
+	// Published, and not signing yet.
+	SigningKeyState_SIGNING_KEY_STATE_PENDING SigningKeyState = 1
+	// New tokens are signed with it.
+	SigningKeyState_SIGNING_KEY_STATE_SIGNING SigningKeyState = 2
+	// Tokens that it signed are still accepted.
+	SigningKeyState_SIGNING_KEY_STATE_VERIFYING SigningKeyState = 3
+	// Nothing that it signed is accepted.
+	SigningKeyState_SIGNING_KEY_STATE_RETIRED SigningKeyState = 4
+)
+
+// Enum value maps for SigningKeyState.
+var (
+	SigningKeyState_name = map[int32]string{
+		0: "SIGNING_KEY_STATE_UNSPECIFIED",
+		1: "SIGNING_KEY_STATE_PENDING",
+		2: "SIGNING_KEY_STATE_SIGNING",
+		3: "SIGNING_KEY_STATE_VERIFYING",
+		4: "SIGNING_KEY_STATE_RETIRED",
+	}
+	SigningKeyState_value = map[string]int32{
+		"SIGNING_KEY_STATE_UNSPECIFIED": 0,
+		"SIGNING_KEY_STATE_PENDING":     1,
+		"SIGNING_KEY_STATE_SIGNING":     2,
+		"SIGNING_KEY_STATE_VERIFYING":   3,
+		"SIGNING_KEY_STATE_RETIRED":     4,
+	}
+)
+
+func (x SigningKeyState) Enum() *SigningKeyState {
+	p := new(SigningKeyState)
+	*p = x
+	return p
+}
+
+func (x SigningKeyState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SigningKeyState) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_admin_proto_enumTypes[1].Descriptor()
+}
+
+func (SigningKeyState) Type() protoreflect.EnumType {
+	return &file_whence_v1_admin_proto_enumTypes[1]
+}
+
+func (x SigningKeyState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SigningKeyState.Descriptor instead.
+func (SigningKeyState) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
 // SpaceState is what a space is there for.
 type SpaceState int32
 
@@ -66,11 +196,11 @@ func (x SpaceState) String() string {
 }
 
 func (SpaceState) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_admin_proto_enumTypes[0].Descriptor()
+	return file_whence_v1_admin_proto_enumTypes[2].Descriptor()
 }
 
 func (SpaceState) Type() protoreflect.EnumType {
-	return &file_whence_v1_admin_proto_enumTypes[0]
+	return &file_whence_v1_admin_proto_enumTypes[2]
 }
 
 func (x SpaceState) Number() protoreflect.EnumNumber {
@@ -79,7 +209,7 @@ func (x SpaceState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SpaceState.Descriptor instead.
 func (SpaceState) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{0}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
 // Agent is a program that acts for users.
@@ -98,7 +228,13 @@ type Agent struct {
 	// Whether it was revoked.
 	Revoked bool `protobuf:"varint,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	// When it was made known.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Its public keys, a JSON Web Key Set, by which it authenticates itself
+	// (private_key_jwt); empty when it has none.
+	Jwks string `protobuf:"bytes,8,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// What it may touch at most, whatever it is granted; absent: no bound of
+	// its own.
+	Ceiling       *Scope `protobuf:"bytes,9,opt,name=ceiling,proto3" json:"ceiling,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -182,6 +318,20 @@ func (x *Agent) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Agent) GetJwks() string {
+	if x != nil {
+		return x.Jwks
+	}
+	return ""
+}
+
+func (x *Agent) GetCeiling() *Scope {
+	if x != nil {
+		return x.Ceiling
+	}
+	return nil
+}
+
 // CreateAgentRequest describes an agent.
 type CreateAgentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -195,7 +345,13 @@ type CreateAgentRequest struct {
 	// The issuer that vouches for it; empty when none does.
 	Issuer string `protobuf:"bytes,4,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// Its subject at that issuer.
-	Subject       string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
+	Subject string `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Its public keys, a JSON Web Key Set of at most 8, by which it
+	// authenticates itself (private_key_jwt).
+	Jwks string `protobuf:"bytes,6,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// What it may touch at most, whatever it is granted; absent: no bound of
+	// its own.
+	Ceiling       *Scope `protobuf:"bytes,7,opt,name=ceiling,proto3" json:"ceiling,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,6 +419,20 @@ func (x *CreateAgentRequest) GetSubject() string {
 		return x.Subject
 	}
 	return ""
+}
+
+func (x *CreateAgentRequest) GetJwks() string {
+	if x != nil {
+		return x.Jwks
+	}
+	return ""
+}
+
+func (x *CreateAgentRequest) GetCeiling() *Scope {
+	if x != nil {
+		return x.Ceiling
+	}
+	return nil
 }
 
 // CreateAgentResponse returns the agent.
@@ -532,7 +702,11 @@ type UpdateAgentRequest struct {
 	// The issuer that vouches for it.
 	Issuer *string `protobuf:"bytes,3,opt,name=issuer,proto3,oneof" json:"issuer,omitempty"`
 	// Its subject at that issuer.
-	Subject       *string `protobuf:"bytes,4,opt,name=subject,proto3,oneof" json:"subject,omitempty"`
+	Subject *string `protobuf:"bytes,4,opt,name=subject,proto3,oneof" json:"subject,omitempty"`
+	// Its public keys, in place of those it has.
+	Jwks *string `protobuf:"bytes,5,opt,name=jwks,proto3,oneof" json:"jwks,omitempty"`
+	// What it may touch at most, in place of what it was.
+	Ceiling       *Scope `protobuf:"bytes,6,opt,name=ceiling,proto3" json:"ceiling,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -593,6 +767,20 @@ func (x *UpdateAgentRequest) GetSubject() string {
 		return *x.Subject
 	}
 	return ""
+}
+
+func (x *UpdateAgentRequest) GetJwks() string {
+	if x != nil && x.Jwks != nil {
+		return *x.Jwks
+	}
+	return ""
+}
+
+func (x *UpdateAgentRequest) GetCeiling() *Scope {
+	if x != nil {
+		return x.Ceiling
+	}
+	return nil
 }
 
 // UpdateAgentResponse returns the agent.
@@ -734,7 +922,7 @@ type Grant struct {
 	Tenant string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	// The agent.
 	Agent string `protobuf:"bytes,3,opt,name=agent,proto3" json:"agent,omitempty"`
-	// The user.
+	// The user; empty when it is for a group.
 	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
 	// What tasks under it may touch.
 	Scope *Scope `protobuf:"bytes,5,opt,name=scope,proto3" json:"scope,omitempty"`
@@ -747,7 +935,14 @@ type Grant struct {
 	// When it ends; absent: never.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// When it was given.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// The group whose users it is for; empty when it is for a user.
+	Group string `protobuf:"bytes,11,opt,name=group,proto3" json:"group,omitempty"`
+	// Whether tokens under it are bound to a key of the agent's (DPoP, RFC
+	// 9449), so that they are worth nothing to whoever steals them.
+	ProofOfPossession bool `protobuf:"varint,12,opt,name=proof_of_possession,json=proofOfPossession,proto3" json:"proof_of_possession,omitempty"`
+	// Who gave it.
+	CreatedBy     string `protobuf:"bytes,13,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -852,23 +1047,50 @@ func (x *Grant) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Grant) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Grant) GetProofOfPossession() bool {
+	if x != nil {
+		return x.ProofOfPossession
+	}
+	return false
+}
+
+func (x *Grant) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
 // CreateGrantRequest describes a grant.
 type CreateGrantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agent.
 	Agent string `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
-	// The user.
+	// The user; empty when it is for a group.
 	User string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
 	// What tasks under it may touch; absent or empty: nothing.
 	Scope *Scope `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"`
 	// What each task under it may spend; absent: 1,000 calls.
 	Budget *BudgetLimits `protobuf:"bytes,4,opt,name=budget,proto3" json:"budget,omitempty"`
-	// How long each task under it may last; absent: 1 hour. At most 1 year.
+	// How long each task under it may last; absent: 1 hour. At most 24 hours.
 	TaskLifetime *durationpb.Duration `protobuf:"bytes,5,opt,name=task_lifetime,json=taskLifetime,proto3" json:"task_lifetime,omitempty"`
-	// How many delegations deep tasks under it may go, at most 32; 0: none.
-	MaxDepth uint32 `protobuf:"varint,6,opt,name=max_depth,json=maxDepth,proto3" json:"max_depth,omitempty"`
+	// How many delegations deep tasks under it may go, at most 15; absent: 3.
+	MaxDepth *uint32 `protobuf:"varint,6,opt,name=max_depth,json=maxDepth,proto3,oneof" json:"max_depth,omitempty"`
 	// When it ends; absent: never.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The group whose users it is for, as the issuer's groups claim names it.
+	Group string `protobuf:"bytes,8,opt,name=group,proto3" json:"group,omitempty"`
+	// Whether tokens under it must be bound to a key of the agent's (DPoP).
+	ProofOfPossession bool `protobuf:"varint,9,opt,name=proof_of_possession,json=proofOfPossession,proto3" json:"proof_of_possession,omitempty"`
+	// The tenant that agent and user belong to; empty: the operator's.
+	Tenant        string `protobuf:"bytes,10,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -939,8 +1161,8 @@ func (x *CreateGrantRequest) GetTaskLifetime() *durationpb.Duration {
 }
 
 func (x *CreateGrantRequest) GetMaxDepth() uint32 {
-	if x != nil {
-		return x.MaxDepth
+	if x != nil && x.MaxDepth != nil {
+		return *x.MaxDepth
 	}
 	return 0
 }
@@ -950,6 +1172,27 @@ func (x *CreateGrantRequest) GetExpireTime() *timestamppb.Timestamp {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *CreateGrantRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *CreateGrantRequest) GetProofOfPossession() bool {
+	if x != nil {
+		return x.ProofOfPossession
+	}
+	return false
+}
+
+func (x *CreateGrantRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
 }
 
 // CreateGrantResponse returns the grant.
@@ -1227,14 +1470,16 @@ type UpdateGrantRequest struct {
 	Scope *Scope `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
 	// What each task under it may spend.
 	Budget *BudgetLimits `protobuf:"bytes,3,opt,name=budget,proto3" json:"budget,omitempty"`
-	// How long each task under it may last. At most 1 year.
+	// How long each task under it may last. At most 24 hours.
 	TaskLifetime *durationpb.Duration `protobuf:"bytes,4,opt,name=task_lifetime,json=taskLifetime,proto3" json:"task_lifetime,omitempty"`
-	// How many delegations deep tasks under it may go, at most 32.
+	// How many delegations deep tasks under it may go, at most 15.
 	MaxDepth *uint32 `protobuf:"varint,5,opt,name=max_depth,json=maxDepth,proto3,oneof" json:"max_depth,omitempty"`
 	// When it ends.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Whether tokens under it must be bound to a key of the agent's (DPoP).
+	ProofOfPossession *bool `protobuf:"varint,7,opt,name=proof_of_possession,json=proofOfPossession,proto3,oneof" json:"proof_of_possession,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *UpdateGrantRequest) Reset() {
@@ -1307,6 +1552,13 @@ func (x *UpdateGrantRequest) GetExpireTime() *timestamppb.Timestamp {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *UpdateGrantRequest) GetProofOfPossession() bool {
+	if x != nil && x.ProofOfPossession != nil {
+		return *x.ProofOfPossession
+	}
+	return false
 }
 
 // UpdateGrantResponse returns the grant.
@@ -1458,7 +1710,15 @@ type Issuer struct {
 	// Claim that holds the user's or agent's name.
 	SubjectClaim string `protobuf:"bytes,8,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
 	// When it was trusted.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Claim that lists the groups of a user.
+	GroupsClaim string `protobuf:"bytes,10,opt,name=groups_claim,json=groupsClaim,proto3" json:"groups_claim,omitempty"`
+	// Operators: the role ("viewer", "approver", "admin") of each group that
+	// has one.
+	Operators map[string]string `protobuf:"bytes,11,rep,name=operators,proto3" json:"operators,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What its users may touch at most, whatever agents are granted for them;
+	// absent: nothing.
+	UserScope     *Scope `protobuf:"bytes,12,opt,name=user_scope,json=userScope,proto3" json:"user_scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1556,6 +1816,27 @@ func (x *Issuer) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Issuer) GetGroupsClaim() string {
+	if x != nil {
+		return x.GroupsClaim
+	}
+	return ""
+}
+
+func (x *Issuer) GetOperators() map[string]string {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+func (x *Issuer) GetUserScope() *Scope {
+	if x != nil {
+		return x.UserScope
+	}
+	return nil
+}
+
 // CreateIssuerRequest describes an issuer.
 type CreateIssuerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1575,7 +1856,15 @@ type CreateIssuerRequest struct {
 	// Claim that holds the tenant; needed when no tenant is given.
 	TenantClaim string `protobuf:"bytes,7,opt,name=tenant_claim,json=tenantClaim,proto3" json:"tenant_claim,omitempty"`
 	// Claim that holds the user's or agent's name; empty: "sub".
-	SubjectClaim  string `protobuf:"bytes,8,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
+	SubjectClaim string `protobuf:"bytes,8,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
+	// Claim that lists the groups of a user; empty: "groups".
+	GroupsClaim string `protobuf:"bytes,9,opt,name=groups_claim,json=groupsClaim,proto3" json:"groups_claim,omitempty"`
+	// Operators: the role of each group that has one. Only users of the tenant
+	// "default", who run the installation, become operators.
+	Operators map[string]string `protobuf:"bytes,10,rep,name=operators,proto3" json:"operators,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What its users may touch at most, whatever agents are granted for them;
+	// absent: nothing.
+	UserScope     *Scope `protobuf:"bytes,11,opt,name=user_scope,json=userScope,proto3" json:"user_scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1664,6 +1953,27 @@ func (x *CreateIssuerRequest) GetSubjectClaim() string {
 		return x.SubjectClaim
 	}
 	return ""
+}
+
+func (x *CreateIssuerRequest) GetGroupsClaim() string {
+	if x != nil {
+		return x.GroupsClaim
+	}
+	return ""
+}
+
+func (x *CreateIssuerRequest) GetOperators() map[string]string {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+func (x *CreateIssuerRequest) GetUserScope() *Scope {
+	if x != nil {
+		return x.UserScope
+	}
+	return nil
 }
 
 // CreateIssuerResponse returns the issuer.
@@ -3462,7 +3772,9 @@ type RevokeRequest struct {
 	//	*RevokeRequest_Key
 	Target isRevokeRequest_Target `protobuf_oneof:"target"`
 	// Why; kept in the audit log and told to those who are stopped.
-	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The tenant of the agent or user; empty: the operator's.
+	OfTenant      string `protobuf:"bytes,8,opt,name=of_tenant,json=ofTenant,proto3" json:"of_tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3565,6 +3877,13 @@ func (x *RevokeRequest) GetReason() string {
 	return ""
 }
 
+func (x *RevokeRequest) GetOfTenant() string {
+	if x != nil {
+		return x.OfTenant
+	}
+	return ""
+}
+
 type isRevokeRequest_Target interface {
 	isRevokeRequest_Target()
 }
@@ -3575,17 +3894,19 @@ type RevokeRequest_Task struct {
 }
 
 type RevokeRequest_Agent struct {
-	// An agent, by name, with its tasks.
+	// An agent, by name, with its tasks and those delegated from them. It gets
+	// no new ones until it is reinstated.
 	Agent string `protobuf:"bytes,2,opt,name=agent,proto3,oneof"`
 }
 
 type RevokeRequest_User struct {
-	// A user, by name, with the tasks on their behalf.
+	// A user, by name, with the tasks on their behalf; no new ones until the
+	// user is reinstated.
 	User string `protobuf:"bytes,3,opt,name=user,proto3,oneof"`
 }
 
 type RevokeRequest_Tenant struct {
-	// A tenant, by name, with all its tasks.
+	// A tenant, by name, with all its tasks; no new ones until it is reinstated.
 	Tenant string `protobuf:"bytes,4,opt,name=tenant,proto3,oneof"`
 }
 
@@ -3666,6 +3987,643 @@ func (x *RevokeResponse) GetTasks() uint32 {
 	return 0
 }
 
+// Revocation is one use of the stop button.
+type Revocation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its number.
+	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What kind of thing it stops.
+	Kind RevocationKind `protobuf:"varint,2,opt,name=kind,proto3,enum=whence.v1.RevocationKind" json:"kind,omitempty"`
+	// The tenant of the agent or user.
+	Tenant string `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// The name or ID of what it stops.
+	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who used it.
+	RevokedBy string `protobuf:"bytes,6,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	// When it took effect.
+	RevokeTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
+	// When the agent, user or tenant was let in again; absent: it is not.
+	ReinstateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=reinstate_time,json=reinstateTime,proto3" json:"reinstate_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *Revocation) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Revocation) GetKind() RevocationKind {
+	if x != nil {
+		return x.Kind
+	}
+	return RevocationKind_REVOCATION_KIND_UNSPECIFIED
+}
+
+func (x *Revocation) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Revocation) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Revocation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Revocation) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
+}
+
+func (x *Revocation) GetRevokeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevokeTime
+	}
+	return nil
+}
+
+func (x *Revocation) GetReinstateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReinstateTime
+	}
+	return nil
+}
+
+// ListRevocationsRequest asks for revocations.
+type ListRevocationsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most to return, at most 1,000; 0: 100.
+	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Token of the page to return; empty: the first.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsRequest) Reset() {
+	*x = ListRevocationsRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsRequest) ProtoMessage() {}
+
+func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
+func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ListRevocationsRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRevocationsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListRevocationsResponse is one page of revocations, newest first.
+type ListRevocationsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revocations.
+	Revocations []*Revocation `protobuf:"bytes,1,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	// Token of the next page; empty on the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRevocationsResponse) Reset() {
+	*x = ListRevocationsResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRevocationsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRevocationsResponse) ProtoMessage() {}
+
+func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
+func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
+	if x != nil {
+		return x.Revocations
+	}
+	return nil
+}
+
+func (x *ListRevocationsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// ReinstateRequest names who is to be let in again.
+type ReinstateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who.
+	//
+	// Types that are valid to be assigned to Target:
+	//
+	//	*ReinstateRequest_Agent
+	//	*ReinstateRequest_User
+	//	*ReinstateRequest_Tenant
+	Target isReinstateRequest_Target `protobuf_oneof:"target"`
+	// The tenant of the agent or user; empty: the operator's.
+	OfTenant      string `protobuf:"bytes,4,opt,name=of_tenant,json=ofTenant,proto3" json:"of_tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReinstateRequest) Reset() {
+	*x = ReinstateRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReinstateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReinstateRequest) ProtoMessage() {}
+
+func (x *ReinstateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReinstateRequest.ProtoReflect.Descriptor instead.
+func (*ReinstateRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *ReinstateRequest) GetTarget() isReinstateRequest_Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *ReinstateRequest) GetAgent() string {
+	if x != nil {
+		if x, ok := x.Target.(*ReinstateRequest_Agent); ok {
+			return x.Agent
+		}
+	}
+	return ""
+}
+
+func (x *ReinstateRequest) GetUser() string {
+	if x != nil {
+		if x, ok := x.Target.(*ReinstateRequest_User); ok {
+			return x.User
+		}
+	}
+	return ""
+}
+
+func (x *ReinstateRequest) GetTenant() string {
+	if x != nil {
+		if x, ok := x.Target.(*ReinstateRequest_Tenant); ok {
+			return x.Tenant
+		}
+	}
+	return ""
+}
+
+func (x *ReinstateRequest) GetOfTenant() string {
+	if x != nil {
+		return x.OfTenant
+	}
+	return ""
+}
+
+type isReinstateRequest_Target interface {
+	isReinstateRequest_Target()
+}
+
+type ReinstateRequest_Agent struct {
+	// An agent, by name.
+	Agent string `protobuf:"bytes,1,opt,name=agent,proto3,oneof"`
+}
+
+type ReinstateRequest_User struct {
+	// A user, by name.
+	User string `protobuf:"bytes,2,opt,name=user,proto3,oneof"`
+}
+
+type ReinstateRequest_Tenant struct {
+	// A tenant, by name.
+	Tenant string `protobuf:"bytes,3,opt,name=tenant,proto3,oneof"`
+}
+
+func (*ReinstateRequest_Agent) isReinstateRequest_Target() {}
+
+func (*ReinstateRequest_User) isReinstateRequest_Target() {}
+
+func (*ReinstateRequest_Tenant) isReinstateRequest_Target() {}
+
+// ReinstateResponse says since when the target is let in again. Tokens and
+// tasks from before stay revoked.
+type ReinstateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since when.
+	ReinstateTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=reinstate_time,json=reinstateTime,proto3" json:"reinstate_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReinstateResponse) Reset() {
+	*x = ReinstateResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReinstateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReinstateResponse) ProtoMessage() {}
+
+func (x *ReinstateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReinstateResponse.ProtoReflect.Descriptor instead.
+func (*ReinstateResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ReinstateResponse) GetReinstateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReinstateTime
+	}
+	return nil
+}
+
+// SigningKey is a key that tokens are signed with.
+type SigningKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its ID, the RFC 7638 thumbprint.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// "EdDSA" or "ES256".
+	Algorithm string `protobuf:"bytes,2,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// Where it stands.
+	State SigningKeyState `protobuf:"varint,3,opt,name=state,proto3,enum=whence.v1.SigningKeyState" json:"state,omitempty"`
+	// When it was made.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// From when on it signs.
+	SignsFrom *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=signs_from,json=signsFrom,proto3" json:"signs_from,omitempty"`
+	// When what it signed is accepted no longer; absent: not decided.
+	RetireTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=retire_time,json=retireTime,proto3" json:"retire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SigningKey) Reset() {
+	*x = SigningKey{}
+	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SigningKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SigningKey) ProtoMessage() {}
+
+func (x *SigningKey) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SigningKey.ProtoReflect.Descriptor instead.
+func (*SigningKey) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *SigningKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SigningKey) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
+}
+
+func (x *SigningKey) GetState() SigningKeyState {
+	if x != nil {
+		return x.State
+	}
+	return SigningKeyState_SIGNING_KEY_STATE_UNSPECIFIED
+}
+
+func (x *SigningKey) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *SigningKey) GetSignsFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SignsFrom
+	}
+	return nil
+}
+
+func (x *SigningKey) GetRetireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RetireTime
+	}
+	return nil
+}
+
+// ListKeysRequest asks for the signing keys.
+type ListKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{64}
+}
+
+// ListKeysResponse holds the signing keys, newest first.
+type ListKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The keys.
+	Keys          []*SigningKey `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ListKeysResponse) GetKeys() []*SigningKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+// RotateKeyRequest asks for a new signing key.
+type RotateKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{66}
+}
+
+// RotateKeyResponse returns the new key, which is published at once and signs
+// from its signs_from on.
+type RotateKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key.
+	Key           *SigningKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyResponse) Reset() {
+	*x = RotateKeyResponse{}
+	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyResponse) ProtoMessage() {}
+
+func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *RotateKeyResponse) GetKey() *SigningKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 // Space is an embedding model and its dimensions, with the vectors that it made.
 type Space struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3696,7 +4654,7 @@ type Space struct {
 
 func (x *Space) Reset() {
 	*x = Space{}
-	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	mi := &file_whence_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3708,7 +4666,7 @@ func (x *Space) String() string {
 func (*Space) ProtoMessage() {}
 
 func (x *Space) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	mi := &file_whence_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3721,7 +4679,7 @@ func (x *Space) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Space.ProtoReflect.Descriptor instead.
 func (*Space) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Space) GetId() uint32 {
@@ -3809,7 +4767,7 @@ type SpaceEstimate struct {
 
 func (x *SpaceEstimate) Reset() {
 	*x = SpaceEstimate{}
-	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	mi := &file_whence_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3821,7 +4779,7 @@ func (x *SpaceEstimate) String() string {
 func (*SpaceEstimate) ProtoMessage() {}
 
 func (x *SpaceEstimate) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	mi := &file_whence_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3834,7 +4792,7 @@ func (x *SpaceEstimate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpaceEstimate.ProtoReflect.Descriptor instead.
 func (*SpaceEstimate) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SpaceEstimate) GetTexts() int64 {
@@ -3867,7 +4825,7 @@ type ListSpacesRequest struct {
 
 func (x *ListSpacesRequest) Reset() {
 	*x = ListSpacesRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	mi := &file_whence_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3879,7 +4837,7 @@ func (x *ListSpacesRequest) String() string {
 func (*ListSpacesRequest) ProtoMessage() {}
 
 func (x *ListSpacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	mi := &file_whence_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3892,7 +4850,7 @@ func (x *ListSpacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSpacesRequest.ProtoReflect.Descriptor instead.
 func (*ListSpacesRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 // ListSpacesResponse lists spaces.
@@ -3906,7 +4864,7 @@ type ListSpacesResponse struct {
 
 func (x *ListSpacesResponse) Reset() {
 	*x = ListSpacesResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	mi := &file_whence_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3918,7 +4876,7 @@ func (x *ListSpacesResponse) String() string {
 func (*ListSpacesResponse) ProtoMessage() {}
 
 func (x *ListSpacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	mi := &file_whence_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3931,7 +4889,7 @@ func (x *ListSpacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSpacesResponse.ProtoReflect.Descriptor instead.
 func (*ListSpacesResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListSpacesResponse) GetSpaces() []*Space {
@@ -3955,7 +4913,7 @@ type CreateSpaceRequest struct {
 
 func (x *CreateSpaceRequest) Reset() {
 	*x = CreateSpaceRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	mi := &file_whence_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3967,7 +4925,7 @@ func (x *CreateSpaceRequest) String() string {
 func (*CreateSpaceRequest) ProtoMessage() {}
 
 func (x *CreateSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	mi := &file_whence_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3980,7 +4938,7 @@ func (x *CreateSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSpaceRequest.ProtoReflect.Descriptor instead.
 func (*CreateSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CreateSpaceRequest) GetModel() string {
@@ -4010,7 +4968,7 @@ type CreateSpaceResponse struct {
 
 func (x *CreateSpaceResponse) Reset() {
 	*x = CreateSpaceResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	mi := &file_whence_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4022,7 +4980,7 @@ func (x *CreateSpaceResponse) String() string {
 func (*CreateSpaceResponse) ProtoMessage() {}
 
 func (x *CreateSpaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	mi := &file_whence_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4035,7 +4993,7 @@ func (x *CreateSpaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSpaceResponse.ProtoReflect.Descriptor instead.
 func (*CreateSpaceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CreateSpaceResponse) GetSpace() *Space {
@@ -4066,7 +5024,7 @@ type SwitchSpaceRequest struct {
 
 func (x *SwitchSpaceRequest) Reset() {
 	*x = SwitchSpaceRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	mi := &file_whence_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4078,7 +5036,7 @@ func (x *SwitchSpaceRequest) String() string {
 func (*SwitchSpaceRequest) ProtoMessage() {}
 
 func (x *SwitchSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	mi := &file_whence_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4091,7 +5049,7 @@ func (x *SwitchSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchSpaceRequest.ProtoReflect.Descriptor instead.
 func (*SwitchSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *SwitchSpaceRequest) GetId() uint32 {
@@ -4119,7 +5077,7 @@ type SwitchSpaceResponse struct {
 
 func (x *SwitchSpaceResponse) Reset() {
 	*x = SwitchSpaceResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	mi := &file_whence_v1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4131,7 +5089,7 @@ func (x *SwitchSpaceResponse) String() string {
 func (*SwitchSpaceResponse) ProtoMessage() {}
 
 func (x *SwitchSpaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	mi := &file_whence_v1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4144,7 +5102,7 @@ func (x *SwitchSpaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchSpaceResponse.ProtoReflect.Descriptor instead.
 func (*SwitchSpaceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *SwitchSpaceResponse) GetSpace() *Space {
@@ -4165,7 +5123,7 @@ type DeleteSpaceRequest struct {
 
 func (x *DeleteSpaceRequest) Reset() {
 	*x = DeleteSpaceRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	mi := &file_whence_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4177,7 +5135,7 @@ func (x *DeleteSpaceRequest) String() string {
 func (*DeleteSpaceRequest) ProtoMessage() {}
 
 func (x *DeleteSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	mi := &file_whence_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4190,7 +5148,7 @@ func (x *DeleteSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSpaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{66}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *DeleteSpaceRequest) GetId() uint32 {
@@ -4211,7 +5169,7 @@ type DeleteSpaceResponse struct {
 
 func (x *DeleteSpaceResponse) Reset() {
 	*x = DeleteSpaceResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	mi := &file_whence_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4223,7 +5181,7 @@ func (x *DeleteSpaceResponse) String() string {
 func (*DeleteSpaceResponse) ProtoMessage() {}
 
 func (x *DeleteSpaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	mi := &file_whence_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4236,7 +5194,7 @@ func (x *DeleteSpaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSpaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSpaceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *DeleteSpaceResponse) GetSpace() *Space {
@@ -4250,7 +5208,7 @@ var File_whence_v1_admin_proto protoreflect.FileDescriptor
 
 const file_whence_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x15whence/v1/admin.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15whence/v1/scope.proto\x1a\x14whence/v1/task.proto\"\xde\x01\n" +
+	"\x15whence/v1/admin.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15whence/v1/scope.proto\x1a\x14whence/v1/task.proto\"\x9e\x02\n" +
 	"\x05Agent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12 \n" +
@@ -4259,13 +5217,17 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\asubject\x18\x05 \x01(\tR\asubject\x12\x18\n" +
 	"\arevoked\x18\x06 \x01(\bR\arevoked\x12;\n" +
 	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xea\x01\n" +
+	"createTime\x12\x12\n" +
+	"\x04jwks\x18\b \x01(\tR\x04jwks\x12*\n" +
+	"\aceiling\x18\t \x01(\v2\x10.whence.v1.ScopeR\aceiling\"\xb5\x02\n" +
 	"\x12CreateAgentRequest\x12@\n" +
 	"\x04name\x18\x01 \x01(\tB,\xbaH)r'2%^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}$R\x04name\x12 \n" +
 	"\x06tenant\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06tenant\x12*\n" +
 	"\vdescription\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\vdescription\x12 \n" +
 	"\x06issuer\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06issuer\x12\"\n" +
-	"\asubject\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\asubject\"=\n" +
+	"\asubject\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\asubject\x12\x1d\n" +
+	"\x04jwks\x18\x06 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01R\x04jwks\x12*\n" +
+	"\aceiling\x18\a \x01(\v2\x10.whence.v1.ScopeR\aceiling\"=\n" +
 	"\x13CreateAgentResponse\x12&\n" +
 	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"\x85\x01\n" +
 	"\x11ListAgentsRequest\x12 \n" +
@@ -4280,23 +5242,26 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\":\n" +
 	"\x10GetAgentResponse\x12&\n" +
-	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"\xdc\x01\n" +
+	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"\xb5\x02\n" +
 	"\x12UpdateAgentRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\x12/\n" +
 	"\vdescription\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 H\x00R\vdescription\x88\x01\x01\x12%\n" +
 	"\x06issuer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01H\x01R\x06issuer\x88\x01\x01\x12'\n" +
-	"\asubject\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x02R\asubject\x88\x01\x01B\x0e\n" +
+	"\asubject\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x02R\asubject\x88\x01\x01\x12\"\n" +
+	"\x04jwks\x18\x05 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01H\x03R\x04jwks\x88\x01\x01\x12*\n" +
+	"\aceiling\x18\x06 \x01(\v2\x10.whence.v1.ScopeR\aceilingB\x0e\n" +
 	"\f_descriptionB\t\n" +
 	"\a_issuerB\n" +
 	"\n" +
-	"\b_subject\"=\n" +
+	"\b_subjectB\a\n" +
+	"\x05_jwks\"=\n" +
 	"\x13UpdateAgentResponse\x12&\n" +
 	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"4\n" +
 	"\x12DeleteAgentRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\"\x15\n" +
-	"\x13DeleteAgentResponse\"\x89\x03\n" +
+	"\x13DeleteAgentResponse\"\xee\x03\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -4310,18 +5275,27 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"expireTime\x12;\n" +
 	"\vcreate_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xe3\x02\n" +
+	"createTime\x12\x14\n" +
+	"\x05group\x18\v \x01(\tR\x05group\x12.\n" +
+	"\x13proof_of_possession\x18\f \x01(\bR\x11proofOfPossession\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\r \x01(\tR\tcreatedBy\"\xe5\x03\n" +
 	"\x12CreateGrantRequest\x12 \n" +
 	"\x05agent\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x05agent\x12\x1e\n" +
-	"\x04user\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04user\x12&\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x05agent\x12\x1c\n" +
+	"\x04user\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04user\x12&\n" +
 	"\x05scope\x18\x03 \x01(\v2\x10.whence.v1.ScopeR\x05scope\x12/\n" +
-	"\x06budget\x18\x04 \x01(\v2\x17.whence.v1.BudgetLimitsR\x06budget\x12O\n" +
-	"\rtask_lifetime\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f*\x00R\ftaskLifetime\x12$\n" +
-	"\tmax_depth\x18\x06 \x01(\rB\a\xbaH\x04*\x02\x18 R\bmaxDepth\x12;\n" +
+	"\x06budget\x18\x04 \x01(\v2\x17.whence.v1.BudgetLimitsR\x06budget\x12N\n" +
+	"\rtask_lifetime\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\ftaskLifetime\x12)\n" +
+	"\tmax_depth\x18\x06 \x01(\rB\a\xbaH\x04*\x02\x18\x0fH\x00R\bmaxDepth\x88\x01\x01\x12;\n" +
 	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"=\n" +
+	"expireTime\x12\x1e\n" +
+	"\x05group\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x05group\x12.\n" +
+	"\x13proof_of_possession\x18\t \x01(\bR\x11proofOfPossession\x12 \n" +
+	"\x06tenant\x18\n" +
+	" \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06tenantB\f\n" +
+	"\n" +
+	"_max_depth\"=\n" +
 	"\x13CreateGrantResponse\x12&\n" +
 	"\x05grant\x18\x01 \x01(\v2\x10.whence.v1.GrantR\x05grant\"\xa1\x01\n" +
 	"\x11ListGrantsRequest\x12\x1e\n" +
@@ -4337,24 +5311,26 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\":\n" +
 	"\x10GetGrantResponse\x12&\n" +
-	"\x05grant\x18\x01 \x01(\v2\x10.whence.v1.GrantR\x05grant\"\xd0\x02\n" +
+	"\x05grant\x18\x01 \x01(\v2\x10.whence.v1.GrantR\x05grant\"\x9c\x03\n" +
 	"\x12UpdateGrantRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12&\n" +
 	"\x05scope\x18\x02 \x01(\v2\x10.whence.v1.ScopeR\x05scope\x12/\n" +
-	"\x06budget\x18\x03 \x01(\v2\x17.whence.v1.BudgetLimitsR\x06budget\x12O\n" +
-	"\rtask_lifetime\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f*\x00R\ftaskLifetime\x12)\n" +
-	"\tmax_depth\x18\x05 \x01(\rB\a\xbaH\x04*\x02\x18 H\x00R\bmaxDepth\x88\x01\x01\x12;\n" +
+	"\x06budget\x18\x03 \x01(\v2\x17.whence.v1.BudgetLimitsR\x06budget\x12N\n" +
+	"\rtask_lifetime\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\ftaskLifetime\x12)\n" +
+	"\tmax_depth\x18\x05 \x01(\rB\a\xbaH\x04*\x02\x18\x0fH\x00R\bmaxDepth\x88\x01\x01\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTimeB\f\n" +
+	"expireTime\x123\n" +
+	"\x13proof_of_possession\x18\a \x01(\bH\x01R\x11proofOfPossession\x88\x01\x01B\f\n" +
 	"\n" +
-	"_max_depth\"=\n" +
+	"_max_depthB\x16\n" +
+	"\x14_proof_of_possession\"=\n" +
 	"\x13UpdateGrantResponse\x12&\n" +
 	"\x05grant\x18\x01 \x01(\v2\x10.whence.v1.GrantR\x05grant\"0\n" +
 	"\x12DeleteGrantRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"\x15\n" +
-	"\x13DeleteGrantResponse\"\xa2\x02\n" +
+	"\x13DeleteGrantResponse\"\xf4\x03\n" +
 	"\x06Issuer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1a\n" +
@@ -4367,7 +5343,15 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\ftenant_claim\x18\a \x01(\tR\vtenantClaim\x12#\n" +
 	"\rsubject_claim\x18\b \x01(\tR\fsubjectClaim\x12;\n" +
 	"\vcreate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\xbf\x03\n" +
+	"createTime\x12!\n" +
+	"\fgroups_claim\x18\n" +
+	" \x01(\tR\vgroupsClaim\x12>\n" +
+	"\toperators\x18\v \x03(\v2 .whence.v1.Issuer.OperatorsEntryR\toperators\x12/\n" +
+	"\n" +
+	"user_scope\x18\f \x01(\v2\x10.whence.v1.ScopeR\tuserScope\x1a<\n" +
+	"\x0eOperatorsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x05\n" +
 	"\x13CreateIssuerRequest\x12@\n" +
 	"\x04name\x18\x01 \x01(\tB,\xbaH)r'2%^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$R\x04name\x12\x1d\n" +
 	"\x03url\x18\x02 \x01(\tB\v\xbaH\br\x06\x18\x80\x10\x88\x01\x01R\x03url\x12&\n" +
@@ -4379,7 +5363,15 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"algorithms\x12 \n" +
 	"\x06tenant\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06tenant\x12+\n" +
 	"\ftenant_claim\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vtenantClaim\x12-\n" +
-	"\rsubject_claim\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\fsubjectClaim\"A\n" +
+	"\rsubject_claim\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\fsubjectClaim\x12+\n" +
+	"\fgroups_claim\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vgroupsClaim\x12{\n" +
+	"\toperators\x18\n" +
+	" \x03(\v2-.whence.v1.CreateIssuerRequest.OperatorsEntryB.\xbaH+\x9a\x01(\x10d\"\ar\x05\x10\x01\x18\xff\x01*\x1br\x19R\x06viewerR\bapproverR\x05adminR\toperators\x12/\n" +
+	"\n" +
+	"user_scope\x18\v \x01(\v2\x10.whence.v1.ScopeR\tuserScope\x1a<\n" +
+	"\x0eOperatorsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +
 	"\x14CreateIssuerResponse\x12)\n" +
 	"\x06issuer\x18\x01 \x01(\v2\x11.whence.v1.IssuerR\x06issuer\"d\n" +
 	"\x12ListIssuersRequest\x12%\n" +
@@ -4496,7 +5488,7 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"page_token\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\"b\n" +
 	"\x11ListTasksResponse\x12%\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x0f.whence.v1.TaskR\x05tasks\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x94\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbb\x02\n" +
 	"\rRevokeRequest\x12 \n" +
 	"\x04task\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01H\x00R\x04task\x12\"\n" +
@@ -4510,12 +5502,60 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01H\x00R\x05token\x12\x1e\n" +
 	"\x03key\x18\x06 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01H\x00R\x03key\x12 \n" +
-	"\x06reason\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reasonB\x0f\n" +
+	"\x06reason\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12%\n" +
+	"\tof_tenant\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bofTenantB\x0f\n" +
 	"\x06target\x12\x05\xbaH\x02\b\x01\"c\n" +
 	"\x0eRevokeResponse\x12;\n" +
 	"\vrevoke_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"revokeTime\x12\x14\n" +
-	"\x05tasks\x18\x02 \x01(\rR\x05tasks\"\xb7\x02\n" +
+	"\x05tasks\x18\x02 \x01(\rR\x05tasks\"\xb2\x02\n" +
+	"\n" +
+	"Revocation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12-\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x19.whence.v1.RevocationKindR\x04kind\x12\x16\n" +
+	"\x06tenant\x18\x03 \x01(\tR\x06tenant\x12\x16\n" +
+	"\x06target\x18\x04 \x01(\tR\x06target\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\x06 \x01(\tR\trevokedBy\x12;\n" +
+	"\vrevoke_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"revokeTime\x12A\n" +
+	"\x0ereinstate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\rreinstateTime\"h\n" +
+	"\x16ListRevocationsRequest\x12%\n" +
+	"\tpage_size\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\"z\n" +
+	"\x17ListRevocationsResponse\x127\n" +
+	"\vrevocations\x18\x01 \x03(\v2\x15.whence.v1.RevocationR\vrevocations\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb6\x01\n" +
+	"\x10ReinstateRequest\x12\"\n" +
+	"\x05agent\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01H\x00R\x05agent\x12 \n" +
+	"\x04user\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01H\x00R\x04user\x12$\n" +
+	"\x06tenant\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01H\x00R\x06tenant\x12%\n" +
+	"\tof_tenant\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\bofTenantB\x0f\n" +
+	"\x06target\x12\x05\xbaH\x02\b\x01\"V\n" +
+	"\x11ReinstateResponse\x12A\n" +
+	"\x0ereinstate_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rreinstateTime\"\xa1\x02\n" +
+	"\n" +
+	"SigningKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\talgorithm\x18\x02 \x01(\tR\talgorithm\x120\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1a.whence.v1.SigningKeyStateR\x05state\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x129\n" +
+	"\n" +
+	"signs_from\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tsignsFrom\x12;\n" +
+	"\vretire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"retireTime\"\x11\n" +
+	"\x0fListKeysRequest\"=\n" +
+	"\x10ListKeysResponse\x12)\n" +
+	"\x04keys\x18\x01 \x03(\v2\x15.whence.v1.SigningKeyR\x04keys\"\x12\n" +
+	"\x10RotateKeyRequest\"<\n" +
+	"\x11RotateKeyResponse\x12'\n" +
+	"\x03key\x18\x01 \x01(\v2\x15.whence.v1.SigningKeyR\x03key\"\xb7\x02\n" +
 	"\x05Space\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1e\n" +
@@ -4554,13 +5594,27 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x12DeleteSpaceRequest\x12\x1b\n" +
 	"\x02id\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x01 \x00R\x02id\"=\n" +
 	"\x13DeleteSpaceResponse\x12&\n" +
-	"\x05space\x18\x01 \x01(\v2\x10.whence.v1.SpaceR\x05space*u\n" +
+	"\x05space\x18\x01 \x01(\v2\x10.whence.v1.SpaceR\x05space*\xd0\x01\n" +
+	"\x0eRevocationKind\x12\x1f\n" +
+	"\x1bREVOCATION_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14REVOCATION_KIND_TASK\x10\x01\x12\x19\n" +
+	"\x15REVOCATION_KIND_AGENT\x10\x02\x12\x18\n" +
+	"\x14REVOCATION_KIND_USER\x10\x03\x12\x1a\n" +
+	"\x16REVOCATION_KIND_TENANT\x10\x04\x12\x19\n" +
+	"\x15REVOCATION_KIND_TOKEN\x10\x05\x12\x17\n" +
+	"\x13REVOCATION_KIND_KEY\x10\x06*\xb2\x01\n" +
+	"\x0fSigningKeyState\x12!\n" +
+	"\x1dSIGNING_KEY_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19SIGNING_KEY_STATE_PENDING\x10\x01\x12\x1d\n" +
+	"\x19SIGNING_KEY_STATE_SIGNING\x10\x02\x12\x1f\n" +
+	"\x1bSIGNING_KEY_STATE_VERIFYING\x10\x03\x12\x1d\n" +
+	"\x19SIGNING_KEY_STATE_RETIRED\x10\x04*u\n" +
 	"\n" +
 	"SpaceState\x12\x1b\n" +
 	"\x17SPACE_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13SPACE_STATE_CURRENT\x10\x01\x12\x17\n" +
 	"\x13SPACE_STATE_STANDBY\x10\x02\x12\x18\n" +
-	"\x14SPACE_STATE_DELETING\x10\x032\xdf\x12\n" +
+	"\x14SPACE_STATE_DELETING\x10\x032\x98\x15\n" +
 	"\fAdminService\x12L\n" +
 	"\vCreateAgent\x12\x1d.whence.v1.CreateAgentRequest\x1a\x1e.whence.v1.CreateAgentResponse\x12N\n" +
 	"\n" +
@@ -4593,7 +5647,11 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\vCreateSpace\x12\x1d.whence.v1.CreateSpaceRequest\x1a\x1e.whence.v1.CreateSpaceResponse\x12L\n" +
 	"\vSwitchSpace\x12\x1d.whence.v1.SwitchSpaceRequest\x1a\x1e.whence.v1.SwitchSpaceResponse\x12L\n" +
 	"\vDeleteSpace\x12\x1d.whence.v1.DeleteSpaceRequest\x1a\x1e.whence.v1.DeleteSpaceResponse\x12=\n" +
-	"\x06Revoke\x12\x18.whence.v1.RevokeRequest\x1a\x19.whence.v1.RevokeResponseB:Z8github.com/whence-db/whence/proto/gen/whence/v1;whencev1b\x06proto3"
+	"\x06Revoke\x12\x18.whence.v1.RevokeRequest\x1a\x19.whence.v1.RevokeResponse\x12]\n" +
+	"\x0fListRevocations\x12!.whence.v1.ListRevocationsRequest\x1a\".whence.v1.ListRevocationsResponse\"\x03\x90\x02\x01\x12F\n" +
+	"\tReinstate\x12\x1b.whence.v1.ReinstateRequest\x1a\x1c.whence.v1.ReinstateResponse\x12H\n" +
+	"\bListKeys\x12\x1a.whence.v1.ListKeysRequest\x1a\x1b.whence.v1.ListKeysResponse\"\x03\x90\x02\x01\x12F\n" +
+	"\tRotateKey\x12\x1b.whence.v1.RotateKeyRequest\x1a\x1c.whence.v1.RotateKeyResponseB:Z8github.com/whence-db/whence/proto/gen/whence/v1;whencev1b\x06proto3"
 
 var (
 	file_whence_v1_admin_proto_rawDescOnce sync.Once
@@ -4607,208 +5665,248 @@ func file_whence_v1_admin_proto_rawDescGZIP() []byte {
 	return file_whence_v1_admin_proto_rawDescData
 }
 
-var file_whence_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_whence_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
+var file_whence_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_whence_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_whence_v1_admin_proto_goTypes = []any{
-	(SpaceState)(0),                       // 0: whence.v1.SpaceState
-	(*Agent)(nil),                         // 1: whence.v1.Agent
-	(*CreateAgentRequest)(nil),            // 2: whence.v1.CreateAgentRequest
-	(*CreateAgentResponse)(nil),           // 3: whence.v1.CreateAgentResponse
-	(*ListAgentsRequest)(nil),             // 4: whence.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),            // 5: whence.v1.ListAgentsResponse
-	(*GetAgentRequest)(nil),               // 6: whence.v1.GetAgentRequest
-	(*GetAgentResponse)(nil),              // 7: whence.v1.GetAgentResponse
-	(*UpdateAgentRequest)(nil),            // 8: whence.v1.UpdateAgentRequest
-	(*UpdateAgentResponse)(nil),           // 9: whence.v1.UpdateAgentResponse
-	(*DeleteAgentRequest)(nil),            // 10: whence.v1.DeleteAgentRequest
-	(*DeleteAgentResponse)(nil),           // 11: whence.v1.DeleteAgentResponse
-	(*Grant)(nil),                         // 12: whence.v1.Grant
-	(*CreateGrantRequest)(nil),            // 13: whence.v1.CreateGrantRequest
-	(*CreateGrantResponse)(nil),           // 14: whence.v1.CreateGrantResponse
-	(*ListGrantsRequest)(nil),             // 15: whence.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),            // 16: whence.v1.ListGrantsResponse
-	(*GetGrantRequest)(nil),               // 17: whence.v1.GetGrantRequest
-	(*GetGrantResponse)(nil),              // 18: whence.v1.GetGrantResponse
-	(*UpdateGrantRequest)(nil),            // 19: whence.v1.UpdateGrantRequest
-	(*UpdateGrantResponse)(nil),           // 20: whence.v1.UpdateGrantResponse
-	(*DeleteGrantRequest)(nil),            // 21: whence.v1.DeleteGrantRequest
-	(*DeleteGrantResponse)(nil),           // 22: whence.v1.DeleteGrantResponse
-	(*Issuer)(nil),                        // 23: whence.v1.Issuer
-	(*CreateIssuerRequest)(nil),           // 24: whence.v1.CreateIssuerRequest
-	(*CreateIssuerResponse)(nil),          // 25: whence.v1.CreateIssuerResponse
-	(*ListIssuersRequest)(nil),            // 26: whence.v1.ListIssuersRequest
-	(*ListIssuersResponse)(nil),           // 27: whence.v1.ListIssuersResponse
-	(*GetIssuerRequest)(nil),              // 28: whence.v1.GetIssuerRequest
-	(*GetIssuerResponse)(nil),             // 29: whence.v1.GetIssuerResponse
-	(*DeleteIssuerRequest)(nil),           // 30: whence.v1.DeleteIssuerRequest
-	(*DeleteIssuerResponse)(nil),          // 31: whence.v1.DeleteIssuerResponse
-	(*SqlAction)(nil),                     // 32: whence.v1.SqlAction
-	(*UpstreamAction)(nil),                // 33: whence.v1.UpstreamAction
-	(*Action)(nil),                        // 34: whence.v1.Action
-	(*RegisterActionRequest)(nil),         // 35: whence.v1.RegisterActionRequest
-	(*RegisterActionResponse)(nil),        // 36: whence.v1.RegisterActionResponse
-	(*ListRegisteredActionsRequest)(nil),  // 37: whence.v1.ListRegisteredActionsRequest
-	(*ListRegisteredActionsResponse)(nil), // 38: whence.v1.ListRegisteredActionsResponse
-	(*GetRegisteredActionRequest)(nil),    // 39: whence.v1.GetRegisteredActionRequest
-	(*GetRegisteredActionResponse)(nil),   // 40: whence.v1.GetRegisteredActionResponse
-	(*UnregisterActionRequest)(nil),       // 41: whence.v1.UnregisterActionRequest
-	(*UnregisterActionResponse)(nil),      // 42: whence.v1.UnregisterActionResponse
-	(*UpstreamRule)(nil),                  // 43: whence.v1.UpstreamRule
-	(*Upstream)(nil),                      // 44: whence.v1.Upstream
-	(*CreateUpstreamRequest)(nil),         // 45: whence.v1.CreateUpstreamRequest
-	(*CreateUpstreamResponse)(nil),        // 46: whence.v1.CreateUpstreamResponse
-	(*ListUpstreamsRequest)(nil),          // 47: whence.v1.ListUpstreamsRequest
-	(*ListUpstreamsResponse)(nil),         // 48: whence.v1.ListUpstreamsResponse
-	(*GetUpstreamRequest)(nil),            // 49: whence.v1.GetUpstreamRequest
-	(*GetUpstreamResponse)(nil),           // 50: whence.v1.GetUpstreamResponse
-	(*UpdateUpstreamRequest)(nil),         // 51: whence.v1.UpdateUpstreamRequest
-	(*UpdateUpstreamResponse)(nil),        // 52: whence.v1.UpdateUpstreamResponse
-	(*DeleteUpstreamRequest)(nil),         // 53: whence.v1.DeleteUpstreamRequest
-	(*DeleteUpstreamResponse)(nil),        // 54: whence.v1.DeleteUpstreamResponse
-	(*ListTasksRequest)(nil),              // 55: whence.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),             // 56: whence.v1.ListTasksResponse
-	(*RevokeRequest)(nil),                 // 57: whence.v1.RevokeRequest
-	(*RevokeResponse)(nil),                // 58: whence.v1.RevokeResponse
-	(*Space)(nil),                         // 59: whence.v1.Space
-	(*SpaceEstimate)(nil),                 // 60: whence.v1.SpaceEstimate
-	(*ListSpacesRequest)(nil),             // 61: whence.v1.ListSpacesRequest
-	(*ListSpacesResponse)(nil),            // 62: whence.v1.ListSpacesResponse
-	(*CreateSpaceRequest)(nil),            // 63: whence.v1.CreateSpaceRequest
-	(*CreateSpaceResponse)(nil),           // 64: whence.v1.CreateSpaceResponse
-	(*SwitchSpaceRequest)(nil),            // 65: whence.v1.SwitchSpaceRequest
-	(*SwitchSpaceResponse)(nil),           // 66: whence.v1.SwitchSpaceResponse
-	(*DeleteSpaceRequest)(nil),            // 67: whence.v1.DeleteSpaceRequest
-	(*DeleteSpaceResponse)(nil),           // 68: whence.v1.DeleteSpaceResponse
-	(*timestamppb.Timestamp)(nil),         // 69: google.protobuf.Timestamp
-	(*Scope)(nil),                         // 70: whence.v1.Scope
-	(*BudgetLimits)(nil),                  // 71: whence.v1.BudgetLimits
-	(*durationpb.Duration)(nil),           // 72: google.protobuf.Duration
-	(Tier)(0),                             // 73: whence.v1.Tier
-	(*structpb.Struct)(nil),               // 74: google.protobuf.Struct
-	(TaskState)(0),                        // 75: whence.v1.TaskState
-	(*Task)(nil),                          // 76: whence.v1.Task
+	(RevocationKind)(0),                   // 0: whence.v1.RevocationKind
+	(SigningKeyState)(0),                  // 1: whence.v1.SigningKeyState
+	(SpaceState)(0),                       // 2: whence.v1.SpaceState
+	(*Agent)(nil),                         // 3: whence.v1.Agent
+	(*CreateAgentRequest)(nil),            // 4: whence.v1.CreateAgentRequest
+	(*CreateAgentResponse)(nil),           // 5: whence.v1.CreateAgentResponse
+	(*ListAgentsRequest)(nil),             // 6: whence.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),            // 7: whence.v1.ListAgentsResponse
+	(*GetAgentRequest)(nil),               // 8: whence.v1.GetAgentRequest
+	(*GetAgentResponse)(nil),              // 9: whence.v1.GetAgentResponse
+	(*UpdateAgentRequest)(nil),            // 10: whence.v1.UpdateAgentRequest
+	(*UpdateAgentResponse)(nil),           // 11: whence.v1.UpdateAgentResponse
+	(*DeleteAgentRequest)(nil),            // 12: whence.v1.DeleteAgentRequest
+	(*DeleteAgentResponse)(nil),           // 13: whence.v1.DeleteAgentResponse
+	(*Grant)(nil),                         // 14: whence.v1.Grant
+	(*CreateGrantRequest)(nil),            // 15: whence.v1.CreateGrantRequest
+	(*CreateGrantResponse)(nil),           // 16: whence.v1.CreateGrantResponse
+	(*ListGrantsRequest)(nil),             // 17: whence.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),            // 18: whence.v1.ListGrantsResponse
+	(*GetGrantRequest)(nil),               // 19: whence.v1.GetGrantRequest
+	(*GetGrantResponse)(nil),              // 20: whence.v1.GetGrantResponse
+	(*UpdateGrantRequest)(nil),            // 21: whence.v1.UpdateGrantRequest
+	(*UpdateGrantResponse)(nil),           // 22: whence.v1.UpdateGrantResponse
+	(*DeleteGrantRequest)(nil),            // 23: whence.v1.DeleteGrantRequest
+	(*DeleteGrantResponse)(nil),           // 24: whence.v1.DeleteGrantResponse
+	(*Issuer)(nil),                        // 25: whence.v1.Issuer
+	(*CreateIssuerRequest)(nil),           // 26: whence.v1.CreateIssuerRequest
+	(*CreateIssuerResponse)(nil),          // 27: whence.v1.CreateIssuerResponse
+	(*ListIssuersRequest)(nil),            // 28: whence.v1.ListIssuersRequest
+	(*ListIssuersResponse)(nil),           // 29: whence.v1.ListIssuersResponse
+	(*GetIssuerRequest)(nil),              // 30: whence.v1.GetIssuerRequest
+	(*GetIssuerResponse)(nil),             // 31: whence.v1.GetIssuerResponse
+	(*DeleteIssuerRequest)(nil),           // 32: whence.v1.DeleteIssuerRequest
+	(*DeleteIssuerResponse)(nil),          // 33: whence.v1.DeleteIssuerResponse
+	(*SqlAction)(nil),                     // 34: whence.v1.SqlAction
+	(*UpstreamAction)(nil),                // 35: whence.v1.UpstreamAction
+	(*Action)(nil),                        // 36: whence.v1.Action
+	(*RegisterActionRequest)(nil),         // 37: whence.v1.RegisterActionRequest
+	(*RegisterActionResponse)(nil),        // 38: whence.v1.RegisterActionResponse
+	(*ListRegisteredActionsRequest)(nil),  // 39: whence.v1.ListRegisteredActionsRequest
+	(*ListRegisteredActionsResponse)(nil), // 40: whence.v1.ListRegisteredActionsResponse
+	(*GetRegisteredActionRequest)(nil),    // 41: whence.v1.GetRegisteredActionRequest
+	(*GetRegisteredActionResponse)(nil),   // 42: whence.v1.GetRegisteredActionResponse
+	(*UnregisterActionRequest)(nil),       // 43: whence.v1.UnregisterActionRequest
+	(*UnregisterActionResponse)(nil),      // 44: whence.v1.UnregisterActionResponse
+	(*UpstreamRule)(nil),                  // 45: whence.v1.UpstreamRule
+	(*Upstream)(nil),                      // 46: whence.v1.Upstream
+	(*CreateUpstreamRequest)(nil),         // 47: whence.v1.CreateUpstreamRequest
+	(*CreateUpstreamResponse)(nil),        // 48: whence.v1.CreateUpstreamResponse
+	(*ListUpstreamsRequest)(nil),          // 49: whence.v1.ListUpstreamsRequest
+	(*ListUpstreamsResponse)(nil),         // 50: whence.v1.ListUpstreamsResponse
+	(*GetUpstreamRequest)(nil),            // 51: whence.v1.GetUpstreamRequest
+	(*GetUpstreamResponse)(nil),           // 52: whence.v1.GetUpstreamResponse
+	(*UpdateUpstreamRequest)(nil),         // 53: whence.v1.UpdateUpstreamRequest
+	(*UpdateUpstreamResponse)(nil),        // 54: whence.v1.UpdateUpstreamResponse
+	(*DeleteUpstreamRequest)(nil),         // 55: whence.v1.DeleteUpstreamRequest
+	(*DeleteUpstreamResponse)(nil),        // 56: whence.v1.DeleteUpstreamResponse
+	(*ListTasksRequest)(nil),              // 57: whence.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),             // 58: whence.v1.ListTasksResponse
+	(*RevokeRequest)(nil),                 // 59: whence.v1.RevokeRequest
+	(*RevokeResponse)(nil),                // 60: whence.v1.RevokeResponse
+	(*Revocation)(nil),                    // 61: whence.v1.Revocation
+	(*ListRevocationsRequest)(nil),        // 62: whence.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),       // 63: whence.v1.ListRevocationsResponse
+	(*ReinstateRequest)(nil),              // 64: whence.v1.ReinstateRequest
+	(*ReinstateResponse)(nil),             // 65: whence.v1.ReinstateResponse
+	(*SigningKey)(nil),                    // 66: whence.v1.SigningKey
+	(*ListKeysRequest)(nil),               // 67: whence.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),              // 68: whence.v1.ListKeysResponse
+	(*RotateKeyRequest)(nil),              // 69: whence.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),             // 70: whence.v1.RotateKeyResponse
+	(*Space)(nil),                         // 71: whence.v1.Space
+	(*SpaceEstimate)(nil),                 // 72: whence.v1.SpaceEstimate
+	(*ListSpacesRequest)(nil),             // 73: whence.v1.ListSpacesRequest
+	(*ListSpacesResponse)(nil),            // 74: whence.v1.ListSpacesResponse
+	(*CreateSpaceRequest)(nil),            // 75: whence.v1.CreateSpaceRequest
+	(*CreateSpaceResponse)(nil),           // 76: whence.v1.CreateSpaceResponse
+	(*SwitchSpaceRequest)(nil),            // 77: whence.v1.SwitchSpaceRequest
+	(*SwitchSpaceResponse)(nil),           // 78: whence.v1.SwitchSpaceResponse
+	(*DeleteSpaceRequest)(nil),            // 79: whence.v1.DeleteSpaceRequest
+	(*DeleteSpaceResponse)(nil),           // 80: whence.v1.DeleteSpaceResponse
+	nil,                                   // 81: whence.v1.Issuer.OperatorsEntry
+	nil,                                   // 82: whence.v1.CreateIssuerRequest.OperatorsEntry
+	(*timestamppb.Timestamp)(nil),         // 83: google.protobuf.Timestamp
+	(*Scope)(nil),                         // 84: whence.v1.Scope
+	(*BudgetLimits)(nil),                  // 85: whence.v1.BudgetLimits
+	(*durationpb.Duration)(nil),           // 86: google.protobuf.Duration
+	(Tier)(0),                             // 87: whence.v1.Tier
+	(*structpb.Struct)(nil),               // 88: google.protobuf.Struct
+	(TaskState)(0),                        // 89: whence.v1.TaskState
+	(*Task)(nil),                          // 90: whence.v1.Task
 }
 var file_whence_v1_admin_proto_depIdxs = []int32{
-	69, // 0: whence.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
-	1,  // 1: whence.v1.CreateAgentResponse.agent:type_name -> whence.v1.Agent
-	1,  // 2: whence.v1.ListAgentsResponse.agents:type_name -> whence.v1.Agent
-	1,  // 3: whence.v1.GetAgentResponse.agent:type_name -> whence.v1.Agent
-	1,  // 4: whence.v1.UpdateAgentResponse.agent:type_name -> whence.v1.Agent
-	70, // 5: whence.v1.Grant.scope:type_name -> whence.v1.Scope
-	71, // 6: whence.v1.Grant.budget:type_name -> whence.v1.BudgetLimits
-	72, // 7: whence.v1.Grant.task_lifetime:type_name -> google.protobuf.Duration
-	69, // 8: whence.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
-	69, // 9: whence.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
-	70, // 10: whence.v1.CreateGrantRequest.scope:type_name -> whence.v1.Scope
-	71, // 11: whence.v1.CreateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
-	72, // 12: whence.v1.CreateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
-	69, // 13: whence.v1.CreateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
-	12, // 14: whence.v1.CreateGrantResponse.grant:type_name -> whence.v1.Grant
-	12, // 15: whence.v1.ListGrantsResponse.grants:type_name -> whence.v1.Grant
-	12, // 16: whence.v1.GetGrantResponse.grant:type_name -> whence.v1.Grant
-	70, // 17: whence.v1.UpdateGrantRequest.scope:type_name -> whence.v1.Scope
-	71, // 18: whence.v1.UpdateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
-	72, // 19: whence.v1.UpdateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
-	69, // 20: whence.v1.UpdateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
-	12, // 21: whence.v1.UpdateGrantResponse.grant:type_name -> whence.v1.Grant
-	69, // 22: whence.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
-	23, // 23: whence.v1.CreateIssuerResponse.issuer:type_name -> whence.v1.Issuer
-	23, // 24: whence.v1.ListIssuersResponse.issuers:type_name -> whence.v1.Issuer
-	23, // 25: whence.v1.GetIssuerResponse.issuer:type_name -> whence.v1.Issuer
-	73, // 26: whence.v1.Action.tier:type_name -> whence.v1.Tier
-	74, // 27: whence.v1.Action.input_schema:type_name -> google.protobuf.Struct
-	32, // 28: whence.v1.Action.sql:type_name -> whence.v1.SqlAction
-	33, // 29: whence.v1.Action.upstream:type_name -> whence.v1.UpstreamAction
-	72, // 30: whence.v1.Action.undo_window:type_name -> google.protobuf.Duration
-	72, // 31: whence.v1.Action.timeout:type_name -> google.protobuf.Duration
-	69, // 32: whence.v1.Action.create_time:type_name -> google.protobuf.Timestamp
-	34, // 33: whence.v1.RegisterActionRequest.action:type_name -> whence.v1.Action
-	34, // 34: whence.v1.RegisterActionResponse.action:type_name -> whence.v1.Action
-	34, // 35: whence.v1.ListRegisteredActionsResponse.actions:type_name -> whence.v1.Action
-	34, // 36: whence.v1.GetRegisteredActionResponse.action:type_name -> whence.v1.Action
-	73, // 37: whence.v1.UpstreamRule.tier:type_name -> whence.v1.Tier
-	43, // 38: whence.v1.Upstream.rules:type_name -> whence.v1.UpstreamRule
-	72, // 39: whence.v1.Upstream.timeout:type_name -> google.protobuf.Duration
-	69, // 40: whence.v1.Upstream.create_time:type_name -> google.protobuf.Timestamp
-	44, // 41: whence.v1.CreateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
-	44, // 42: whence.v1.CreateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	44, // 43: whence.v1.ListUpstreamsResponse.upstreams:type_name -> whence.v1.Upstream
-	44, // 44: whence.v1.GetUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	44, // 45: whence.v1.UpdateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
-	44, // 46: whence.v1.UpdateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	75, // 47: whence.v1.ListTasksRequest.state:type_name -> whence.v1.TaskState
-	76, // 48: whence.v1.ListTasksResponse.tasks:type_name -> whence.v1.Task
-	69, // 49: whence.v1.RevokeResponse.revoke_time:type_name -> google.protobuf.Timestamp
-	0,  // 50: whence.v1.Space.state:type_name -> whence.v1.SpaceState
-	69, // 51: whence.v1.Space.create_time:type_name -> google.protobuf.Timestamp
-	59, // 52: whence.v1.ListSpacesResponse.spaces:type_name -> whence.v1.Space
-	59, // 53: whence.v1.CreateSpaceResponse.space:type_name -> whence.v1.Space
-	60, // 54: whence.v1.CreateSpaceResponse.estimate:type_name -> whence.v1.SpaceEstimate
-	59, // 55: whence.v1.SwitchSpaceResponse.space:type_name -> whence.v1.Space
-	59, // 56: whence.v1.DeleteSpaceResponse.space:type_name -> whence.v1.Space
-	2,  // 57: whence.v1.AdminService.CreateAgent:input_type -> whence.v1.CreateAgentRequest
-	4,  // 58: whence.v1.AdminService.ListAgents:input_type -> whence.v1.ListAgentsRequest
-	6,  // 59: whence.v1.AdminService.GetAgent:input_type -> whence.v1.GetAgentRequest
-	8,  // 60: whence.v1.AdminService.UpdateAgent:input_type -> whence.v1.UpdateAgentRequest
-	10, // 61: whence.v1.AdminService.DeleteAgent:input_type -> whence.v1.DeleteAgentRequest
-	13, // 62: whence.v1.AdminService.CreateGrant:input_type -> whence.v1.CreateGrantRequest
-	15, // 63: whence.v1.AdminService.ListGrants:input_type -> whence.v1.ListGrantsRequest
-	17, // 64: whence.v1.AdminService.GetGrant:input_type -> whence.v1.GetGrantRequest
-	19, // 65: whence.v1.AdminService.UpdateGrant:input_type -> whence.v1.UpdateGrantRequest
-	21, // 66: whence.v1.AdminService.DeleteGrant:input_type -> whence.v1.DeleteGrantRequest
-	24, // 67: whence.v1.AdminService.CreateIssuer:input_type -> whence.v1.CreateIssuerRequest
-	26, // 68: whence.v1.AdminService.ListIssuers:input_type -> whence.v1.ListIssuersRequest
-	28, // 69: whence.v1.AdminService.GetIssuer:input_type -> whence.v1.GetIssuerRequest
-	30, // 70: whence.v1.AdminService.DeleteIssuer:input_type -> whence.v1.DeleteIssuerRequest
-	35, // 71: whence.v1.AdminService.RegisterAction:input_type -> whence.v1.RegisterActionRequest
-	37, // 72: whence.v1.AdminService.ListRegisteredActions:input_type -> whence.v1.ListRegisteredActionsRequest
-	39, // 73: whence.v1.AdminService.GetRegisteredAction:input_type -> whence.v1.GetRegisteredActionRequest
-	41, // 74: whence.v1.AdminService.UnregisterAction:input_type -> whence.v1.UnregisterActionRequest
-	45, // 75: whence.v1.AdminService.CreateUpstream:input_type -> whence.v1.CreateUpstreamRequest
-	47, // 76: whence.v1.AdminService.ListUpstreams:input_type -> whence.v1.ListUpstreamsRequest
-	49, // 77: whence.v1.AdminService.GetUpstream:input_type -> whence.v1.GetUpstreamRequest
-	51, // 78: whence.v1.AdminService.UpdateUpstream:input_type -> whence.v1.UpdateUpstreamRequest
-	53, // 79: whence.v1.AdminService.DeleteUpstream:input_type -> whence.v1.DeleteUpstreamRequest
-	55, // 80: whence.v1.AdminService.ListTasks:input_type -> whence.v1.ListTasksRequest
-	61, // 81: whence.v1.AdminService.ListSpaces:input_type -> whence.v1.ListSpacesRequest
-	63, // 82: whence.v1.AdminService.CreateSpace:input_type -> whence.v1.CreateSpaceRequest
-	65, // 83: whence.v1.AdminService.SwitchSpace:input_type -> whence.v1.SwitchSpaceRequest
-	67, // 84: whence.v1.AdminService.DeleteSpace:input_type -> whence.v1.DeleteSpaceRequest
-	57, // 85: whence.v1.AdminService.Revoke:input_type -> whence.v1.RevokeRequest
-	3,  // 86: whence.v1.AdminService.CreateAgent:output_type -> whence.v1.CreateAgentResponse
-	5,  // 87: whence.v1.AdminService.ListAgents:output_type -> whence.v1.ListAgentsResponse
-	7,  // 88: whence.v1.AdminService.GetAgent:output_type -> whence.v1.GetAgentResponse
-	9,  // 89: whence.v1.AdminService.UpdateAgent:output_type -> whence.v1.UpdateAgentResponse
-	11, // 90: whence.v1.AdminService.DeleteAgent:output_type -> whence.v1.DeleteAgentResponse
-	14, // 91: whence.v1.AdminService.CreateGrant:output_type -> whence.v1.CreateGrantResponse
-	16, // 92: whence.v1.AdminService.ListGrants:output_type -> whence.v1.ListGrantsResponse
-	18, // 93: whence.v1.AdminService.GetGrant:output_type -> whence.v1.GetGrantResponse
-	20, // 94: whence.v1.AdminService.UpdateGrant:output_type -> whence.v1.UpdateGrantResponse
-	22, // 95: whence.v1.AdminService.DeleteGrant:output_type -> whence.v1.DeleteGrantResponse
-	25, // 96: whence.v1.AdminService.CreateIssuer:output_type -> whence.v1.CreateIssuerResponse
-	27, // 97: whence.v1.AdminService.ListIssuers:output_type -> whence.v1.ListIssuersResponse
-	29, // 98: whence.v1.AdminService.GetIssuer:output_type -> whence.v1.GetIssuerResponse
-	31, // 99: whence.v1.AdminService.DeleteIssuer:output_type -> whence.v1.DeleteIssuerResponse
-	36, // 100: whence.v1.AdminService.RegisterAction:output_type -> whence.v1.RegisterActionResponse
-	38, // 101: whence.v1.AdminService.ListRegisteredActions:output_type -> whence.v1.ListRegisteredActionsResponse
-	40, // 102: whence.v1.AdminService.GetRegisteredAction:output_type -> whence.v1.GetRegisteredActionResponse
-	42, // 103: whence.v1.AdminService.UnregisterAction:output_type -> whence.v1.UnregisterActionResponse
-	46, // 104: whence.v1.AdminService.CreateUpstream:output_type -> whence.v1.CreateUpstreamResponse
-	48, // 105: whence.v1.AdminService.ListUpstreams:output_type -> whence.v1.ListUpstreamsResponse
-	50, // 106: whence.v1.AdminService.GetUpstream:output_type -> whence.v1.GetUpstreamResponse
-	52, // 107: whence.v1.AdminService.UpdateUpstream:output_type -> whence.v1.UpdateUpstreamResponse
-	54, // 108: whence.v1.AdminService.DeleteUpstream:output_type -> whence.v1.DeleteUpstreamResponse
-	56, // 109: whence.v1.AdminService.ListTasks:output_type -> whence.v1.ListTasksResponse
-	62, // 110: whence.v1.AdminService.ListSpaces:output_type -> whence.v1.ListSpacesResponse
-	64, // 111: whence.v1.AdminService.CreateSpace:output_type -> whence.v1.CreateSpaceResponse
-	66, // 112: whence.v1.AdminService.SwitchSpace:output_type -> whence.v1.SwitchSpaceResponse
-	68, // 113: whence.v1.AdminService.DeleteSpace:output_type -> whence.v1.DeleteSpaceResponse
-	58, // 114: whence.v1.AdminService.Revoke:output_type -> whence.v1.RevokeResponse
-	86, // [86:115] is the sub-list for method output_type
-	57, // [57:86] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	83,  // 0: whence.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
+	84,  // 1: whence.v1.Agent.ceiling:type_name -> whence.v1.Scope
+	84,  // 2: whence.v1.CreateAgentRequest.ceiling:type_name -> whence.v1.Scope
+	3,   // 3: whence.v1.CreateAgentResponse.agent:type_name -> whence.v1.Agent
+	3,   // 4: whence.v1.ListAgentsResponse.agents:type_name -> whence.v1.Agent
+	3,   // 5: whence.v1.GetAgentResponse.agent:type_name -> whence.v1.Agent
+	84,  // 6: whence.v1.UpdateAgentRequest.ceiling:type_name -> whence.v1.Scope
+	3,   // 7: whence.v1.UpdateAgentResponse.agent:type_name -> whence.v1.Agent
+	84,  // 8: whence.v1.Grant.scope:type_name -> whence.v1.Scope
+	85,  // 9: whence.v1.Grant.budget:type_name -> whence.v1.BudgetLimits
+	86,  // 10: whence.v1.Grant.task_lifetime:type_name -> google.protobuf.Duration
+	83,  // 11: whence.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
+	83,  // 12: whence.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
+	84,  // 13: whence.v1.CreateGrantRequest.scope:type_name -> whence.v1.Scope
+	85,  // 14: whence.v1.CreateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
+	86,  // 15: whence.v1.CreateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
+	83,  // 16: whence.v1.CreateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
+	14,  // 17: whence.v1.CreateGrantResponse.grant:type_name -> whence.v1.Grant
+	14,  // 18: whence.v1.ListGrantsResponse.grants:type_name -> whence.v1.Grant
+	14,  // 19: whence.v1.GetGrantResponse.grant:type_name -> whence.v1.Grant
+	84,  // 20: whence.v1.UpdateGrantRequest.scope:type_name -> whence.v1.Scope
+	85,  // 21: whence.v1.UpdateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
+	86,  // 22: whence.v1.UpdateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
+	83,  // 23: whence.v1.UpdateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
+	14,  // 24: whence.v1.UpdateGrantResponse.grant:type_name -> whence.v1.Grant
+	83,  // 25: whence.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
+	81,  // 26: whence.v1.Issuer.operators:type_name -> whence.v1.Issuer.OperatorsEntry
+	84,  // 27: whence.v1.Issuer.user_scope:type_name -> whence.v1.Scope
+	82,  // 28: whence.v1.CreateIssuerRequest.operators:type_name -> whence.v1.CreateIssuerRequest.OperatorsEntry
+	84,  // 29: whence.v1.CreateIssuerRequest.user_scope:type_name -> whence.v1.Scope
+	25,  // 30: whence.v1.CreateIssuerResponse.issuer:type_name -> whence.v1.Issuer
+	25,  // 31: whence.v1.ListIssuersResponse.issuers:type_name -> whence.v1.Issuer
+	25,  // 32: whence.v1.GetIssuerResponse.issuer:type_name -> whence.v1.Issuer
+	87,  // 33: whence.v1.Action.tier:type_name -> whence.v1.Tier
+	88,  // 34: whence.v1.Action.input_schema:type_name -> google.protobuf.Struct
+	34,  // 35: whence.v1.Action.sql:type_name -> whence.v1.SqlAction
+	35,  // 36: whence.v1.Action.upstream:type_name -> whence.v1.UpstreamAction
+	86,  // 37: whence.v1.Action.undo_window:type_name -> google.protobuf.Duration
+	86,  // 38: whence.v1.Action.timeout:type_name -> google.protobuf.Duration
+	83,  // 39: whence.v1.Action.create_time:type_name -> google.protobuf.Timestamp
+	36,  // 40: whence.v1.RegisterActionRequest.action:type_name -> whence.v1.Action
+	36,  // 41: whence.v1.RegisterActionResponse.action:type_name -> whence.v1.Action
+	36,  // 42: whence.v1.ListRegisteredActionsResponse.actions:type_name -> whence.v1.Action
+	36,  // 43: whence.v1.GetRegisteredActionResponse.action:type_name -> whence.v1.Action
+	87,  // 44: whence.v1.UpstreamRule.tier:type_name -> whence.v1.Tier
+	45,  // 45: whence.v1.Upstream.rules:type_name -> whence.v1.UpstreamRule
+	86,  // 46: whence.v1.Upstream.timeout:type_name -> google.protobuf.Duration
+	83,  // 47: whence.v1.Upstream.create_time:type_name -> google.protobuf.Timestamp
+	46,  // 48: whence.v1.CreateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
+	46,  // 49: whence.v1.CreateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	46,  // 50: whence.v1.ListUpstreamsResponse.upstreams:type_name -> whence.v1.Upstream
+	46,  // 51: whence.v1.GetUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	46,  // 52: whence.v1.UpdateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
+	46,  // 53: whence.v1.UpdateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	89,  // 54: whence.v1.ListTasksRequest.state:type_name -> whence.v1.TaskState
+	90,  // 55: whence.v1.ListTasksResponse.tasks:type_name -> whence.v1.Task
+	83,  // 56: whence.v1.RevokeResponse.revoke_time:type_name -> google.protobuf.Timestamp
+	0,   // 57: whence.v1.Revocation.kind:type_name -> whence.v1.RevocationKind
+	83,  // 58: whence.v1.Revocation.revoke_time:type_name -> google.protobuf.Timestamp
+	83,  // 59: whence.v1.Revocation.reinstate_time:type_name -> google.protobuf.Timestamp
+	61,  // 60: whence.v1.ListRevocationsResponse.revocations:type_name -> whence.v1.Revocation
+	83,  // 61: whence.v1.ReinstateResponse.reinstate_time:type_name -> google.protobuf.Timestamp
+	1,   // 62: whence.v1.SigningKey.state:type_name -> whence.v1.SigningKeyState
+	83,  // 63: whence.v1.SigningKey.create_time:type_name -> google.protobuf.Timestamp
+	83,  // 64: whence.v1.SigningKey.signs_from:type_name -> google.protobuf.Timestamp
+	83,  // 65: whence.v1.SigningKey.retire_time:type_name -> google.protobuf.Timestamp
+	66,  // 66: whence.v1.ListKeysResponse.keys:type_name -> whence.v1.SigningKey
+	66,  // 67: whence.v1.RotateKeyResponse.key:type_name -> whence.v1.SigningKey
+	2,   // 68: whence.v1.Space.state:type_name -> whence.v1.SpaceState
+	83,  // 69: whence.v1.Space.create_time:type_name -> google.protobuf.Timestamp
+	71,  // 70: whence.v1.ListSpacesResponse.spaces:type_name -> whence.v1.Space
+	71,  // 71: whence.v1.CreateSpaceResponse.space:type_name -> whence.v1.Space
+	72,  // 72: whence.v1.CreateSpaceResponse.estimate:type_name -> whence.v1.SpaceEstimate
+	71,  // 73: whence.v1.SwitchSpaceResponse.space:type_name -> whence.v1.Space
+	71,  // 74: whence.v1.DeleteSpaceResponse.space:type_name -> whence.v1.Space
+	4,   // 75: whence.v1.AdminService.CreateAgent:input_type -> whence.v1.CreateAgentRequest
+	6,   // 76: whence.v1.AdminService.ListAgents:input_type -> whence.v1.ListAgentsRequest
+	8,   // 77: whence.v1.AdminService.GetAgent:input_type -> whence.v1.GetAgentRequest
+	10,  // 78: whence.v1.AdminService.UpdateAgent:input_type -> whence.v1.UpdateAgentRequest
+	12,  // 79: whence.v1.AdminService.DeleteAgent:input_type -> whence.v1.DeleteAgentRequest
+	15,  // 80: whence.v1.AdminService.CreateGrant:input_type -> whence.v1.CreateGrantRequest
+	17,  // 81: whence.v1.AdminService.ListGrants:input_type -> whence.v1.ListGrantsRequest
+	19,  // 82: whence.v1.AdminService.GetGrant:input_type -> whence.v1.GetGrantRequest
+	21,  // 83: whence.v1.AdminService.UpdateGrant:input_type -> whence.v1.UpdateGrantRequest
+	23,  // 84: whence.v1.AdminService.DeleteGrant:input_type -> whence.v1.DeleteGrantRequest
+	26,  // 85: whence.v1.AdminService.CreateIssuer:input_type -> whence.v1.CreateIssuerRequest
+	28,  // 86: whence.v1.AdminService.ListIssuers:input_type -> whence.v1.ListIssuersRequest
+	30,  // 87: whence.v1.AdminService.GetIssuer:input_type -> whence.v1.GetIssuerRequest
+	32,  // 88: whence.v1.AdminService.DeleteIssuer:input_type -> whence.v1.DeleteIssuerRequest
+	37,  // 89: whence.v1.AdminService.RegisterAction:input_type -> whence.v1.RegisterActionRequest
+	39,  // 90: whence.v1.AdminService.ListRegisteredActions:input_type -> whence.v1.ListRegisteredActionsRequest
+	41,  // 91: whence.v1.AdminService.GetRegisteredAction:input_type -> whence.v1.GetRegisteredActionRequest
+	43,  // 92: whence.v1.AdminService.UnregisterAction:input_type -> whence.v1.UnregisterActionRequest
+	47,  // 93: whence.v1.AdminService.CreateUpstream:input_type -> whence.v1.CreateUpstreamRequest
+	49,  // 94: whence.v1.AdminService.ListUpstreams:input_type -> whence.v1.ListUpstreamsRequest
+	51,  // 95: whence.v1.AdminService.GetUpstream:input_type -> whence.v1.GetUpstreamRequest
+	53,  // 96: whence.v1.AdminService.UpdateUpstream:input_type -> whence.v1.UpdateUpstreamRequest
+	55,  // 97: whence.v1.AdminService.DeleteUpstream:input_type -> whence.v1.DeleteUpstreamRequest
+	57,  // 98: whence.v1.AdminService.ListTasks:input_type -> whence.v1.ListTasksRequest
+	73,  // 99: whence.v1.AdminService.ListSpaces:input_type -> whence.v1.ListSpacesRequest
+	75,  // 100: whence.v1.AdminService.CreateSpace:input_type -> whence.v1.CreateSpaceRequest
+	77,  // 101: whence.v1.AdminService.SwitchSpace:input_type -> whence.v1.SwitchSpaceRequest
+	79,  // 102: whence.v1.AdminService.DeleteSpace:input_type -> whence.v1.DeleteSpaceRequest
+	59,  // 103: whence.v1.AdminService.Revoke:input_type -> whence.v1.RevokeRequest
+	62,  // 104: whence.v1.AdminService.ListRevocations:input_type -> whence.v1.ListRevocationsRequest
+	64,  // 105: whence.v1.AdminService.Reinstate:input_type -> whence.v1.ReinstateRequest
+	67,  // 106: whence.v1.AdminService.ListKeys:input_type -> whence.v1.ListKeysRequest
+	69,  // 107: whence.v1.AdminService.RotateKey:input_type -> whence.v1.RotateKeyRequest
+	5,   // 108: whence.v1.AdminService.CreateAgent:output_type -> whence.v1.CreateAgentResponse
+	7,   // 109: whence.v1.AdminService.ListAgents:output_type -> whence.v1.ListAgentsResponse
+	9,   // 110: whence.v1.AdminService.GetAgent:output_type -> whence.v1.GetAgentResponse
+	11,  // 111: whence.v1.AdminService.UpdateAgent:output_type -> whence.v1.UpdateAgentResponse
+	13,  // 112: whence.v1.AdminService.DeleteAgent:output_type -> whence.v1.DeleteAgentResponse
+	16,  // 113: whence.v1.AdminService.CreateGrant:output_type -> whence.v1.CreateGrantResponse
+	18,  // 114: whence.v1.AdminService.ListGrants:output_type -> whence.v1.ListGrantsResponse
+	20,  // 115: whence.v1.AdminService.GetGrant:output_type -> whence.v1.GetGrantResponse
+	22,  // 116: whence.v1.AdminService.UpdateGrant:output_type -> whence.v1.UpdateGrantResponse
+	24,  // 117: whence.v1.AdminService.DeleteGrant:output_type -> whence.v1.DeleteGrantResponse
+	27,  // 118: whence.v1.AdminService.CreateIssuer:output_type -> whence.v1.CreateIssuerResponse
+	29,  // 119: whence.v1.AdminService.ListIssuers:output_type -> whence.v1.ListIssuersResponse
+	31,  // 120: whence.v1.AdminService.GetIssuer:output_type -> whence.v1.GetIssuerResponse
+	33,  // 121: whence.v1.AdminService.DeleteIssuer:output_type -> whence.v1.DeleteIssuerResponse
+	38,  // 122: whence.v1.AdminService.RegisterAction:output_type -> whence.v1.RegisterActionResponse
+	40,  // 123: whence.v1.AdminService.ListRegisteredActions:output_type -> whence.v1.ListRegisteredActionsResponse
+	42,  // 124: whence.v1.AdminService.GetRegisteredAction:output_type -> whence.v1.GetRegisteredActionResponse
+	44,  // 125: whence.v1.AdminService.UnregisterAction:output_type -> whence.v1.UnregisterActionResponse
+	48,  // 126: whence.v1.AdminService.CreateUpstream:output_type -> whence.v1.CreateUpstreamResponse
+	50,  // 127: whence.v1.AdminService.ListUpstreams:output_type -> whence.v1.ListUpstreamsResponse
+	52,  // 128: whence.v1.AdminService.GetUpstream:output_type -> whence.v1.GetUpstreamResponse
+	54,  // 129: whence.v1.AdminService.UpdateUpstream:output_type -> whence.v1.UpdateUpstreamResponse
+	56,  // 130: whence.v1.AdminService.DeleteUpstream:output_type -> whence.v1.DeleteUpstreamResponse
+	58,  // 131: whence.v1.AdminService.ListTasks:output_type -> whence.v1.ListTasksResponse
+	74,  // 132: whence.v1.AdminService.ListSpaces:output_type -> whence.v1.ListSpacesResponse
+	76,  // 133: whence.v1.AdminService.CreateSpace:output_type -> whence.v1.CreateSpaceResponse
+	78,  // 134: whence.v1.AdminService.SwitchSpace:output_type -> whence.v1.SwitchSpaceResponse
+	80,  // 135: whence.v1.AdminService.DeleteSpace:output_type -> whence.v1.DeleteSpaceResponse
+	60,  // 136: whence.v1.AdminService.Revoke:output_type -> whence.v1.RevokeResponse
+	63,  // 137: whence.v1.AdminService.ListRevocations:output_type -> whence.v1.ListRevocationsResponse
+	65,  // 138: whence.v1.AdminService.Reinstate:output_type -> whence.v1.ReinstateResponse
+	68,  // 139: whence.v1.AdminService.ListKeys:output_type -> whence.v1.ListKeysResponse
+	70,  // 140: whence.v1.AdminService.RotateKey:output_type -> whence.v1.RotateKeyResponse
+	108, // [108:141] is the sub-list for method output_type
+	75,  // [75:108] is the sub-list for method input_type
+	75,  // [75:75] is the sub-list for extension type_name
+	75,  // [75:75] is the sub-list for extension extendee
+	0,   // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_admin_proto_init() }
@@ -4819,6 +5917,7 @@ func file_whence_v1_admin_proto_init() {
 	file_whence_v1_scope_proto_init()
 	file_whence_v1_task_proto_init()
 	file_whence_v1_admin_proto_msgTypes[7].OneofWrappers = []any{}
+	file_whence_v1_admin_proto_msgTypes[12].OneofWrappers = []any{}
 	file_whence_v1_admin_proto_msgTypes[18].OneofWrappers = []any{}
 	file_whence_v1_admin_proto_msgTypes[33].OneofWrappers = []any{
 		(*Action_Sql)(nil),
@@ -4832,13 +5931,18 @@ func file_whence_v1_admin_proto_init() {
 		(*RevokeRequest_Token)(nil),
 		(*RevokeRequest_Key)(nil),
 	}
+	file_whence_v1_admin_proto_msgTypes[61].OneofWrappers = []any{
+		(*ReinstateRequest_Agent)(nil),
+		(*ReinstateRequest_User)(nil),
+		(*ReinstateRequest_Tenant)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_admin_proto_rawDesc), len(file_whence_v1_admin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   68,
+			NumEnums:      3,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -93,12 +93,22 @@ type Scope struct {
 	// Every subject, and records that have none. When delegating: every subject
 	// that the delegating task may read.
 	AllSubjects bool `protobuf:"varint,4,opt,name=all_subjects,json=allSubjects,proto3" json:"all_subjects,omitempty"`
-	// Names of actions, among them the built-in "whence.remember" and
-	// "whence.forget"; at most 1,000.
+	// What may be done: "memory:read", "memory:write", "task:delegate",
+	// "action:execute".
 	Actions []string `protobuf:"bytes,5,rep,name=actions,proto3" json:"actions,omitempty"`
 	// Attributes that a record must have, each with the value that it must
 	// equal; at most 32.
-	Filter        map[string]string `protobuf:"bytes,6,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Filter map[string]string `protobuf:"bytes,6,rep,name=filter,proto3" json:"filter,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Tables taken from all tables; at most 1,000.
+	DenyTables []string `protobuf:"bytes,7,rep,name=deny_tables,json=denyTables,proto3" json:"deny_tables,omitempty"`
+	// Subjects taken from all subjects; at most 1,000. Records that have no
+	// subject stay.
+	DenySubjects []string `protobuf:"bytes,8,rep,name=deny_subjects,json=denySubjects,proto3" json:"deny_subjects,omitempty"`
+	// The highest tier of registered actions that may be executed; unset:
+	// TIER_READ.
+	Tier Tier `protobuf:"varint,9,opt,name=tier,proto3,enum=whence.v1.Tier" json:"tier,omitempty"`
+	// The most hits that one query may ask for, at most 200; 0: as many as any.
+	TopK          uint32 `protobuf:"varint,10,opt,name=top_k,json=topK,proto3" json:"top_k,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -173,6 +183,34 @@ func (x *Scope) GetFilter() map[string]string {
 		return x.Filter
 	}
 	return nil
+}
+
+func (x *Scope) GetDenyTables() []string {
+	if x != nil {
+		return x.DenyTables
+	}
+	return nil
+}
+
+func (x *Scope) GetDenySubjects() []string {
+	if x != nil {
+		return x.DenySubjects
+	}
+	return nil
+}
+
+func (x *Scope) GetTier() Tier {
+	if x != nil {
+		return x.Tier
+	}
+	return Tier_TIER_UNSPECIFIED
+}
+
+func (x *Scope) GetTopK() uint32 {
+	if x != nil {
+		return x.TopK
+	}
+	return 0
 }
 
 // BudgetLimits bounds what a task may spend.
@@ -345,7 +383,7 @@ var File_whence_v1_scope_proto protoreflect.FileDescriptor
 
 const file_whence_v1_scope_proto_rawDesc = "" +
 	"\n" +
-	"\x15whence/v1/scope.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x02\n" +
+	"\x15whence/v1/scope.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x04\n" +
 	"\x05Scope\x12,\n" +
 	"\x06tables\x18\x01 \x03(\tB\x14\xbaH\x11\x92\x01\x0e\x10\xe8\a\x18\x01\"\ar\x05\x10\x01(\xff\x01R\x06tables\x12.\n" +
 	"\bsubjects\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\x18\x01\"\x05r\x03\x18\x80\bR\bsubjects\x12\x1d\n" +
@@ -353,7 +391,13 @@ const file_whence_v1_scope_proto_rawDesc = "" +
 	"all_tables\x18\x03 \x01(\bR\tallTables\x12!\n" +
 	"\fall_subjects\x18\x04 \x01(\bR\vallSubjects\x12.\n" +
 	"\aactions\x18\x05 \x03(\tB\x14\xbaH\x11\x92\x01\x0e\x10\xe8\a\x18\x01\"\ar\x05\x10\x01\x18\x80\x01R\aactions\x12M\n" +
-	"\x06filter\x18\x06 \x03(\v2\x1c.whence.v1.Scope.FilterEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01(?*\x05r\x03\x18\x80 R\x06filter\x1a9\n" +
+	"\x06filter\x18\x06 \x03(\v2\x1c.whence.v1.Scope.FilterEntryB\x17\xbaH\x14\x9a\x01\x11\x10 \"\x06r\x04\x10\x01(?*\x05r\x03\x18\x80 R\x06filter\x125\n" +
+	"\vdeny_tables\x18\a \x03(\tB\x14\xbaH\x11\x92\x01\x0e\x10\xe8\a\x18\x01\"\ar\x05\x10\x01(\xff\x01R\n" +
+	"denyTables\x127\n" +
+	"\rdeny_subjects\x18\b \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\x18\x01\"\x05r\x03\x18\x80\bR\fdenySubjects\x12-\n" +
+	"\x04tier\x18\t \x01(\x0e2\x0f.whence.v1.TierB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04tier\x12\x1d\n" +
+	"\x05top_k\x18\n" +
+	" \x01(\rB\b\xbaH\x05*\x03\x18\xc8\x01R\x04topK\x1a9\n" +
 	"\vFilterEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"3\n" +
@@ -399,13 +443,14 @@ var file_whence_v1_scope_proto_goTypes = []any{
 }
 var file_whence_v1_scope_proto_depIdxs = []int32{
 	5, // 0: whence.v1.Scope.filter:type_name -> whence.v1.Scope.FilterEntry
-	4, // 1: whence.v1.Budget.calls:type_name -> whence.v1.Meter
-	6, // 2: whence.v1.Budget.expire_time:type_name -> google.protobuf.Timestamp
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	0, // 1: whence.v1.Scope.tier:type_name -> whence.v1.Tier
+	4, // 2: whence.v1.Budget.calls:type_name -> whence.v1.Meter
+	6, // 3: whence.v1.Budget.expire_time:type_name -> google.protobuf.Timestamp
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_scope_proto_init() }

@@ -89,6 +89,15 @@ const (
 	AdminServiceDeleteSpaceProcedure = "/whence.v1.AdminService/DeleteSpace"
 	// AdminServiceRevokeProcedure is the procedure name of the AdminService's Revoke RPC.
 	AdminServiceRevokeProcedure = "/whence.v1.AdminService/Revoke"
+	// AdminServiceListRevocationsProcedure is the procedure name of the AdminService's ListRevocations
+	// RPC.
+	AdminServiceListRevocationsProcedure = "/whence.v1.AdminService/ListRevocations"
+	// AdminServiceReinstateProcedure is the procedure name of the AdminService's Reinstate RPC.
+	AdminServiceReinstateProcedure = "/whence.v1.AdminService/Reinstate"
+	// AdminServiceListKeysProcedure is the procedure name of the AdminService's ListKeys RPC.
+	AdminServiceListKeysProcedure = "/whence.v1.AdminService/ListKeys"
+	// AdminServiceRotateKeyProcedure is the procedure name of the AdminService's RotateKey RPC.
+	AdminServiceRotateKeyProcedure = "/whence.v1.AdminService/RotateKey"
 )
 
 var (
@@ -307,6 +316,36 @@ var (
 			Procedure:  AdminServiceRevokeProcedure,
 		}
 	})
+	adminServiceListRevocationsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("ListRevocations"),
+			Procedure:        AdminServiceListRevocationsProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	adminServiceReinstateSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("Reinstate"),
+			Procedure:  AdminServiceReinstateProcedure,
+		}
+	})
+	adminServiceListKeysSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("ListKeys"),
+			Procedure:        AdminServiceListKeysProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	adminServiceRotateKeySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_whence_v1_admin_proto.Services().ByName("AdminService").Methods().ByName("RotateKey"),
+			Procedure:  AdminServiceRotateKeyProcedure,
+		}
+	})
 )
 
 // AdminServiceClient is a client for the whence.v1.AdminService service.
@@ -382,6 +421,14 @@ type AdminServiceClient interface {
 	// Revoke stops a task, an agent, a user, a tenant, a token or a key: from its
 	// return on, no credential that depends on it works on any server.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
+	// ListRevocations lists revocations, newest first.
+	ListRevocations(context.Context, *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error)
+	// Reinstate lets a revoked agent, user or tenant in again.
+	Reinstate(context.Context, *v1.ReinstateRequest) (*v1.ReinstateResponse, error)
+	// ListKeys lists the keys that sign tokens.
+	ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error)
+	// RotateKey makes a new signing key. No valid token is refused for it.
+	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
 }
 
 // NewAdminServiceClient constructs a client for the whence.v1.AdminService service. Multiple
@@ -463,6 +510,14 @@ type AdminServiceHandler interface {
 	// Revoke stops a task, an agent, a user, a tenant, a token or a key: from its
 	// return on, no credential that depends on it works on any server.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
+	// ListRevocations lists revocations, newest first.
+	ListRevocations(context.Context, *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error)
+	// Reinstate lets a revoked agent, user or tenant in again.
+	Reinstate(context.Context, *v1.ReinstateRequest) (*v1.ReinstateResponse, error)
+	// ListKeys lists the keys that sign tokens.
+	ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error)
+	// RotateKey makes a new signing key. No valid token is refused for it.
+	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
 }
 
 // RegisterAdminServiceHandler registers svc as the whence.v1.AdminService implementation on server.
@@ -498,6 +553,10 @@ func RegisterAdminServiceHandler(server *connect.Server, svc AdminServiceHandler
 		connect.Method{Spec: adminServiceSwitchSpaceSpec(), Handler: adapter.switchSpace},
 		connect.Method{Spec: adminServiceDeleteSpaceSpec(), Handler: adapter.deleteSpace},
 		connect.Method{Spec: adminServiceRevokeSpec(), Handler: adapter.revoke},
+		connect.Method{Spec: adminServiceListRevocationsSpec(), Handler: adapter.listRevocations},
+		connect.Method{Spec: adminServiceReinstateSpec(), Handler: adapter.reinstate},
+		connect.Method{Spec: adminServiceListKeysSpec(), Handler: adapter.listKeys},
+		connect.Method{Spec: adminServiceRotateKeySpec(), Handler: adapter.rotateKey},
 	)
 }
 
@@ -618,6 +677,22 @@ func (UnimplementedAdminServiceHandler) DeleteSpace(context.Context, *v1.DeleteS
 
 func (UnimplementedAdminServiceHandler) Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.Revoke is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) ListRevocations(context.Context, *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.ListRevocations is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) Reinstate(context.Context, *v1.ReinstateRequest) (*v1.ReinstateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.Reinstate is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.ListKeys is not implemented")
+}
+
+func (UnimplementedAdminServiceHandler) RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "whence.v1.AdminService.RotateKey is not implemented")
 }
 
 type adminServiceClient struct {
@@ -851,6 +926,38 @@ func (c *adminServiceClient) DeleteSpace(ctx context.Context, req *v1.DeleteSpac
 func (c *adminServiceClient) Revoke(ctx context.Context, req *v1.RevokeRequest) (*v1.RevokeResponse, error) {
 	var res v1.RevokeResponse
 	if err := c.client.CallUnary(ctx, adminServiceRevokeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) ListRevocations(ctx context.Context, req *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error) {
+	var res v1.ListRevocationsResponse
+	if err := c.client.CallUnary(ctx, adminServiceListRevocationsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) Reinstate(ctx context.Context, req *v1.ReinstateRequest) (*v1.ReinstateResponse, error) {
+	var res v1.ReinstateResponse
+	if err := c.client.CallUnary(ctx, adminServiceReinstateSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) ListKeys(ctx context.Context, req *v1.ListKeysRequest) (*v1.ListKeysResponse, error) {
+	var res v1.ListKeysResponse
+	if err := c.client.CallUnary(ctx, adminServiceListKeysSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *adminServiceClient) RotateKey(ctx context.Context, req *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error) {
+	var res v1.RotateKeyResponse
+	if err := c.client.CallUnary(ctx, adminServiceRotateKeySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1200,6 +1307,54 @@ func (h adminServiceHandler) revoke(ctx context.Context, _ connect.Spec, stream 
 		return err
 	}
 	res, err := h.svc.Revoke(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) listRevocations(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListRevocationsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListRevocations(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) reinstate(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ReinstateRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Reinstate(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) listKeys(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListKeysRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListKeys(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h adminServiceHandler) rotateKey(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.RotateKeyRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RotateKey(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -28,10 +28,7 @@ type ScopeSpec struct {
 	Actions []Action          `json:"actions,omitempty"`
 }
 
-const (
-	maxScopeParts = 1000 // tables, subjects or filter attributes
-	maxNameLength = 512  // bytes
-)
+const maxScopeParts = 1000 // tables, subjects or filter attributes
 
 // Validate tells what is wrong with a spec, as an ErrInvalid about one field.
 func (s ScopeSpec) Validate() error {
@@ -54,13 +51,13 @@ func (s ScopeSpec) Validate() error {
 	for _, v := range s.Subjects {
 		if !plain(v) {
 			return whence.Invalid("subjects", "SCOPE_INVALID", fmt.Sprintf(
-				"a subject is text of 1 to %d bytes without control characters; for every subject set allSubjects", maxNameLength))
+				"a subject is text of 1 to %d bytes in form NFC without control or invisible characters; for every subject set allSubjects", maxNameLength))
 		}
 	}
 	for k, v := range s.Filter {
 		if !plain(k) || (v != "" && !plain(v)) {
 			return whence.Invalid("filter", "SCOPE_INVALID", fmt.Sprintf(
-				"a filter takes attribute names and values of at most %d bytes without control characters", maxNameLength))
+				"a filter takes attribute names and values of at most %d bytes in form NFC without control or invisible characters", maxNameLength))
 		}
 	}
 	for _, a := range s.Actions {

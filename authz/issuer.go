@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz/internal/strict"
 )
 
 // DefaultTenant is the tenant where none is named.
@@ -116,8 +117,8 @@ func (i *Issuer) issue(c claims, lifetime time.Duration) (string, time.Time, err
 		return "", time.Time{}, errors.New("issue token: subject, client and tenant must be plain text")
 	}
 	now := i.c.Clock().Truncate(time.Second)
-	c.Issuer, c.Audience, c.ID = i.c.Name, audience{i.c.Audience}, rand.Text()
-	c.IssuedAt, c.NotYet, c.Expires = secondsOf(now), secondsOf(now), secondsOf(now.Add(lifetime))
+	c.Issuer, c.Audience, c.ID = i.c.Name, strict.Audience{i.c.Audience}, rand.Text()
+	c.IssuedAt, c.NotYet, c.Expires = strict.SecondsOf(now), strict.SecondsOf(now), strict.SecondsOf(now.Add(lifetime))
 	token, err := i.sign(c)
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("issue token: %w", err)

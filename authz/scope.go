@@ -38,7 +38,6 @@ type ScopeSpec struct {
 
 const (
 	maxScopeParts = 1000 // tables, subjects or filter attributes
-	maxNameLength = 512  // bytes
 	maxTopK       = 200
 )
 
@@ -73,13 +72,13 @@ func (s ScopeSpec) Validate() error {
 		}
 	}
 	for _, v := range slices.Concat(s.Subjects, s.DenySubjects) {
-		if !plain(v) || v == "*" {
+		if !datum(v) || v == "*" {
 			return whence.Invalid("subjects", "SCOPE_INVALID", fmt.Sprintf(
 				"a subject is text of 1 to %d bytes without control characters; for every subject set allSubjects", maxNameLength))
 		}
 	}
 	for k, v := range s.Filter {
-		if !plain(k) || (v != "" && !plain(v)) {
+		if !datum(k) || (v != "" && !datum(v)) {
 			return whence.Invalid("filter", "SCOPE_INVALID", fmt.Sprintf(
 				"a filter takes attribute names and values of at most %d bytes without control characters", maxNameLength))
 		}

@@ -1,14 +1,14 @@
 package authz
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/whence-db/whence/authz/internal/strict"
 )
 
 const (
@@ -34,19 +34,19 @@ type header struct {
 // claims are a token's claims. Names: RFC 7519, RFC 8693 (act, client_id), RFC 9396
 // (authorization_details); tenant, task and role are Whence's own.
 type claims struct {
-	Issuer   string     `json:"iss"`
-	Subject  string     `json:"sub"`
-	Client   string     `json:"client_id"`
-	Actor    *actor     `json:"act,omitempty"`
-	Audience audience   `json:"aud"`
-	Expires  *seconds   `json:"exp"`
-	IssuedAt *seconds   `json:"iat"`
-	NotYet   *seconds   `json:"nbf,omitempty"`
-	ID       string     `json:"jti"`
-	Tenant   string     `json:"tenant"`
-	Task     *taskClaim `json:"task,omitempty"`
-	Details  details    `json:"authorization_details,omitempty"`
-	Role     Role       `json:"role,omitempty"`
+	Issuer   string          `json:"iss"`
+	Subject  string          `json:"sub"`
+	Client   string          `json:"client_id"`
+	Actor    *actor          `json:"act,omitempty"`
+	Audience strict.Audience `json:"aud"`
+	Expires  *strict.Seconds `json:"exp"`
+	IssuedAt *strict.Seconds `json:"iat"`
+	NotYet   *strict.Seconds `json:"nbf,omitempty"`
+	ID       string          `json:"jti"`
+	Tenant   string          `json:"tenant"`
+	Task     *taskClaim      `json:"task,omitempty"`
+	Details  details         `json:"authorization_details,omitempty"`
+	Role     Role            `json:"role,omitempty"`
 }
 
 // actor nests the chain of RFC 8693: the outermost acts now.
@@ -76,64 +76,14 @@ type taskClaim struct {
 	Depth  int        `json:"depth"`
 }
 
-// audience is one string or a list of them.
-type audience []string
-
-func (a audience) MarshalJSON() ([]byte, error) {
-	if len(a) == 1 {
-		return json.Marshal(a[0])
-	}
-	return json.Marshal([]string(a))
-}
-
-func (a *audience) UnmarshalJSON(b []byte) error {
-	var one string
-	if json.Unmarshal(b, &one) == nil {
-		*a = audience{one}
-		return nil
-	}
-	return json.Unmarshal(b, (*[]string)(a))
-}
-
-// seconds is a NumericDate: seconds since 1970, perhaps with a fraction.
-type seconds float64
-
-// lastSecond is in the year 9999, the last that time.Time writes in RFC 3339.
-const lastSecond = 253402300799
-
-func (s *seconds) UnmarshalJSON(b []byte) error {
-	var f float64
-	if err := json.Unmarshal(b, &f); err != nil {
-		return err
-	}
-	if !(f >= 0 && f <= lastSecond) {
-		return errors.New("a time is out of range")
-	}
-	*s = seconds(f)
-	return nil
-}
-
-func (s seconds) time() time.Time {
-	whole, fraction := math.Modf(float64(s))
-	return time.Unix(int64(whole), int64(fraction*1e9)).UTC()
-}
-
-func secondsOf(t time.Time) *seconds {
-	s := seconds(t.Unix())
-	return &s
-}
-
 // details is authorization_details with its one element of type "whence".
 type details []ScopeSpec
 
 // decodeClaims reads the claims that Whence knows by their exact names and
 // ignores others; those it knows must be unambiguous and of the right type.
 func decodeClaims(b []byte) (c claims, err error) {
-	if err := unambiguous(b); err != nil {
-		return claims{}, err
-	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(b, &members); err != nil {
+	members, err := strict.Members(b)
+	if err != nil {
 		return claims{}, err
 	}
 	for name, target := range map[string]any{
@@ -160,7 +110,7 @@ var operatorScope = mustScope(ScopeSpec{Type: DetailType, AllTables: true, AllSu
 // into the caller. Whatever does not fit together is an error.
 func (c claims) principal() (*Principal, error) {
 	p := &Principal{Tenant: c.Tenant, User: c.Subject, TokenID: c.ID, Role: c.Role,
-		IssuedAt: c.IssuedAt.time(), Expires: c.Expires.time()}
+		IssuedAt: c.IssuedAt.Time(), Expires: c.Expires.Time()}
 	for name, value := range map[string]string{"sub": c.Subject, "client_id": c.Client, "jti": c.ID, "tenant": c.Tenant} {
 		if !plain(value) {
 			return nil, fmt.Errorf("claim %s is missing or not a name", name)

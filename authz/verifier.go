@@ -3,7 +3,6 @@ package authz
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz/internal/strict"
 )
 
 // clockSkew is how far the clocks of issuer and verifier may differ.
@@ -104,14 +104,14 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error)
 
 // verify does everything that does not depend on the time of the call.
 func (v *Verifier) verify(ctx context.Context, token string) (verified, error) {
-	h, body, signed, signature, err := split(token)
+	h, parts, err := split(token)
 	if err != nil {
 		return verified{}, malformed(err)
 	}
 	if t := strings.ToLower(h.Type); t != tokenType && t != "application/"+tokenType {
 		return verified{}, refuse("TOKEN_TYPE_WRONG", "this is not an access token (its type is not at+jwt); get one at /oauth/token", nil)
 	}
-	c, err := decodeClaims(body)
+	c, err := decodeClaims(parts.Claims)
 	if err != nil {
 		return verified{}, malformed(err)
 	}
@@ -130,7 +130,7 @@ func (v *Verifier) verify(ctx context.Context, token string) (verified, error) {
 	if h.Algorithm != string(k.algorithm) {
 		return verified{}, badSignature(errors.New("the algorithm is not the key's"))
 	}
-	if err := k.algorithm.method().Verify(signed, signature, k.private.Public()); err != nil {
+	if err := k.algorithm.method().Verify(parts.Signed, parts.Signature, k.private.Public()); err != nil {
 		return verified{}, badSignature(err)
 	}
 	if !slices.Contains(c.Audience, v.c.Audience) {
@@ -144,8 +144,8 @@ func (v *Verifier) verify(ctx context.Context, token string) (verified, error) {
 		return verified{}, malformed(err)
 	}
 	start := p.IssuedAt
-	if c.NotYet != nil && c.NotYet.time().After(start) {
-		start = c.NotYet.time()
+	if c.NotYet != nil && c.NotYet.Time().After(start) {
+		start = c.NotYet.Time()
 	}
 	return verified{principal: p, kid: k.kid, notBefore: start.Add(-clockSkew), expiry: p.Expires.Add(clockSkew)}, nil
 }
@@ -154,7 +154,7 @@ func (c claims) checkLifetime() error {
 	if c.Expires == nil || c.IssuedAt == nil {
 		return errors.New("exp and iat are required")
 	}
-	if life := c.Expires.time().Sub(c.IssuedAt.time()); life <= 0 || life > MaxLifetime {
+	if life := c.Expires.Time().Sub(c.IssuedAt.Time()); life <= 0 || life > MaxLifetime {
 		return fmt.Errorf("it is valid for %s, which is not between 0 and %s", life, MaxLifetime)
 	}
 	return nil
@@ -170,30 +170,18 @@ func (e verified) checkTime(now time.Time) error {
 	return nil
 }
 
-// split takes a token apart. There is exactly one spelling for each token: strict
-// base64url, no padding, no line breaks, no header member but three.
-func split(token string) (h header, claims []byte, signed string, signature []byte, err error) {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return h, nil, "", nil, errors.New("a token has three parts")
+// split takes a token apart, which has no header member but three.
+func split(token string) (h header, t strict.Token, err error) {
+	if t, err = strict.Split(token); err != nil {
+		return h, t, err
 	}
-	var raw [3][]byte
-	for i, part := range parts {
-		// encoding/base64 skips line breaks even when strict.
-		if strings.ContainsAny(part, "\r\n") {
-			return h, nil, "", nil, errors.New("line break")
-		}
-		if raw[i], err = base64.RawURLEncoding.Strict().DecodeString(part); err != nil {
-			return h, nil, "", nil, errors.New("not base64url")
-		}
-	}
-	if err := DecodeStrict(raw[0], &h); err != nil {
-		return h, nil, "", nil, errors.New("header: want typ, alg and kid, each once, and nothing else")
+	if err := DecodeStrict(t.Header, &h); err != nil {
+		return h, t, errors.New("header: want typ, alg and kid, each once, and nothing else")
 	}
 	if !keyID(h.KeyID) {
-		return h, nil, "", nil, errors.New("header: kid is not a key id")
+		return h, t, errors.New("header: kid is not a key id")
 	}
-	return h, raw[1], parts[0] + "." + parts[1], raw[2], nil
+	return h, t, nil
 }
 
 // keyID tells whether s has the form of a thumbprint's base64url.

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz/internal/strict"
 )
 
 const testIssuer = "https://whence.test"
@@ -364,7 +365,7 @@ func TestDecodeStrict(t *testing.T) {
 		}
 	}
 	var m map[string]int
-	if err := DecodeStrict([]byte(`{"K":1,"\u212a":2}`), &m); !errors.Is(err, errAmbiguous) {
+	if err := DecodeStrict([]byte(`{"K":1,"\u212a":2}`), &m); !errors.Is(err, strict.ErrAmbiguous) {
 		t.Errorf("K and the Kelvin sign, which encoding/json takes for one name: %v", err)
 	}
 	if err := DecodeStrict([]byte(`{"x":1,"y":2}`), &m); err != nil || !maps.Equal(m, map[string]int{"x": 1, "y": 2}) {

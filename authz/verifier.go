@@ -130,7 +130,7 @@ func (v *Verifier) verify(ctx context.Context, token string) (verified, error) {
 	if h.Algorithm != string(k.algorithm) {
 		return verified{}, badSignature(errors.New("the algorithm is not the key's"))
 	}
-	if err := k.algorithm.method().Verify(signed, signature, k.private.Public()); err != nil {
+	if err := k.algorithm.method().Verify(signed, signature, k.public); err != nil {
 		return verified{}, badSignature(err)
 	}
 	if !slices.Contains(c.Audience, v.c.Audience) {
@@ -170,22 +170,11 @@ func (e verified) checkTime(now time.Time) error {
 	return nil
 }
 
-// split takes a token apart. There is exactly one spelling for each token: strict
-// base64url, no padding, no line breaks, no header member but three.
+// split takes a token apart: no header member but three.
 func split(token string) (h header, claims []byte, signed string, signature []byte, err error) {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return h, nil, "", nil, errors.New("a token has three parts")
-	}
-	var raw [3][]byte
-	for i, part := range parts {
-		// encoding/base64 skips line breaks even when strict.
-		if strings.ContainsAny(part, "\r\n") {
-			return h, nil, "", nil, errors.New("line break")
-		}
-		if raw[i], err = base64.RawURLEncoding.Strict().DecodeString(part); err != nil {
-			return h, nil, "", nil, errors.New("not base64url")
-		}
+	raw, signed, err := splitParts(token)
+	if err != nil {
+		return h, nil, "", nil, err
 	}
 	if err := DecodeStrict(raw[0], &h); err != nil {
 		return h, nil, "", nil, errors.New("header: want typ, alg and kid, each once, and nothing else")
@@ -193,7 +182,26 @@ func split(token string) (h header, claims []byte, signed string, signature []by
 	if !keyID(h.KeyID) {
 		return h, nil, "", nil, errors.New("header: kid is not a key id")
 	}
-	return h, raw[1], parts[0] + "." + parts[1], raw[2], nil
+	return h, raw[1], signed, raw[2], nil
+}
+
+// splitParts decodes header, claims and signature. There is exactly one spelling
+// for each token: strict base64url, no padding, no line breaks.
+func splitParts(token string) (raw [3][]byte, signed string, err error) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return raw, "", errors.New("a token has three parts")
+	}
+	for i, part := range parts {
+		// encoding/base64 skips line breaks even when strict.
+		if strings.ContainsAny(part, "\r\n") {
+			return raw, "", errors.New("line break")
+		}
+		if raw[i], err = base64.RawURLEncoding.Strict().DecodeString(part); err != nil {
+			return raw, "", errors.New("not base64url")
+		}
+	}
+	return raw, parts[0] + "." + parts[1], nil
 }
 
 // keyID tells whether s has the form of a thumbprint's base64url.

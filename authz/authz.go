@@ -91,6 +91,9 @@ type Principal struct {
 	Parent  uuid.UUID // zero when the task has none
 	Depth   int       // 0 at the root
 	TokenID string
+	// Thumbprint is of the key whose holder alone may present the token: a call must
+	// bring a proof of it ([ProofVerifier]). Empty: whoever bears the token may.
+	Thumbprint string
 	// IssuedAt and Expires are in whole seconds, as tokens carry them.
 	IssuedAt, Expires time.Time
 	Scope             Scope // for an operator: to read everything, and nothing else

@@ -70,6 +70,9 @@ type TaskClaims struct {
 	Scope ScopeSpec
 	// Lifetime is cut to whole seconds; at least one, at most MaxLifetime.
 	Lifetime time.Duration
+	// Thumbprint binds the token to the key that [ProofVerifier.Verify] returned it
+	// for; empty makes a bearer token.
+	Thumbprint string
 }
 
 // IssueTask signs the token of one task. A scope that is not valid, or too large
@@ -91,12 +94,19 @@ func (i *Issuer) IssueTask(t TaskClaims) (token string, expires time.Time, err e
 	if err != nil {
 		return "", time.Time{}, err
 	}
+	var bound *confirm
+	if t.Thumbprint != "" {
+		if !isThumbprint(t.Thumbprint) {
+			return "", time.Time{}, errors.New("issue task token: the thumbprint is not a SHA-256 in base64url")
+		}
+		bound = &confirm{t.Thumbprint}
+	}
 	place := &taskClaim{ID: t.Task, Root: t.Root, Depth: t.Depth}
 	if t.Parent != uuid.Nil {
 		place.Parent = &t.Parent
 	}
 	return i.issue(claims{Subject: t.User, Client: t.Agent, Actor: newActor(t.Actors), Tenant: t.Tenant,
-		Task: place, Details: details{scope.Spec()}}, t.Lifetime)
+		Task: place, Details: details{scope.Spec()}, Confirm: bound}, t.Lifetime)
 }
 
 // IssueOperator signs an operator's token. The subject is also the client: an

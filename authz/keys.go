@@ -7,18 +7,16 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/whence-db/whence"
 )
 
 // Algorithm is how a key signs. Each key has exactly one, and a token's own claim
@@ -43,20 +41,11 @@ func (a Algorithm) method() jwt.SigningMethod {
 type key struct {
 	kid       string
 	algorithm Algorithm
-	private   crypto.Signer
+	public    crypto.PublicKey
+	private   crypto.Signer // nil: not at hand in this process
 	jwk       jwk
 	created   time.Time
-}
-
-// jwk is the public part as RFC 7517 and RFC 8037 write it.
-type jwk struct {
-	KeyType   string `json:"kty"`
-	Curve     string `json:"crv"`
-	X         string `json:"x"`
-	Y         string `json:"y,omitempty"`
-	KeyID     string `json:"kid"`
-	Algorithm string `json:"alg"`
-	Use       string `json:"use"`
+	signsFrom time.Time
 }
 
 func generateKey(a Algorithm) (*key, error) {
@@ -79,27 +68,29 @@ func generateKey(a Algorithm) (*key, error) {
 // newKey derives the public part, the algorithm and the id from the private part
 // alone, so that nothing stored beside it needs to be believed.
 func newKey(private crypto.Signer) (*key, error) {
-	k := &key{private: private}
-	b64 := base64.RawURLEncoding.EncodeToString
-	var canonical string // RFC 7638: required members, sorted, no spaces
-	switch public := private.Public().(type) {
-	case ed25519.PublicKey:
-		k.algorithm = EdDSA
-		k.jwk = jwk{KeyType: "OKP", Curve: "Ed25519", X: b64(public)}
-		canonical = fmt.Sprintf(`{"crv":"Ed25519","kty":"OKP","x":"%s"}`, k.jwk.X)
-	case *ecdsa.PublicKey:
-		point, err := public.Bytes() // 4, X, Y
-		if err != nil || public.Curve != elliptic.P256() {
-			return nil, errors.New("signing key: an ECDSA key must be on P-256")
-		}
-		k.algorithm = ES256
-		k.jwk = jwk{KeyType: "EC", Curve: "P-256", X: b64(point[1:33]), Y: b64(point[33:])}
-		canonical = fmt.Sprintf(`{"crv":"P-256","kty":"EC","x":"%s","y":"%s"}`, k.jwk.X, k.jwk.Y)
-	default:
-		return nil, fmt.Errorf("signing key: %T is not supported", public)
+	k, err := newPublicKey(private.Public())
+	if err != nil {
+		return nil, err
 	}
-	sum := sha256.Sum256([]byte(canonical))
-	k.kid = b64(sum[:])
+	k.private = private
+	return k, nil
+}
+
+func newPublicKey(public crypto.PublicKey) (*key, error) {
+	k := &key{public: public}
+	var err error
+	if k.jwk, err = newJWK(public); err != nil {
+		return nil, fmt.Errorf("signing key: %w", err)
+	}
+	switch k.jwk.Curve {
+	case "Ed25519":
+		k.algorithm = EdDSA
+	case "P-256":
+		k.algorithm = ES256
+	default:
+		return nil, errors.New("signing key: want an Ed25519 key, or an ECDSA key on P-256")
+	}
+	k.kid = k.jwk.thumbprint()
 	k.jwk.KeyID, k.jwk.Algorithm, k.jwk.Use = k.kid, string(k.algorithm), "sig"
 	return k, nil
 }
@@ -122,25 +113,30 @@ const (
 	// refreshPause is the least time between two looks at the stored keys,
 	// however many unknown key ids arrive.
 	refreshPause = time.Second
-	// refreshAge is how long a key that another process retired may still be used here.
+	// refreshAge is how old may be what a process knows of the keys when it signs:
+	// that long it may go on using a key that another process retired.
 	refreshAge = time.Minute
+	// verifyAge is the same for verifying. It is less, so that a call which has shown
+	// a token need not look again when it signs, while it holds a connection perhaps.
+	verifyAge = refreshAge / 2
 	// refreshTimeout bounds one look.
 	refreshTimeout = 5 * time.Second
 )
 
-// Keys are the keys that sign tokens: the newest signs, all verify until they are
-// retired. Processes share them through the memory database; each looks again when
-// it meets a key id that it does not know, and once a minute under load.
+// Keys are the keys that sign tokens. A key is published before it signs; then it
+// signs until its successor does, and verifies until the last token that it may
+// have signed is over (see [keyring]). Processes share keys through the memory
+// database; each looks again when it meets a key id that it does not know, and at
+// least once a minute while it signs or verifies.
 type Keys struct {
 	store *keyStore // nil: in memory only
 	clock func() time.Time
 
 	mu      sync.RWMutex
-	byID    map[string]*key // guarded by mu; replaced whole
-	current *key            // guarded by mu
-	looked  time.Time       // guarded by mu; when byID was last brought up to date
-	tried   time.Time       // guarded by mu; when that was last tried
-	failure error           // guarded by mu; how the last try failed
+	ring    keyring   // guarded by mu; replaced whole
+	looked  time.Time // guarded by mu; when ring was last brought up to date
+	tried   time.Time // guarded by mu; when that was last tried
+	failure error     // guarded by mu; how the last try failed
 
 	refreshing sync.Mutex // held by the one caller that reads the store
 }
@@ -152,55 +148,62 @@ func NewEphemeralKeys() *Keys {
 		panic(err) // an Ed25519 key is 32 random bytes: it cannot fail
 	}
 	ks := &Keys{clock: time.Now}
-	ks.set([]*key{k})
+	ks.set(newKeyring([]*key{k}))
 	return ks
 }
 
-// JWKS returns the public keys as a JSON Web Key Set.
+// JWKS returns the public keys as a JSON Web Key Set, those that are yet to sign
+// included.
 func (ks *Keys) JWKS(ctx context.Context) (json.RawMessage, error) {
 	// Another process may just have made a key that this one has not met yet.
 	if err := ks.refresh(ctx, refreshPause); err != nil {
 		return nil, err
 	}
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
 	doc := struct {
 		Keys []jwk `json:"keys"`
 	}{Keys: []jwk{}}
-	for _, kid := range slices.Sorted(maps.Keys(ks.byID)) {
-		doc.Keys = append(doc.Keys, ks.byID[kid].jwk)
+	for _, k := range ks.live() {
+		doc.Keys = append(doc.Keys, k.jwk)
 	}
 	return json.Marshal(doc)
 }
 
-// signer returns the key that signs now.
-func (ks *Keys) signer() (*key, error) {
+// live returns the keys that verify now.
+func (ks *Keys) live() keyring {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
-	if ks.current == nil {
-		return nil, errors.New("no signing key is left: every one is retired")
+	return ks.ring.live(ks.clock())
+}
+
+// signer returns the key that signs now, as it was known less than refreshAge ago.
+func (ks *Keys) signer() (*key, error) {
+	if err := ks.refresh(context.Background(), refreshAge); err != nil {
+		return nil, err
 	}
-	return ks.current, nil
+	live := ks.live()
+	if len(live) == 0 {
+		return nil, errors.New("there is no signing key")
+	}
+	k := live[live.signing(ks.clock())]
+	if k.private == nil {
+		return nil, &whence.Error{Kind: whence.ErrUnavailable, Reason: "SIGNING_KEY_UNAVAILABLE",
+			Message:  fmt.Sprintf("tokens are signed with the key %s, which is in a file that this process lacks: start it with --signing-key-file (WHENCE_SIGNING_KEY_FILE) naming the file that holds it", k.kid),
+			Metadata: map[string]string{"key": k.kid}}
+	}
+	return k, nil
 }
 
 // find returns the key of exactly this id, or nil. An unknown one is looked for
 // in the store; an error means that the store did not answer.
 func (ks *Keys) find(ctx context.Context, kid string) (*key, error) {
-	k := ks.known(kid)
-	age := refreshAge
-	if k == nil {
+	age := verifyAge
+	if ks.live().find(kid) == nil {
 		age = refreshPause
 	}
 	if err := ks.refresh(ctx, age); err != nil {
 		return nil, err
 	}
-	return ks.known(kid), nil
-}
-
-func (ks *Keys) known(kid string) *key {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	return ks.byID[kid]
+	return ks.live().find(kid), nil
 }
 
 // refresh makes sure that the store was read less than age ago. It reads at most
@@ -221,14 +224,14 @@ func (ks *Keys) refresh(ctx context.Context, age time.Duration) error {
 	// What is learned is for all callers, so one caller's end must not end it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refreshTimeout)
 	defer cancel()
-	keys, err := ks.store.list(ctx)
+	ring, err := ks.store.look(ctx)
 	if err != nil {
 		ks.mu.Lock()
 		defer ks.mu.Unlock()
 		ks.tried, ks.failure = ks.clock(), err
 		return err
 	}
-	ks.set(keys)
+	ks.set(ring)
 	return nil
 }
 
@@ -243,18 +246,9 @@ func (ks *Keys) recent(age time.Duration) (done bool, err error) {
 	return now.Sub(ks.tried) < refreshPause, ks.failure
 }
 
-func (ks *Keys) set(keys []*key) {
-	byID := make(map[string]*key, len(keys))
-	var current *key
-	for _, k := range keys {
-		byID[k.kid] = k
-		if current == nil || k.created.After(current.created) ||
-			(k.created.Equal(current.created) && k.kid > current.kid) {
-			current = k
-		}
-	}
+func (ks *Keys) set(ring keyring) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	now := ks.clock()
-	ks.byID, ks.current, ks.looked, ks.tried, ks.failure = byID, current, now, now, nil
+	ks.ring, ks.looked, ks.tried, ks.failure = ring, now, now, nil
 }

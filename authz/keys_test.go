@@ -79,6 +79,21 @@ func (p *process) token(t *testing.T) string {
 	return token
 }
 
+// replaceKey makes a new key that signs at once.
+func (p *process) replaceKey(t *testing.T) {
+	t.Helper()
+	k, err := p.signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Retire(t.Context(), k.kid); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func wantReason(t *testing.T, what string, err error, want string) {
 	t.Helper()
 	var e *whence.Error
@@ -144,8 +159,8 @@ func TestKeysAreSealed(t *testing.T) {
 	if _, err := LoadKeys(t.Context(), c); err == nil || !strings.Contains(err.Error(), "WHENCE_SECRET_KEY") {
 		t.Errorf("another secret key: %v", err)
 	}
-	// Whoever can write the table but lacks the secret cannot bring in a key, nor
-	// give one key another's id.
+	// Whoever can write the table but lacks the secret cannot give one key another's
+	// id, nor bring in a key.
 	if _, err := db.Pool.Exec(t.Context(), `update whence.signing_keys set kid = 'other'`); err != nil {
 		t.Fatal(err)
 	}
@@ -153,54 +168,23 @@ func TestKeysAreSealed(t *testing.T) {
 	if _, err := LoadKeys(t.Context(), c); err == nil {
 		t.Error("a key was taken under another's id")
 	}
-}
-
-func TestRotation(t *testing.T) {
-	t.Parallel()
-	db := pgtest.New(t)
-	c := KeysConfig{Pool: db.Pool, Seal: secret(t)}
-	a, b := mustStart(t, c), mustStart(t, c)
-	before := a.token(t)
-	old, err := a.signer()
+	stranger, err := generateKey(EdDSA)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantReason(t, "retire the only key", a.Retire(t.Context(), old.kid), "LAST_KEY")
-	wantReason(t, "retire nobody's key", a.Retire(t.Context(), "nobody"), "KEY_NOT_FOUND")
-	if err := a.Rotate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	after := a.token(t)
-	// b has just looked, so it looks again only once the pause is over.
-	_, err = b.Verify(t.Context(), after)
-	wantReason(t, "new key within the pause", err, "TOKEN_SIGNATURE_INVALID")
-	b.advance(refreshPause)
-	for what, token := range map[string]string{"new key": after, "old key": before} {
-		_, err = b.Verify(t.Context(), token)
-		wantReason(t, what, err, "")
-	}
-	newest, err := b.signer()
-	if err != nil || newest.kid == old.kid {
-		t.Errorf("b still signs with the old key (%v)", err)
-	}
-	if got := jwksIDs(t, b.Keys); len(got) != 2 {
-		t.Errorf("the key set has %v", got)
-	}
-
-	if err := a.Retire(t.Context(), old.kid); err != nil {
-		t.Fatal(err)
-	}
-	_, err = a.Verify(t.Context(), before)
-	wantReason(t, "retired here", err, "TOKEN_SIGNATURE_INVALID")
-	_, err = b.Verify(t.Context(), before)
-	wantReason(t, "retired elsewhere, at once", err, "") // cached, and the key is known: the price of not asking each time
-	b.advance(refreshAge)
-	_, err = b.Verify(t.Context(), before)
-	wantReason(t, "retired elsewhere, a minute later", err, "TOKEN_SIGNATURE_INVALID")
-	_, err = b.Verify(t.Context(), after)
-	wantReason(t, "the new key", err, "")
-	if got := jwksIDs(t, b.Keys); len(got) != 1 || got[0] != newest.kid {
-		t.Errorf("the key set has %v", got)
+	for what, vouched := range map[string][]byte{
+		"another secret": secret(t).Seal(vouchPurpose(stranger.kid), nil),
+		"another key":    c.Seal.Seal(vouchPurpose(k.kid), nil),
+		"another place":  c.Seal.Seal(sealPurpose(stranger.kid), nil),
+		"too short":      {1},
+	} {
+		if _, err := db.Pool.Exec(t.Context(), `update whence.signing_keys set kid = $1, private_sealed = null, vouched = $2, public_jwk = $3`,
+			stranger.kid, vouched, stranger.jwk); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadKeys(t.Context(), c); err == nil {
+			t.Errorf("a stranger's key was taken, vouched for with %s", what)
+		}
 	}
 }
 
@@ -227,9 +211,7 @@ func TestStoreOutageIsNotABadToken(t *testing.T) {
 	p := mustStart(t, KeysConfig{Pool: db.Pool, Seal: secret(t)})
 	token := p.token(t)
 	other := mustStart(t, p.config)
-	if err := other.Rotate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	other.replaceKey(t)
 	unknown := other.token(t)
 	if _, err := db.Pool.Exec(t.Context(), `alter table whence.signing_keys rename to away`); err != nil {
 		t.Fatal(err)
@@ -258,9 +240,7 @@ func TestRefreshOutlivesItsCaller(t *testing.T) {
 	db := pgtest.New(t)
 	c := KeysConfig{Pool: db.Pool, Seal: secret(t)}
 	a, b := mustStart(t, c), mustStart(t, c)
-	if err := a.Rotate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	a.replaceKey(t)
 	b.advance(refreshPause)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

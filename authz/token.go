@@ -32,7 +32,7 @@ type header struct {
 }
 
 // claims are a token's claims. Names: RFC 7519, RFC 8693 (act, client_id), RFC 9396
-// (authorization_details); tenant, task and role are Whence's own.
+// (authorization_details), RFC 7800 (cnf); tenant, task and role are Whence's own.
 type claims struct {
 	Issuer   string          `json:"iss"`
 	Subject  string          `json:"sub"`
@@ -47,6 +47,14 @@ type claims struct {
 	Task     *taskClaim      `json:"task,omitempty"`
 	Details  details         `json:"authorization_details,omitempty"`
 	Role     Role            `json:"role,omitempty"`
+	Confirm  *confirm        `json:"cnf,omitempty"`
+}
+
+// confirm says who may present the token: the holder of the key with this RFC 7638
+// thumbprint (RFC 9449, section 6). Any other way of saying so is refused, for it
+// could not be held to.
+type confirm struct {
+	Thumbprint string `json:"jkt"`
 }
 
 // actor nests the chain of RFC 8693: the outermost acts now.
@@ -89,7 +97,7 @@ func decodeClaims(b []byte) (c claims, err error) {
 	for name, target := range map[string]any{
 		"iss": &c.Issuer, "sub": &c.Subject, "client_id": &c.Client, "act": &c.Actor, "aud": &c.Audience,
 		"exp": &c.Expires, "iat": &c.IssuedAt, "nbf": &c.NotYet, "jti": &c.ID, "tenant": &c.Tenant,
-		"task": &c.Task, "authorization_details": &c.Details, "role": &c.Role,
+		"task": &c.Task, "authorization_details": &c.Details, "role": &c.Role, "cnf": &c.Confirm,
 	} {
 		raw, ok := members[name]
 		if !ok {
@@ -98,6 +106,9 @@ func decodeClaims(b []byte) (c claims, err error) {
 		if err := DecodeStrict(raw, target); err != nil {
 			return claims{}, fmt.Errorf("claim %s is not what it should be", name) // without what it is
 		}
+	}
+	if _, bound := members["cnf"]; bound && c.Confirm == nil {
+		return claims{}, errors.New("claim cnf is null, which must not be taken for none")
 	}
 	return c, nil
 }
@@ -114,6 +125,11 @@ func (c claims) principal() (*Principal, error) {
 	for name, value := range map[string]string{"sub": c.Subject, "client_id": c.Client, "jti": c.ID, "tenant": c.Tenant} {
 		if !plain(value) {
 			return nil, fmt.Errorf("claim %s is missing or not a name", name)
+		}
+	}
+	if c.Confirm != nil {
+		if p.Thumbprint = c.Confirm.Thumbprint; !isThumbprint(p.Thumbprint) {
+			return nil, errors.New("claim cnf does not hold a thumbprint")
 		}
 	}
 	if c.Role != "" {

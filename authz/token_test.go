@@ -21,11 +21,11 @@ func TestTaskTokenRoundTrip(t *testing.T) {
 	spec := authz.ScopeSpec{Tables: []whence.TableName{"shop.public.orders", "whence.notes"}, Subjects: []string{"b", "a"},
 		Filter: map[string]string{"region": "eu"}, Actions: []authz.Action{authz.MemoryRead}}
 	want := authz.Principal{Tenant: "acme", User: "ada", Agent: "writer", Actors: []string{"writer", "planner"},
-		Task: uuid.New(), Root: uuid.New(), Parent: uuid.New(), Depth: 1,
+		Task: uuid.New(), Root: uuid.New(), Parent: uuid.New(), Depth: 1, Thumbprint: "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
 		IssuedAt: now.Truncate(time.Second), Expires: now.Truncate(time.Second).Add(time.Hour)}
 	token, expires, err := issuer.IssueTask(authz.TaskClaims{User: want.User, Agent: want.Agent, Actors: want.Actors,
 		Tenant: want.Tenant, Task: want.Task, Root: want.Root, Parent: want.Parent, Depth: want.Depth,
-		Scope: spec, Lifetime: time.Hour + 300*time.Millisecond})
+		Scope: spec, Lifetime: time.Hour + 300*time.Millisecond, Thumbprint: want.Thumbprint})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestOperatorTokenRoundTrip(t *testing.T) {
 	t.Parallel()
 	p := authztest.Operator(t, authz.RoleApprover)
 	if !p.IsOperator() || p.Role != authz.RoleApprover || p.User != "operator-1" || p.Tenant != authz.DefaultTenant ||
-		p.Agent != "" || p.Task != uuid.Nil || !readsOnly(p.Scope) {
+		p.Agent != "" || p.Thumbprint != "" || p.Task != uuid.Nil || !readsOnly(p.Scope) {
 		t.Errorf("got %+v", p)
 	}
 }
@@ -129,6 +129,7 @@ func TestIssuerRefuses(t *testing.T) {
 		"under a second":      func(c *authz.TaskClaims) { c.Lifetime = time.Second - 1 },
 		"more than a day":     func(c *authz.TaskClaims) { c.Lifetime = 24*time.Hour + time.Second },
 		"invalid scope":       func(c *authz.TaskClaims) { c.Scope.Actions = []authz.Action{"everything"} },
+		"no thumbprint":       func(c *authz.TaskClaims) { c.Thumbprint = "AAAA" },
 		"scope over the size": func(c *authz.TaskClaims) { c.Scope.Subjects = many },
 	} {
 		c := good

@@ -130,7 +130,7 @@ func (v *Verifier) verify(ctx context.Context, token string) (verified, error) {
 	if h.Algorithm != string(k.algorithm) {
 		return verified{}, badSignature(errors.New("the algorithm is not the key's"))
 	}
-	if err := k.algorithm.method().Verify(parts.Signed, parts.Signature, k.private.Public()); err != nil {
+	if err := k.algorithm.method().Verify(parts.Signed, parts.Signature, k.public); err != nil {
 		return verified{}, badSignature(err)
 	}
 	if !slices.Contains(c.Audience, v.c.Audience) {

@@ -54,6 +54,7 @@ func newForge(t testing.TB) *forge {
 		if *k, err = generateKey(a); err != nil {
 			t.Fatal(err)
 		}
+		(*k).signsFrom = testNow
 	}
 	keys := &Keys{clock: time.Now}
 	keys.set([]*key{f.eddsa, f.es256})

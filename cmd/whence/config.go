@@ -7,12 +7,16 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/embedder/cohere"
 	"github.com/whence-db/whence/embedder/lexical"
 	"github.com/whence-db/whence/embedder/openai"
 	"github.com/whence-db/whence/embedder/remote"
 	"github.com/whence-db/whence/embedder/voyage"
+	"github.com/whence-db/whence/internal/seal"
 )
 
 // embedderFlags choose an embedding model. There are two sets of them, that their
@@ -138,7 +142,20 @@ type serveFlags struct {
 	Grace        time.Duration `env:"WHENCE_GRACE" default:"10s" help:"How long calls may go on after the signal to stop."`
 	MetricsToken string        `env:"WHENCE_METRICS_TOKEN" help:"Who shows it as a bearer token may read /metrics, and nothing else; operators may anyway." placeholder:"TOKEN"`
 	Verbose      bool          `env:"WHENCE_VERBOSE" short:"v" help:"Log more."`
+	signingFlags `embed:""`
 	modelFlags   `embed:""`
+}
+
+// signingFlags choose the keys that tokens are signed with.
+type signingFlags struct {
+	SigningKeyFile   string `env:"WHENCE_SIGNING_KEY_FILE" help:"PEM file of private keys (PKCS #8, Ed25519 or P-256) to sign tokens with, the one to use first; without it keys are made and stored sealed." placeholder:"FILE"`
+	SigningAlgorithm string `enum:"EdDSA,ES256" default:"EdDSA" env:"WHENCE_SIGNING_ALGORITHM" help:"Of signing keys that are made: EdDSA or ES256."`
+}
+
+// keys reads the signing keys, and makes or takes over what is missing.
+func (f signingFlags) keys(ctx context.Context, pool *pgxpool.Pool, secret seal.Key) (*authz.Keys, error) {
+	return authz.LoadKeys(ctx, authz.KeysConfig{Pool: pool, Seal: secret,
+		File: f.SigningKeyFile, Algorithm: authz.Algorithm(f.SigningAlgorithm)})
 }
 
 // shortestMetricsToken is longer than anything that could be guessed.

@@ -159,7 +159,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if name == "" {
 		name = s.url
 	}
-	keys, err := authz.LoadKeys(ctx, authz.KeysConfig{Pool: s.pool, Seal: secret})
+	keys, err := s.flags.keys(ctx, s.pool, secret)
 	if err != nil {
 		return err
 	}

@@ -88,9 +88,12 @@ type tokenOperator struct {
 	DatabaseURL string        `name:"database-url" env:"WHENCE_DATABASE_URL" required:"" help:"Connection string of the memory database." placeholder:"DSN"`
 	SecretKey   string        `env:"WHENCE_SECRET_KEY" required:"" help:"The server's secret key." placeholder:"KEY"`
 	Issuer      string        `env:"WHENCE_ISSUER" required:"" help:"Public URL of the installation." placeholder:"URL"`
+
+	signingFlags `embed:""`
 }
 
-// Run signs with the stored key, which only who holds the secret key can unseal.
+// Run signs with the stored key, which only who holds the secret key can unseal, or
+// with that of the server's key file.
 func (c *tokenOperator) Run(ctx context.Context, a *app) error {
 	secret, err := seal.ParseKey(c.SecretKey)
 	if err != nil {
@@ -101,7 +104,7 @@ func (c *tokenOperator) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer pool.Close()
-	keys, err := authz.LoadKeys(ctx, authz.KeysConfig{Pool: pool, Seal: secret})
+	keys, err := c.keys(ctx, pool, secret)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ var layers = []layer{
 	{pkg: "."},
 	{pkg: "migrations"},
 	{pkg: "internal/pgcluster"},
+	{pkg: "internal/devissuer"},
+	{pkg: "internal/login"},
 	{pkg: "internal/pg", may: []string{"."}},
 	{pkg: "internal/seal", may: []string{"."}},
 	{pkg: "cdc", may: []string{"."}},

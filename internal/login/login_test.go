@@ -407,20 +407,29 @@ func TestInterrupted(t *testing.T) {
 // The listener's port is free again, whatever came of it.
 func TestListenerEnds(t *testing.T) {
 	t.Parallel()
-	c := config(t, issuer(t, nil))
-	c.Wait = 50 * time.Millisecond
 	var at string
-	c.Open = func(page string) error {
-		u, err := url.Parse(page)
-		at = u.Query().Get("redirect_uri")
-		return err
-	}
-	if _, err := IDToken(t.Context(), c); err == nil {
-		t.Fatal("nobody is let in")
-	}
-	if res, err := client(t).Get(at); err == nil {
-		_ = res.Body.Close()
-		t.Errorf("%s still answers", at)
+	c := config(t, issuer(t, func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Has("redirect_uri") {
+			at = r.URL.Query().Get("redirect_uri")
+		}
+		return false
+	}))
+	c.Wait = 50 * time.Millisecond
+	c.Open = func(page string) error { newVisitor(t).visit(page); return nil }
+	for _, test := range []struct {
+		user string
+		let  bool
+	}{{"ada", true}, {"", false}} {
+		c.User = test.user
+		if _, err := IDToken(t.Context(), c); (err == nil) != test.let {
+			t.Fatal(err)
+		}
+		if res, err := client(t).Get(at); err == nil || !strings.Contains(err.Error(), "refused") {
+			if err == nil {
+				_ = res.Body.Close()
+			}
+			t.Errorf("%q still answers: %v", at, err)
+		}
 	}
 }
 

@@ -151,5 +151,5 @@ func (i *Issuer) sendBack(w http.ResponseWriter, r *http.Request, q authRequest,
 		to.RawQuery += "&"
 	}
 	to.RawQuery += answer.Encode()
-	http.Redirect(w, r, to.String(), http.StatusSeeOther) //nolint:gosec // to this machine alone, by newAuthRequest
+	http.Redirect(w, r, to.String(), http.StatusSeeOther) // to this machine, by newAuthRequest
 }

@@ -90,7 +90,7 @@ func TestTheClientIsTold(t *testing.T) {
 	q, _ := ask()
 	q.Del("state")
 	res, _ := p.get("/authorize", q)
-	if to, err := res.Location(); err != nil || to.Query().Has("state") {
+	if to, err := url.Parse(res.Header.Get("Location")); err != nil || to.Path != "/back" || to.Query().Has("state") {
 		t.Errorf("a state that nobody sent comes back: %v, %v", to, err)
 	}
 }

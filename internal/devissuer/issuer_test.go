@@ -49,7 +49,14 @@ func start(t *testing.T, change func(*Config)) *place {
 	return &place{t, issuer, c.URL, &client}
 }
 
-func (p *place) do(req *http.Request) (*http.Response, string) {
+// reply is a response that was read.
+type reply struct {
+	StatusCode int
+	Status     string
+	Header     http.Header
+}
+
+func (p *place) do(req *http.Request) (reply, string) {
 	p.t.Helper()
 	res, err := p.client.Do(req)
 	if err != nil {
@@ -60,10 +67,10 @@ func (p *place) do(req *http.Request) (*http.Response, string) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	return res, string(body)
+	return reply{res.StatusCode, res.Status, res.Header}, string(body)
 }
 
-func (p *place) get(path string, query url.Values) (*http.Response, string) {
+func (p *place) get(path string, query url.Values) (reply, string) {
 	p.t.Helper()
 	req, err := http.NewRequest(http.MethodGet, p.url+path+"?"+query.Encode(), nil)
 	if err != nil {
@@ -72,7 +79,7 @@ func (p *place) get(path string, query url.Values) (*http.Response, string) {
 	return p.do(req)
 }
 
-func (p *place) post(path string, form url.Values, headers ...string) (*http.Response, string) {
+func (p *place) post(path string, form url.Values, headers ...string) (reply, string) {
 	p.t.Helper()
 	req, err := http.NewRequest(http.MethodPost, p.url+path, strings.NewReader(form.Encode()))
 	if err != nil {
@@ -94,9 +101,9 @@ func ask() (query url.Values, verifier string) {
 }
 
 // answer reads where a response sends the browser.
-func (p *place) answer(res *http.Response, q url.Values) url.Values {
+func (p *place) answer(res reply, q url.Values) url.Values {
 	p.t.Helper()
-	to, err := res.Location()
+	to, err := url.Parse(res.Header.Get("Location"))
 	if err != nil || res.StatusCode != http.StatusSeeOther {
 		p.t.Fatalf("answered %s, %v", res.Status, err)
 	}

@@ -151,6 +151,8 @@ func TestPageInsteadOfAnAnswer(t *testing.T) {
 			return false
 		}
 		pages++
+		// A page may name an address; only a redirect is one.
+		w.Header().Set("Location", "http://x.example.com/?code=c&state="+r.URL.Query().Get("state"))
 		w.WriteHeader(http.StatusBadRequest)
 		return true
 	})
@@ -176,19 +178,19 @@ func TestIssuerThatIsNotThere(t *testing.T) {
 	raw, err := IDToken(t.Context(), config(t, at))
 	refused(t, raw, err, at, "refused", "check the URL, and that it is running")
 
-	// One that goes away after its page was shown.
-	away := false
-	at = issuer(t, func(w http.ResponseWriter, r *http.Request) bool {
-		if away = away || strings.HasSuffix(r.URL.Path, "/token"); away {
-			panic(http.ErrAbortHandler)
+	for _, path := range []string{"/authorize", "/token"} { // one that goes away meanwhile
+		at = issuer(t, func(_ http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, path) {
+				panic(http.ErrAbortHandler)
+			}
+			return false
+		})
+		c := config(t, at)
+		c.User = "ada"
+		raw, err = IDToken(t.Context(), c)
+		refused(t, raw, err, at, "cannot be used", "EOF")
+		if strings.Contains(err.Error(), "code_challenge") {
+			t.Errorf("the address is told: %v", err)
 		}
-		return false
-	})
-	c := config(t, at)
-	c.User = "ada"
-	raw, err = IDToken(t.Context(), c)
-	refused(t, raw, err, at, "cannot be used", "EOF")
-	if strings.Contains(err.Error(), "code_challenge") {
-		t.Errorf("the address is told: %v", err)
 	}
 }

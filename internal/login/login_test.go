@@ -77,16 +77,32 @@ func newVisitor(t *testing.T) visitor {
 // visit returns the page, and where it redirects to.
 func (v visitor) visit(at string) (status int, body, to string) {
 	v.t.Helper()
-	res, err := v.client.Get(at)
+	req, err := http.NewRequest(http.MethodGet, at, nil)
 	if err != nil {
 		v.t.Error(err)
 		return 0, "", ""
 	}
-	return v.read(res)
+	return v.send(req)
 }
 
-func (v visitor) read(res *http.Response) (status int, body, to string) {
+func (v visitor) post(at string, form url.Values) (status int, body, to string) {
 	v.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, at, strings.NewReader(form.Encode()))
+	if err != nil {
+		v.t.Error(err)
+		return 0, "", ""
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	return v.send(req)
+}
+
+func (v visitor) send(req *http.Request) (status int, body, to string) {
+	v.t.Helper()
+	res, err := v.client.Do(req)
+	if err != nil {
+		v.t.Error(err)
+		return 0, "", ""
+	}
 	defer func() { _ = res.Body.Close() }()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
@@ -110,12 +126,7 @@ func (v visitor) press(page, field, value string) (to string) {
 		v.t.Error(err)
 		return ""
 	}
-	res, err := v.client.PostForm("http://"+u.Host+html.UnescapeString(action), url.Values{field: {value}})
-	if err != nil {
-		v.t.Error(err)
-		return ""
-	}
-	_, _, to = v.read(res)
+	_, _, to = v.post("http://"+u.Host+html.UnescapeString(action), url.Values{field: {value}})
 	return to
 }
 
@@ -271,18 +282,10 @@ func TestAnswersThatDoNotFit(t *testing.T) {
 			return err
 		}
 		req.Host = "rebound.example.com"
-		res, err := v.client.Do(req)
-		if err != nil {
-			return err
-		}
-		if status, body, _ := v.read(res); status != http.StatusMisdirectedRequest {
+		if status, body, _ := v.send(req); status != http.StatusMisdirectedRequest {
 			t.Errorf("a foreign host: %d %s", status, body)
 		}
-		res, err = v.client.PostForm(to, nil)
-		if err != nil {
-			return err
-		}
-		if status, body, _ := v.read(res); status != http.StatusMethodNotAllowed {
+		if status, body, _ := v.post(to, nil); status != http.StatusMethodNotAllowed {
 			t.Errorf("by POST: %d %s", status, body)
 		}
 		if status, _, _ := v.visit(to); status != http.StatusOK {
@@ -333,13 +336,7 @@ func TestSignInsThatFail(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			res, err := v.client.PostForm(at+"/token", url.Values{"grant_type": {"authorization_code"}, "client_id": {"cli"},
-				"code": {u.Query().Get("code")}})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			v.read(res)
+			v.post(at+"/token", url.Values{"grant_type": {"authorization_code"}, "client_id": {"cli"}, "code": {u.Query().Get("code")}})
 			v.visit(to)
 		}, []string{"no token for its code", "invalid_grant", "run the command again"}},
 		"another issuer's answer": {func(v visitor, page string) {
@@ -407,20 +404,29 @@ func TestInterrupted(t *testing.T) {
 // The listener's port is free again, whatever came of it.
 func TestListenerEnds(t *testing.T) {
 	t.Parallel()
-	c := config(t, issuer(t, nil))
-	c.Wait = 50 * time.Millisecond
 	var at string
-	c.Open = func(page string) error {
-		u, err := url.Parse(page)
-		at = u.Query().Get("redirect_uri")
-		return err
-	}
-	if _, err := IDToken(t.Context(), c); err == nil {
-		t.Fatal("nobody is let in")
-	}
-	if res, err := client(t).Get(at); err == nil {
-		_ = res.Body.Close()
-		t.Errorf("%s still answers", at)
+	c := config(t, issuer(t, func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Has("redirect_uri") {
+			at = r.URL.Query().Get("redirect_uri")
+		}
+		return false
+	}))
+	c.Wait = 50 * time.Millisecond
+	c.Open = func(page string) error { newVisitor(t).visit(page); return nil }
+	for _, test := range []struct {
+		user string
+		let  bool
+	}{{"ada", true}, {"", false}} {
+		c.User = test.user
+		if _, err := IDToken(t.Context(), c); (err == nil) != test.let {
+			t.Fatal(err)
+		}
+		if res, err := client(t).Get(at); err == nil || !strings.Contains(err.Error(), "refused") {
+			if err == nil {
+				_ = res.Body.Close()
+			}
+			t.Errorf("%q still answers: %v", at, err)
+		}
 	}
 }
 

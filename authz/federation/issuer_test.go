@@ -31,7 +31,7 @@ func TestIssuerValidate(t *testing.T) {
 	for _, url := range []string{"", "id.example.org", "http://id.example.org", "http://10.0.0.1", "http://localhost.example.org", "ftp://127.0.0.1",
 		"https://", "https:///realm", "https:id.example.org", "https://a:b@id.example.org", "https://id.example.org?x=1", "https://id.example.org?",
 		"https://id.example.org#x", "https://id.example.org#", "https://id.example.org/ x", "https://id.exämple.org", "file:///etc/keys",
-		"spiffe://", "spiffe://example.org/path", "spiffe://Example.org", "spiffe://a@b", "SPIFFE://example.org",
+		"spiffe://", "spiffe://example.org/path", "spiffe://" + strings.Repeat("x", 256), "spiffe://Example.org", "spiffe://a@b", "SPIFFE://example.org",
 		"https://id.example.org/" + strings.Repeat("x", 512)} {
 		i := good
 		i.URL, i.JWKSURL = url, "https://example.org/bundle"
@@ -84,6 +84,25 @@ func TestNew(t *testing.T) {
 	client := p.Client()
 	if _, err := New(Config{Issuers: p.find, Client: client}); err != nil || client.CheckRedirect != nil {
 		t.Errorf("%v; the caller's client was changed: %t", err, client.CheckRedirect != nil)
+	}
+}
+
+// What a look-up cannot take is not looked up.
+func TestOddIssuersAreNotLookedUp(t *testing.T) {
+	t.Parallel()
+	p := standard(t)
+	asked := ""
+	v, err := New(Config{Client: p.Client(), Clock: p.clock, Issuers: func(ctx context.Context, url string) (Issuer, error) {
+		asked = url
+		return p.find(ctx, url)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, url := range []string{"https://id.test/\x00", "https://id.test/\u200b", "https://id.test/" + strings.Repeat("x", 512)} {
+		if _, err := v.User(t.Context(), p.make(t, attack{Claims: map[string]any{"iss": url}})); reason(err) != "TOKEN_ISSUER_UNKNOWN" || asked != "" {
+			t.Errorf("%q: %v, looked up %q", url, err, asked)
+		}
 	}
 }
 

@@ -5,12 +5,7 @@ import (
 	"strings"
 )
 
-const (
-	maxTrustDomain = 255
-	// maxSPIFFE is less than the 2048 bytes that the standard asks for, because
-	// an agent's name is no longer.
-	maxSPIFFE = 512
-)
+const maxTrustDomain = 255 // bytes
 
 var errSPIFFE = errors.New("not a SPIFFE ID")
 
@@ -19,7 +14,7 @@ var errSPIFFE = errors.New("not a SPIFFE ID")
 // empty or dot segments, no capitals in the trust domain.
 func parseSPIFFE(id string) (domain, path string, err error) {
 	rest, ok := strings.CutPrefix(id, spiffeScheme+"://")
-	if !ok || len(id) > maxSPIFFE {
+	if !ok {
 		return "", "", errSPIFFE
 	}
 	domain, path, hasPath := strings.Cut(rest, "/")

@@ -145,8 +145,7 @@ func (t *token) has(claim string) bool { _, ok := t.members[claim]; return ok }
 func (t *token) signers(keys []key) []key {
 	var out []key
 	for _, k := range keys {
-		named := t.keyID != "" && k.id == t.keyID && slices.Contains(k.algorithms, t.algorithm)
-		if named || t.keyID == "" && t.signed(k) == nil {
+		if t.keyID != "" && k.id == t.keyID || t.keyID == "" && t.signed(k) == nil {
 			out = append(out, k)
 		}
 	}
@@ -155,7 +154,7 @@ func (t *token) signers(keys []key) []key {
 
 // checkSignature tells whether one of the signers signed the token.
 func (t *token) checkSignature(signers []key) error {
-	err := errors.New("no such key fits the algorithm")
+	err := errors.New("the issuer has no such key")
 	for _, k := range signers {
 		if err = t.signed(k); err == nil {
 			return nil

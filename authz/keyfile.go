@@ -60,7 +60,7 @@ func (f *keyFile) signers() map[string]crypto.Signer {
 
 // readSecret reads a file that nobody but its owner may.
 func readSecret(path string) ([]byte, error) {
-	f, err := os.Open(path) //nolint:gosec // G304: the operator names it
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("signing key file: %w", err)
 	}

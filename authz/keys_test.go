@@ -172,6 +172,14 @@ func TestKeysAreSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Nor can another public part take the place of one that is vouched for.
+	if _, err := db.Pool.Exec(t.Context(), `update whence.signing_keys set kid = $1, private_sealed = null, vouched = $2, public_jwk = $3`,
+		k.kid, c.Seal.Seal(vouchPurpose(k.kid), nil), stranger.jwk); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadKeys(t.Context(), c); err == nil || !strings.Contains(err.Error(), "holds another key") {
+		t.Errorf("a stranger's key was taken under an id that is vouched for: %v", err)
+	}
 	for what, vouched := range map[string][]byte{
 		"another secret": secret(t).Seal(vouchPurpose(stranger.kid), nil),
 		"another key":    c.Seal.Seal(vouchPurpose(k.kid), nil),

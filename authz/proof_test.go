@@ -296,6 +296,8 @@ func TestProofReplay(t *testing.T) {
 	take("full to the end", f.numbered(t, "", 3, f.now), "PROOF_REPLAY_MEMORY_FULL")
 	f.now = start.Add(proofAge + 500*time.Millisecond)
 	take("known to the end", late, "PROOF_REPLAYED")
+	f.now = start.Add(proofAge + 900*time.Millisecond)
+	take("too old within that second", f.numbered(t, "", 9, start.Add(500*time.Millisecond)), "PROOF_INVALID")
 	f.now = start.Add(proofAge + time.Second)
 	take("too old then", late, "PROOF_INVALID")
 	take("room again", f.numbered(t, "", 3, f.now), "")

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"strings"
 
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -25,6 +27,7 @@ import (
 // durable.
 type door struct {
 	gateway   *gateway.Gateway
+	issuer    string // the installation's URL
 	challenge string // WWW-Authenticate of a 401: where to learn how to get a token
 	log       *slog.Logger
 }
@@ -51,7 +54,7 @@ func (d *door) intercept(next connect.ServerFunc) connect.ServerFunc {
 }
 
 func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.ServerStream, next connect.ServerFunc) error {
-	call := gateway.Call{Name: strings.TrimPrefix(spec.Procedure, "/"), Bearer: bearer(ctx), IdempotencyKey: header(ctx, "Idempotency-Key")}
+	call := gateway.Call{Name: strings.TrimPrefix(spec.Procedure, "/"), Presented: d.presented(ctx, spec.Procedure), IdempotencyKey: header(ctx, "Idempotency-Key")}
 	r, known := policy[spec.Procedure]
 	method, described := spec.Schema.(protoreflect.MethodDescriptor)
 	if !known || !described {
@@ -114,7 +117,18 @@ func undecodable(err error) error {
 	return err
 }
 
-func bearer(ctx context.Context) string { return authz.BearerToken(header(ctx, "Authorization")) }
+// presented is the credential of a call. A call's method is GET only where the
+// transport says so; its URL is the one that the installation is known by.
+func (d *door) presented(ctx context.Context, procedure string) authz.Presented {
+	p := authz.Presented{Proof: header(ctx, "DPoP"), Method: http.MethodPost, URL: d.issuer + procedure}
+	p.Token, p.Bound = authz.ReadAuthorization(header(ctx, "Authorization"))
+	if info, ok := connect.CallInfoForServerContext(ctx); ok {
+		if over, ok := info.TransportInfo.(*connecthttp.ServerInfo); ok {
+			p.Method = over.HTTPMethod()
+		}
+	}
+	return p
+}
 
 func header(ctx context.Context, name string) string {
 	info, ok := connect.CallInfoForServerContext(ctx)

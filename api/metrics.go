@@ -16,12 +16,12 @@ import (
 type metricsDoor struct{ Config }
 
 func (d *metricsDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	token := authz.BearerToken(r.Header.Get("Authorization"))
+	token, _ := authz.ReadAuthorization(r.Header.Get("Authorization"))
 	if d.MetricsToken != "" && sameSecret(token, d.MetricsToken) {
 		d.Metrics.ServeHTTP(w, r)
 		return
 	}
-	err := d.Gateway.Observe(r.Context(), gateway.Call{Name: "GET /metrics", Bearer: token, Role: authz.RoleViewer})
+	err := d.Gateway.Observe(r.Context(), gateway.Call{Name: "GET /metrics", Presented: authz.Presented{Token: token}, Role: authz.RoleViewer})
 	if err == nil {
 		d.Metrics.ServeHTTP(w, r)
 		return

@@ -63,7 +63,7 @@ func (c Config) challenge() string {
 
 // NewHandler returns the handler of the one listener.
 func NewHandler(c Config) http.Handler {
-	d := &door{gateway: c.Gateway, log: c.Log, challenge: c.challenge()}
+	d := &door{gateway: c.Gateway, log: c.Log, issuer: c.Issuer, challenge: c.challenge()}
 	server := connect.NewServer(d.intercept)
 	whencev1connect.RegisterSourceServiceHandler(server, &sources{registry: c.Registry})
 	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, wrote: c.Wrote})

@@ -61,6 +61,9 @@ func (t Tier) within(highest Tier) bool {
 type Role string
 
 const (
+	// RoleUser is whoever delegates: they give and take back grants for themselves,
+	// and stop what acts for them. It is the least, and no operator's.
+	RoleUser Role = "user"
 	// RoleViewer reads the registry, the answers and the audit log.
 	RoleViewer Role = "viewer"
 	// RoleApprover also decides on executions that wait for approval.
@@ -69,10 +72,13 @@ const (
 	RoleAdmin Role = "admin"
 )
 
-var roles = []Role{RoleViewer, RoleApprover, RoleAdmin}
+var roles = []Role{RoleUser, RoleViewer, RoleApprover, RoleAdmin}
 
 // Valid tells whether r is one of the roles.
 func (r Role) Valid() bool { return slices.Contains(roles, r) }
+
+// Operates tells whether r is an operator's.
+func (r Role) Operates() bool { return r.Valid() && r != RoleUser }
 
 // AtLeast tells whether r includes least. An agent's empty role includes nothing,
 // and nothing includes a role that does not exist.
@@ -96,9 +102,9 @@ type Principal struct {
 	Thumbprint string
 	// IssuedAt and Expires are in whole seconds, as tokens carry them.
 	IssuedAt, Expires time.Time
-	Scope             Scope // for an operator: to read everything, and nothing else
+	Scope             Scope // for an operator: to read everything, and nothing else; for a user: what agents may get at most
 	Role              Role  // empty for an agent
 }
 
-// IsOperator tells operators from agents.
+// IsOperator tells operators, and users who come for themselves, from agents.
 func (p *Principal) IsOperator() bool { return p.Role != "" }

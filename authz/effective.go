@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -49,6 +50,21 @@ func Effective(want ScopeSpec, bounds []Bound) (Scope, error) {
 	}
 	return Scope{}, &whence.Error{Kind: whence.ErrDenied, Reason: "SCOPE_NOT_GRANTED", Metadata: over,
 		Message: "nothing is left of what was asked for; missing are " + listParts(over) + "; ask for what is granted, or have an operator grant it"}
+}
+
+// Within refuses a scope that is not within a named agent's ceiling, as
+// SCOPE_WIDENED; what exceeds it is named.
+func Within(ceiling, spec ScopeSpec, agent string) error {
+	s, err := newScope(ceiling)
+	if err != nil {
+		return fmt.Errorf("ceiling of agent %q: %w", agent, err)
+	}
+	_, err = s.Narrow(spec)
+	var e *whence.Error
+	if errors.As(err, &e) && errors.Is(e.Kind, whence.ErrDenied) {
+		e.Message = fmt.Sprintf("the scope asked for is wider than agent %q may ever have (%s); ask for less", agent, listParts(e.Metadata))
+	}
+	return err
 }
 
 // lacks says, by part, what of s is beyond o.

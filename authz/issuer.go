@@ -112,10 +112,20 @@ func (i *Issuer) IssueTask(t TaskClaims) (token string, expires time.Time, err e
 // IssueOperator signs an operator's token. The subject is also the client: an
 // operator acts for themselves.
 func (i *Issuer) IssueOperator(subject string, role Role, lifetime time.Duration) (token string, expires time.Time, err error) {
-	if !role.Valid() {
-		return "", time.Time{}, fmt.Errorf("issue operator token: %q is not a role", role)
+	if !role.Operates() {
+		return "", time.Time{}, fmt.Errorf("issue operator token: %q is not an operator's role", role)
 	}
 	return i.issue(claims{Subject: subject, Client: subject, Tenant: i.c.Tenant, Role: role}, lifetime)
+}
+
+// IssueUser signs the token of a user who comes for themselves; scope is what agents
+// may be granted for them at most.
+func (i *Issuer) IssueUser(tenant, subject string, scope ScopeSpec, lifetime time.Duration) (token string, expires time.Time, err error) {
+	s, err := newScope(scope)
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	return i.issue(claims{Subject: subject, Client: subject, Tenant: tenant, Role: RoleUser, Details: details{s.Spec()}}, lifetime)
 }
 
 func (i *Issuer) issue(c claims, lifetime time.Duration) (string, time.Time, error) {

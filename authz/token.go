@@ -132,7 +132,15 @@ func (c claims) principal() (*Principal, error) {
 			return nil, errors.New("claim cnf does not hold a thumbprint")
 		}
 	}
-	if c.Role != "" {
+	switch {
+	case c.Role == RoleUser:
+		if c.Task != nil || c.Actor != nil || len(c.Details) != 1 || c.Details[0].Type != DetailType {
+			return nil, errors.New("a user's token has one scope and no task or actor")
+		}
+		var err error
+		p.Scope, err = newScope(c.Details[0])
+		return p, err
+	case c.Role != "":
 		if !c.Role.Valid() || c.Task != nil || c.Actor != nil || c.Details != nil {
 			return nil, errors.New("an operator's token has one of the roles and no task, actor or scope")
 		}

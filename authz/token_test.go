@@ -143,12 +143,12 @@ func TestIssuerRefuses(t *testing.T) {
 	}
 }
 
-func TestBearerToken(t *testing.T) {
+func TestReadAuthorization(t *testing.T) {
 	t.Parallel()
 	for header, want := range map[string]string{
 		"Bearer abc": "abc", "bearer  abc": "abc", "": "", "Bearer": "", "Basic abc": "", "abc": "", "Bearer a b": "a b",
 	} {
-		if got := authz.BearerToken(header); got != want {
+		if got, bound := authz.ReadAuthorization(header); got != want || bound != strings.HasPrefix(header, "DPoP") {
 			t.Errorf("%q: %q, want %q", header, got, want)
 		}
 	}

@@ -25,6 +25,11 @@ type VerifierConfig struct {
 	Audience string // what tokens must be for; empty is Issuer
 	Keys     *Keys
 	Clock    func() time.Time // nil is time.Now
+	// Revocations are asked on every call; nil: nothing is revoked.
+	Revocations *Revocations
+	// Proofs checks the proofs of possession that bound tokens come with; nil: a
+	// verifier with the defaults.
+	Proofs *ProofVerifier
 	// CacheSize bounds the verified tokens that are remembered; 0 is 4096.
 	CacheSize int
 }
@@ -55,6 +60,12 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 	if c.CacheSize == 0 {
 		c.CacheSize = defaultCacheSize
 	}
+	if c.Proofs == nil {
+		var err error
+		if c.Proofs, err = NewProofVerifier(ProofConfig{Clock: c.Clock}); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case c.Issuer == "":
 		return nil, errors.New("verifier: an issuer is required")
@@ -67,7 +78,7 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 }
 
 // Verify returns the caller that a token speaks for. The token comes without the
-// "Bearer " in front; see [BearerToken]. A refusal is a *whence.Error of kind
+// "Bearer " in front; see [ReadAuthorization]. A refusal is a *whence.Error of kind
 // ErrUnauthenticated whose message says what to do and never repeats the token;
 // ErrUnavailable means that the keys could not be read.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
@@ -97,9 +108,64 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error)
 	if err := entry.checkTime(v.c.Clock()); err != nil {
 		return nil, err
 	}
+	if v.c.Revocations != nil {
+		if err := v.c.Revocations.Check(ctx, entry.principal, entry.kid); err != nil {
+			return nil, err
+		}
+	}
 	p := *entry.principal
 	p.Actors = slices.Clone(p.Actors)
 	return &p, nil
+}
+
+// Presented is how a token came with a call.
+type Presented struct {
+	Token       string
+	Bound       bool   // by the scheme DPoP instead of Bearer
+	Proof       string // the header DPoP
+	Method, URL string // of the call, as the client knows it; for the proof
+}
+
+// Authenticate verifies a token and that who presents it may: one that is bound to a
+// key comes with a proof of that key.
+func (v *Verifier) Authenticate(ctx context.Context, c Presented) (*Principal, error) {
+	p, err := v.Verify(ctx, c.Token)
+	switch {
+	case err != nil:
+		return nil, err
+	case p.Thumbprint == "" && c.Bound:
+		return nil, refuse("TOKEN_NOT_BOUND", "this token is not bound to a key; send it as Authorization: Bearer TOKEN", nil)
+	case p.Thumbprint == "":
+		return p, nil
+	case !c.Bound:
+		return nil, refuse("PROOF_MISSING", "this token is bound to a key; send it as Authorization: DPoP TOKEN, with a proof in the header DPoP (RFC 9449)", nil)
+	}
+	if err := v.c.Proofs.VerifyBound(c.Proof, c.Method, c.URL, c.Token, p.Thumbprint); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Proof checks the proof of possession at the token endpoint, where there is no
+// token yet, and returns the thumbprint of its key; "" when none came.
+func (v *Verifier) Proof(proof, method, url string) (thumbprint string, err error) {
+	if proof == "" {
+		return "", nil
+	}
+	return v.c.Proofs.Verify(proof, method, url, "")
+}
+
+// Mine tells whether a token names this issuer as its own; it verifies nothing.
+func (v *Verifier) Mine(token string) bool {
+	if len(token) > MaxTokenSize {
+		return false
+	}
+	_, parts, err := split(token)
+	if err != nil {
+		return false
+	}
+	c, err := decodeClaims(parts.Claims)
+	return err == nil && c.Issuer == v.c.Issuer
 }
 
 // verify does everything that does not depend on the time of the call.
@@ -223,14 +289,15 @@ func (v *Verifier) remember(id [sha256.Size]byte, e verified) {
 	v.cache[id] = e
 }
 
-// BearerToken takes the token out of an Authorization header's value. It returns
-// "" when there is none or the scheme is another one.
-func BearerToken(authorization string) string {
+// ReadAuthorization takes the token out of an Authorization header's value. There
+// is none when the scheme is neither Bearer nor DPoP.
+func ReadAuthorization(authorization string) (token string, bound bool) {
 	scheme, token, ok := strings.Cut(authorization, " ")
-	if !ok || !strings.EqualFold(scheme, "Bearer") {
-		return ""
+	bound = strings.EqualFold(scheme, "DPoP")
+	if !ok || !bound && !strings.EqualFold(scheme, "Bearer") {
+		return "", false
 	}
-	return strings.TrimLeft(token, " ")
+	return strings.TrimLeft(token, " "), bound
 }
 
 func refuse(reason, message string, cause error) error {

@@ -341,7 +341,7 @@ func TestWhatACallCosts(t *testing.T) {
 func TestTasksThatMayNotCall(t *testing.T) {
 	t.Parallel()
 	end := func(g *gateway.Gateway, token string) error {
-		return g.Do(context.Background(), gateway.Call{Name: "whence.v1.TaskService/EndTask", Bearer: token},
+		return g.Do(context.Background(), gateway.Call{Name: "whence.v1.TaskService/EndTask", Presented: authz.Presented{Token: token}},
 			func(ctx context.Context, s *gateway.Session) error {
 				_, _, err := g.EndTask(ctx, s)
 				return err

@@ -20,8 +20,9 @@ import (
 
 // Call says what is asked of the door.
 type Call struct {
-	Name   string // as in "whence.v1.MemoryService/Query"
-	Bearer string // the token, without "Bearer "
+	Name string // as in "whence.v1.MemoryService/Query"
+	// Presented is the caller's credential.
+	Presented authz.Presented
 
 	// Action set: for agents whose scope allows it. Role set: for operators of at
 	// least that role. Both: for either. Neither: for any agent, about its own task.
@@ -134,7 +135,7 @@ func (g *Gateway) Refuse(ctx context.Context, c Call, reason error) error {
 	}
 	defer leave()
 	s := &Session{Started: g.now(), detail: maps.Clone(c.Detail)}
-	if s.Principal, err = g.verifier.Verify(ctx, c.Bearer); err != nil {
+	if s.Principal, err = g.verifier.Authenticate(ctx, c.Presented); err != nil {
 		reason = err
 	}
 	return g.record(ctx, c, s, false, reason)
@@ -142,7 +143,7 @@ func (g *Gateway) Refuse(ctx context.Context, c Call, reason error) error {
 
 // admit leads a call up to its handler.
 func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
-	if s.Principal, err = g.verifier.Verify(ctx, c.Bearer); err != nil {
+	if s.Principal, err = g.verifier.Authenticate(ctx, c.Presented); err != nil {
 		return err
 	}
 	if err := c.allow(s.Principal); err != nil {

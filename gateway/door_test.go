@@ -53,7 +53,7 @@ func TestWhoMayCall(t *testing.T) {
 		{"admin, a role that does not exist", admin, open, "owner", "ROLE_INSUFFICIENT"},
 	} {
 		name, ran := fmt.Sprint("call", i), false
-		err := g.Do(t.Context(), gateway.Call{Name: name, Bearer: c.bearer, Action: c.action, Role: c.role},
+		err := g.Do(t.Context(), gateway.Call{Name: name, Presented: authz.Presented{Token: c.bearer}, Action: c.action, Role: c.role},
 			func(context.Context, *gateway.Session) error { ran = true; return nil })
 		decision := "REFUSED"
 		if c.want == "" {
@@ -127,7 +127,7 @@ func TestRefuse(t *testing.T) {
 	w, g := open(t)
 	token, task := w.start(t, g, 10)
 	why := &whence.Error{Kind: whence.ErrUnimplemented, Reason: "UNKNOWN_CALL"}
-	if err := g.Refuse(t.Context(), gateway.Call{Name: "known", Bearer: token}, why); !errors.Is(err, why) {
+	if err := g.Refuse(t.Context(), gateway.Call{Name: "known", Presented: authz.Presented{Token: token}}, why); !errors.Is(err, why) {
 		t.Error(err)
 	}
 	if err := g.RefuseTask(t.Context(), "", why); reason(err) != "TOKEN_MISSING" {

@@ -23,6 +23,8 @@ import (
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/federation"
+	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/lineage"
 )
 
@@ -33,8 +35,13 @@ type Config struct {
 	Lineage  *lineage.Store
 	Verifier *authz.Verifier
 	Issuer   *authz.Issuer
-	Clock    func() time.Time // default: time.Now; deadlines of tasks are judged by it
-	Log      *slog.Logger     // default: discards
+	// Identities, Registry and Revocations are for those who come for a credential,
+	// and for those who stop them.
+	Identities  *federation.Verifier
+	Registry    *registry.Registry
+	Revocations *authz.Revocations
+	Clock       func() time.Time // default: time.Now; deadlines of tasks are judged by it
+	Log         *slog.Logger     // default: discards
 }
 
 // Gateway is the door. Its methods may be called concurrently. Do, Refuse and
@@ -45,6 +52,9 @@ type Gateway struct {
 	lineage  *lineage.Store
 	verifier *authz.Verifier
 	issuer   *authz.Issuer
+	known    *registry.Registry
+	foreign  *federation.Verifier
+	stops    *authz.Revocations
 	now      func() time.Time
 	log      *slog.Logger
 
@@ -63,8 +73,10 @@ func New(c Config) (*Gateway, error) {
 		return nil, errors.New("gateway: a pool is needed")
 	case c.Audit == nil || c.Lineage == nil:
 		return nil, errors.New("gateway: an audit log and a lineage store are needed")
-	case c.Verifier == nil || c.Issuer == nil:
-		return nil, errors.New("gateway: a verifier and an issuer of tokens are needed")
+	case c.Verifier == nil || c.Issuer == nil || c.Identities == nil:
+		return nil, errors.New("gateway: verifiers and an issuer of tokens are needed")
+	case c.Registry == nil || c.Revocations == nil:
+		return nil, errors.New("gateway: a registry and revocations are needed")
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -73,7 +85,7 @@ func New(c Config) (*Gateway, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
-		now: c.Clock, log: c.Log}
+		known: c.Registry, foreign: c.Identities, stops: c.Revocations, now: c.Clock, log: c.Log}
 	g.reservations = newBatcher(g.reserve)
 	g.records = newBatcher(g.write)
 	return g, nil

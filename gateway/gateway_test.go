@@ -118,7 +118,7 @@ func (w *world) start(t *testing.T, g *gateway.Gateway, calls int64) (token stri
 // delegate starts a task below the bearer's.
 func delegate(t *testing.T, g *gateway.Gateway, bearer string, r authz.TaskRequest) (out gateway.Started, err error) {
 	t.Helper()
-	call := gateway.Call{Name: "whence.v1.TaskService/Delegate", Bearer: bearer, Action: authz.TaskDelegate}
+	call := gateway.Call{Name: "whence.v1.TaskService/Delegate", Presented: authz.Presented{Token: bearer}, Action: authz.TaskDelegate}
 	err = g.Do(t.Context(), call, func(ctx context.Context, s *gateway.Session) error {
 		out, err = g.Delegate(ctx, s, r)
 		return err
@@ -127,7 +127,7 @@ func delegate(t *testing.T, g *gateway.Gateway, bearer string, r authz.TaskReque
 }
 
 func read(bearer string) gateway.Call {
-	return gateway.Call{Name: query, Bearer: bearer, Action: authz.MemoryRead, Charge: 1}
+	return gateway.Call{Name: query, Presented: authz.Presented{Token: bearer}, Action: authz.MemoryRead, Charge: 1}
 }
 
 func nothing(context.Context, *gateway.Session) error { return nil }

@@ -15,7 +15,7 @@ func (g *Gateway) Observe(ctx context.Context, c Call) error {
 	}
 	defer leave()
 	s := &Session{Started: g.now(), detail: maps.Clone(c.Detail)}
-	if s.Principal, err = g.verifier.Verify(ctx, c.Bearer); err == nil {
+	if s.Principal, err = g.verifier.Authenticate(ctx, c.Presented); err == nil {
 		err = c.allow(s.Principal)
 	}
 	if err == nil {

@@ -45,7 +45,7 @@ const (
 
 	// In the order of ids, so that no two transactions wait for each other.
 	lockPathsSQL = `
-select id, path, state, deadline, calls_limit, calls_settled
+select id, path, state, deadline, calls_limit, calls_settled, coalesce(grant_id, @none), max_depth
 from whence.tasks
 where id in (select unnest(path) from whence.tasks where id = any(@tasks))
 order by id
@@ -93,6 +93,8 @@ type node struct {
 	state       TaskState
 	deadline    time.Time
 	limit, used int64
+	grant       uuid.UUID
+	maxDepth    int
 	changed     bool
 }
 
@@ -100,13 +102,13 @@ type node struct {
 type nodes map[uuid.UUID]*node
 
 func lockPaths(ctx context.Context, tx pgx.Tx, tasks []uuid.UUID) (nodes, error) {
-	rows, err := tx.Query(ctx, lockPathsSQL, pgx.NamedArgs{"tasks": tasks})
+	rows, err := tx.Query(ctx, lockPathsSQL, pgx.NamedArgs{"tasks": tasks, "none": uuid.Nil})
 	if err != nil {
 		return nil, err
 	}
 	all := nodes{}
 	var n node
-	_, err = pgx.ForEachRow(rows, []any{&n.id, &n.path, &n.state, &n.deadline, &n.limit, &n.used}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&n.id, &n.path, &n.state, &n.deadline, &n.limit, &n.used, &n.grant, &n.maxDepth}, func() error {
 		c := n
 		all[c.id] = &c
 		n.path = nil

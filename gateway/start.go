@@ -2,8 +2,8 @@ package gateway
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,18 +13,14 @@ import (
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/internal/pg"
 )
 
-const (
-	// MaxDepth is the depth of the deepest task; a root's is 0.
-	MaxDepth = 3
-	// MaxTokenLifetime is the longest that a task's token is good for, however long
-	// the task is. Only the development task's is good for all of it.
-	MaxTokenLifetime = 15 * time.Minute
-
-	startCall = "oauth/token" // what the log calls the starting of a root task
-)
+// MaxTokenLifetime is the longest that a task's token is good for, however long the
+// task is: its agent comes for another one. Only the development task's is good for
+// all of it.
+const MaxTokenLifetime = 5 * time.Minute
 
 // Started is a new task with the credential that works in it.
 type Started struct {
@@ -33,55 +29,19 @@ type Started struct {
 	Expires time.Time // of the token
 }
 
-// StartTask starts a root task for an agent, on the word of an operator who is an
-// admin and for whom the agent then acts. It is a call of its own, with its own
-// entry; what the request lacks is an ErrInvalid.
-func (g *Gateway) StartTask(ctx context.Context, bearer string, r authz.TaskRequest) (token string, expires time.Time, task uuid.UUID, err error) {
-	call := Call{Name: startCall, Bearer: bearer, Role: authz.RoleAdmin,
-		Prepare: func() (digest [32]byte, err error) {
-			b, err := json.Marshal(r)
-			if err != nil {
-				return digest, err
-			}
-			return sha256.Sum256(b), r.Validate()
-		}}
-	var out Started
-	err = g.Do(ctx, call, func(ctx context.Context, s *Session) error {
-		t := g.root(s.Principal.Tenant, s.Principal.User, r)
-		var err error
-		if out, err = g.issue(t, nil, MaxTokenLifetime); err != nil {
-			return err
-		}
-		s.noteTask(t)
-		return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return insertTask(ctx, tx, t, []uuid.UUID{t.ID}) })
-	})
-	if err != nil {
-		return "", time.Time{}, uuid.Nil, err
+// StartOwn starts a root task on the word of whoever runs the server, whom no
+// grant binds: the task of a development server. Its token is good as long as the
+// task, which lasts at most a day. It does not need Run.
+func (g *Gateway) StartOwn(ctx context.Context, user string, r authz.TaskRequest) (out Started, err error) {
+	if err := r.Validate(); err != nil {
+		return out, err
 	}
-	return out.Token, out.Expires, out.Task.ID, nil
-}
-
-// RefuseTask records a request for a root task that was not fit for StartTask. It
-// returns the reason, or why the caller is not even known.
-func (g *Gateway) RefuseTask(ctx context.Context, bearer string, reason error) error {
-	return g.Refuse(ctx, Call{Name: startCall, Bearer: bearer, Role: authz.RoleAdmin}, reason)
-}
-
-// StartDevTask starts the task of a development server, which nobody delegates:
-// it may read every table and subject, write notes and delegate. The token is
-// good as long as the task, which lasts at most a day. It does not need Run.
-func (g *Gateway) StartDevTask(ctx context.Context, lifetime time.Duration) (token string, err error) {
-	t := g.root(authz.DefaultTenant, "dev", authz.TaskRequest{
-		Agent: "dev-agent", Purpose: "development",
-		Scope: authz.ScopeSpec{Type: authz.DetailType, AllTables: true, AllSubjects: true,
-			Actions: []authz.Action{authz.MemoryRead, authz.MemoryWrite, authz.TaskDelegate}},
-		Calls: 1_000_000, Lifetime: min(lifetime, authz.MaxLifetime),
-	})
-	out, err := g.issue(t, nil, authz.MaxLifetime)
-	if err != nil {
-		return "", err
+	t := newTask(g.now(), authz.DefaultTenant, user, r)
+	t.Root, t.MaxDepth = t.ID, registry.DefaultDepth
+	if out, err = g.issue(t, authz.MaxLifetime); err != nil {
+		return out, err
 	}
-	entry := audit.Entry{At: t.Created, Tenant: t.Tenant, User: t.User, Call: "dev/StartTask", Decision: audit.Allowed,
+	entry := audit.Entry{At: t.Created, Tenant: t.Tenant, User: t.User, Call: "server/StartTask", Decision: audit.Allowed,
 		Detail: map[string]any{"startedTask": t.ID, "agent": t.Agent}}
 	err = pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
 		if err := insertTask(ctx, tx, t, []uuid.UUID{t.ID}); err != nil {
@@ -90,9 +50,9 @@ func (g *Gateway) StartDevTask(ctx context.Context, lifetime time.Duration) (tok
 		return g.audit.Append(ctx, tx, []audit.Entry{entry})
 	})
 	if err != nil {
-		return "", fmt.Errorf("start the development task: %w", err)
+		return out, fmt.Errorf("start a task: %w", err)
 	}
-	return out.Token, nil
+	return out, nil
 }
 
 // Delegate starts a task below the caller's own, for another agent and the same
@@ -103,40 +63,66 @@ func (g *Gateway) StartDevTask(ctx context.Context, lifetime time.Duration) (tok
 // LIFETIME_INVALID, DEPTH_EXCEEDED.
 func (g *Gateway) Delegate(ctx context.Context, s *Session, r authz.TaskRequest) (out Started, err error) {
 	p := s.Principal
-	if p.Depth >= MaxDepth {
-		return Started{}, &whence.Error{Kind: whence.ErrPrecondition, Reason: "DEPTH_EXCEEDED",
-			Message:  fmt.Sprintf("this task is at depth %d and tasks go no deeper; do the work in this task", p.Depth),
-			Metadata: map[string]string{"depth": fmt.Sprint(p.Depth), "maxDepth": fmt.Sprint(MaxDepth)}}
-	}
-	scope, err := p.Scope.Narrow(r.Scope)
-	if err != nil {
+	if r.Scope, err = g.narrow(ctx, p, r); err != nil {
 		return Started{}, err
 	}
-	r.Scope = scope.Spec()
 	err = pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
-		all, err := lockPaths(ctx, tx, []uuid.UUID{p.Task})
-		if err != nil {
-			return err
-		}
-		up, err := all.path(p.Task, g.now())
-		if err != nil {
-			return err
-		}
-		t, err := g.child(p, up, r)
-		if err != nil {
-			return err
-		}
-		if out, err = g.issue(t, append([]string{t.Agent}, p.Actors...), MaxTokenLifetime); err != nil {
-			return err
-		}
-		path := append(append([]uuid.UUID{}, up[0].path...), t.ID)
-		return insertTask(ctx, tx, t, path)
+		out, err = g.startBelow(ctx, tx, p, r)
+		return err
 	})
 	if err != nil {
 		return Started{}, fmt.Errorf("delegate: %w", err)
 	}
 	s.noteTask(out.Task)
 	return out, nil
+}
+
+// narrow is the scope of a task to be delegated, which lies within the caller's own
+// and within the agent's ceiling, if it is one that is known here.
+func (g *Gateway) narrow(ctx context.Context, p *authz.Principal, r authz.TaskRequest) (none authz.ScopeSpec, err error) {
+	scope, err := p.Scope.Narrow(r.Scope)
+	if err != nil {
+		return none, err
+	}
+	agent, err := g.known.Agent(ctx, p.Tenant, r.Agent)
+	switch {
+	case errors.Is(err, whence.ErrNotFound) || err == nil && agent.Ceiling == nil:
+		return scope.Spec(), nil
+	case err != nil:
+		return none, err
+	}
+	return scope.Spec(), authz.Within(*agent.Ceiling, scope.Spec(), r.Agent)
+}
+
+// startBelow starts a task below the caller's in a transaction.
+func (g *Gateway) startBelow(ctx context.Context, tx pgx.Tx, p *authz.Principal, r authz.TaskRequest) (out Started, err error) {
+	actors := append([]string{r.Agent}, p.Actors...)
+	if err := g.stops.Hold(ctx, tx, p.Tenant, p.User, actors); err != nil {
+		return out, err
+	}
+	all, err := lockPaths(ctx, tx, []uuid.UUID{p.Task})
+	if err != nil {
+		return out, err
+	}
+	up, err := all.path(p.Task, g.now())
+	if err != nil {
+		return out, err
+	}
+	if p.Depth >= up[0].maxDepth {
+		return out, &whence.Error{Kind: whence.ErrPrecondition, Reason: "DEPTH_EXCEEDED",
+			Message:  fmt.Sprintf("this task is at depth %d and the grant that it runs under lets tasks go no deeper than %d; do the work in this task", p.Depth, up[0].maxDepth),
+			Metadata: map[string]string{"depth": fmt.Sprint(p.Depth), "maxDepth": fmt.Sprint(up[0].maxDepth)}}
+	}
+	t, err := g.child(p, up, r)
+	if err != nil {
+		return out, err
+	}
+	t.Actors, t.Grant, t.MaxDepth = actors, up[0].grant, up[0].maxDepth
+	t.Thumbprint = p.Thumbprint
+	if out, err = g.issue(t, MaxTokenLifetime); err != nil {
+		return out, err
+	}
+	return out, insertTask(ctx, tx, t, append(append([]uuid.UUID{}, up[0].path...), t.ID))
 }
 
 func (s *Session) noteTask(t Task) {
@@ -146,12 +132,6 @@ func (s *Session) noteTask(t Task) {
 	s.Note("scope", t.Scope)
 	s.Note("calls", t.Budget.Limit)
 	s.Note("deadline", t.Budget.Deadline)
-}
-
-func (g *Gateway) root(tenant, user string, r authz.TaskRequest) Task {
-	t := newTask(g.now(), tenant, user, r)
-	t.Root = t.ID
-	return t
 }
 
 // child makes the task below up[0], within what up has left.
@@ -183,25 +163,25 @@ func (g *Gateway) child(p *authz.Principal, up []*node, r authz.TaskRequest) (Ta
 func newTask(now time.Time, tenant, user string, r authz.TaskRequest) Task {
 	now = now.UTC()
 	return Task{ID: uuid.Must(uuid.NewV7()), Tenant: tenant, User: user, Agent: r.Agent, Purpose: r.Purpose, Scope: r.Scope,
-		State: TaskActive, Created: now,
+		Actors: []string{r.Agent}, State: TaskActive, Created: now,
 		Budget: Budget{Limit: r.Calls, Remaining: r.Calls, Deadline: now.Add(r.Lifetime)}}
 }
 
-// issue signs the credential of a task that is about to be inserted.
-func (g *Gateway) issue(t Task, actors []string, longest time.Duration) (Started, error) {
+// issue signs the credential of a task.
+func (g *Gateway) issue(t Task, longest time.Duration) (Started, error) {
 	token, expires, err := g.issuer.IssueTask(authz.TaskClaims{
-		User: t.User, Agent: t.Agent, Actors: actors, Tenant: t.Tenant,
-		Task: t.ID, Root: t.Root, Parent: t.Parent, Depth: t.Depth, Scope: t.Scope,
-		Lifetime: min(longest, t.Budget.Deadline.Sub(t.Created)),
+		User: t.User, Agent: t.Agent, Actors: t.Actors, Tenant: t.Tenant,
+		Task: t.ID, Root: t.Root, Parent: t.Parent, Depth: t.Depth, Scope: t.Scope, Thumbprint: t.Thumbprint,
+		Lifetime: min(longest, t.Budget.Deadline.Sub(g.now())),
 	})
 	return Started{Task: t, Token: token, Expires: expires}, err
 }
 
 const insertTaskSQL = `
 insert into whence.tasks (id, root_id, parent_id, path, depth, tenant, user_id, agent, purpose, scope,
-       calls_limit, deadline, created_at)
+       calls_limit, deadline, created_at, grant_id, actors, max_depth, thumbprint)
 values (@id, @root, nullif(@parent::uuid, @none), @path, @depth, @tenant, @user, @agent, @purpose, @scope,
-       @limit, @deadline, @created)`
+       @limit, @deadline, @created, nullif(@grant::uuid, @none), @actors, @maxDepth, @thumbprint)`
 
 func insertTask(ctx context.Context, tx pgx.Tx, t Task, path []uuid.UUID) error {
 	scope, err := json.Marshal(t.Scope)
@@ -211,6 +191,7 @@ func insertTask(ctx context.Context, tx pgx.Tx, t Task, path []uuid.UUID) error 
 	_, err = tx.Exec(ctx, insertTaskSQL, pgx.NamedArgs{"none": uuid.Nil,
 		"id": t.ID, "root": t.Root, "parent": t.Parent, "path": path, "depth": t.Depth,
 		"tenant": pg.Text(t.Tenant), "user": pg.Text(t.User), "agent": pg.Text(t.Agent), "purpose": pg.Text(t.Purpose),
-		"scope": string(pg.JSON(scope)), "limit": t.Budget.Limit, "deadline": t.Budget.Deadline, "created": t.Created})
+		"scope": string(pg.JSON(scope)), "limit": t.Budget.Limit, "deadline": t.Budget.Deadline, "created": t.Created,
+		"grant": t.Grant, "actors": t.Actors, "maxDepth": t.MaxDepth, "thumbprint": t.Thumbprint})
 	return err
 }

@@ -33,20 +33,26 @@ const (
 
 // Task is a bounded piece of agent work.
 type Task struct {
-	ID      uuid.UUID
-	Root    uuid.UUID // itself when it has no parent
-	Parent  uuid.UUID // zero when it has none
-	Depth   int       // 0 at the root
-	Tenant  string
-	User    string // who delegated the work
-	Agent   string // who does it
-	Purpose string
-	Scope   authz.ScopeSpec
-	State   TaskState
-	Budget  Budget
-	Usage   Usage // of its calls and those of the tasks below it
-	Created time.Time
-	Ended   time.Time // zero while it has not
+	ID     uuid.UUID
+	Root   uuid.UUID // itself when it has no parent
+	Parent uuid.UUID // zero when it has none
+	Depth  int       // 0 at the root
+	Tenant string
+	User   string    // who delegated the work
+	Agent  string    // who does it
+	Actors []string  // the chain that acts, Agent first
+	Grant  uuid.UUID // that its tree runs under; zero when there is none
+	// MaxDepth is how deep its tree may grow, and Thumbprint the key that its tokens
+	// are bound to, if any.
+	MaxDepth   int
+	Thumbprint string
+	Purpose    string
+	Scope      authz.ScopeSpec
+	State      TaskState
+	Budget     Budget
+	Usage      Usage // of its calls and those of the tasks below it
+	Created    time.Time
+	Ended      time.Time // zero while it has not
 }
 
 // Usage is what calls have used beside their budget, as embedder.Usage counts it.
@@ -61,7 +67,8 @@ func (u Usage) plus(v Usage) Usage {
 const taskSQL = `
 select t.id, t.root_id, coalesce(t.parent_id, @none), t.depth, t.tenant, t.user_id, t.agent, t.purpose, t.scope,
        t.state, t.deadline, t.calls_limit, t.calls_settled, t.created_at, t.ended_at,
-       (select min(a.calls_limit - a.calls_settled) from whence.tasks a where a.id = any(t.path)), t.embedding_calls, t.embedding_tokens
+       (select min(a.calls_limit - a.calls_settled) from whence.tasks a where a.id = any(t.path)), t.embedding_calls, t.embedding_tokens,
+       t.actors, coalesce(t.grant_id, @none), t.max_depth, t.thumbprint
 from whence.tasks t
 where true`
 
@@ -181,7 +188,8 @@ func (g *Gateway) scanTask(row pgx.CollectableRow) (t Task, err error) {
 	var ended *time.Time
 	b := &t.Budget
 	err = row.Scan(&t.ID, &t.Root, &t.Parent, &t.Depth, &t.Tenant, &t.User, &t.Agent, &t.Purpose, &scope,
-		&t.State, &b.Deadline, &b.Limit, &b.Used, &t.Created, &ended, &b.Remaining, &t.Usage.EmbeddingCalls, &t.Usage.EmbeddingTokens)
+		&t.State, &b.Deadline, &b.Limit, &b.Used, &t.Created, &ended, &b.Remaining, &t.Usage.EmbeddingCalls, &t.Usage.EmbeddingTokens,
+		&t.Actors, &t.Grant, &t.MaxDepth, &t.Thumbprint)
 	if err != nil {
 		return t, err
 	}

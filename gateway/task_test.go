@@ -174,7 +174,7 @@ func TestEndTaskEndsTheTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	end := gateway.Call{Name: "whence.v1.TaskService/EndTask", Bearer: ended[0].Token}
+	end := gateway.Call{Name: "whence.v1.TaskService/EndTask", Presented: authz.Presented{Token: ended[0].Token}}
 	err = g.Do(t.Context(), end, func(ctx context.Context, s *gateway.Session) error {
 		task, below, err := g.EndTask(ctx, s)
 		if task.ID != ended[0].Task.ID || task.State != gateway.TaskEnded || task.Ended.IsZero() || below != 1 {

@@ -62,7 +62,7 @@ func TestUsageIsBookedUpTheTree(t *testing.T) {
 	if err := calls.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	operator := gateway.Call{Name: query, Bearer: w.operator(t, authz.RoleAdmin), Role: authz.RoleViewer}
+	operator := gateway.Call{Name: query, Presented: authz.Presented{Token: w.operator(t, authz.RoleAdmin)}, Role: authz.RoleViewer}
 	err = g.Do(t.Context(), operator, func(ctx context.Context, _ *gateway.Session) error {
 		embedder.Record(ctx, embedder.Usage{Calls: 1, Tokens: 7})
 		return nil

@@ -327,6 +327,11 @@ func TestBadDocuments(t *testing.T) {
 				want = ""
 			}
 			p.want(t, p.verifier(t), c.name, p.fresh(t, "ed", "ed"), want)
+			if c.path == discovery { // that nothing can be fetched from there is not enough
+				if at, err := discover(t.Context(), p.verifier(t).c.Client, p.URL+"/main"); err == nil {
+					t.Errorf("discovery leads to %s", at)
+				}
+			}
 			if n := p.fetches("/elsewhere"); n != 0 {
 				t.Errorf("a redirect was followed %d times", n)
 			}

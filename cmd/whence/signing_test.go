@@ -51,7 +51,7 @@ func TestSigningFlags(t *testing.T) {
 	if o := command(t, "serve", "--signing-algorithm", "HS256"); o.status != 2 || !strings.Contains(o.err, "ES256") {
 		t.Errorf("an unknown algorithm: %+v", o)
 	}
-	if err := os.Chmod(file, 0o644); err != nil { //nolint:gosec // G302: that is what must be refused
+	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	db := pgtest.New(t)

@@ -40,6 +40,7 @@ type Config struct {
 	Identities  *federation.Verifier
 	Registry    *registry.Registry
 	Revocations *authz.Revocations
+	Keys        *authz.Keys
 	Clock       func() time.Time // default: time.Now; deadlines of tasks are judged by it
 	Log         *slog.Logger     // default: discards
 }
@@ -55,6 +56,7 @@ type Gateway struct {
 	known    *registry.Registry
 	foreign  *federation.Verifier
 	stops    *authz.Revocations
+	keys     *authz.Keys
 	now      func() time.Time
 	log      *slog.Logger
 
@@ -75,8 +77,8 @@ func New(c Config) (*Gateway, error) {
 		return nil, errors.New("gateway: an audit log and a lineage store are needed")
 	case c.Verifier == nil || c.Issuer == nil || c.Identities == nil:
 		return nil, errors.New("gateway: verifiers and an issuer of tokens are needed")
-	case c.Registry == nil || c.Revocations == nil:
-		return nil, errors.New("gateway: a registry and revocations are needed")
+	case c.Registry == nil || c.Revocations == nil || c.Keys == nil:
+		return nil, errors.New("gateway: a registry, revocations and keys are needed")
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -85,7 +87,7 @@ func New(c Config) (*Gateway, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
-		known: c.Registry, foreign: c.Identities, stops: c.Revocations, now: c.Clock, log: c.Log}
+		known: c.Registry, foreign: c.Identities, stops: c.Revocations, keys: c.Keys, now: c.Clock, log: c.Log}
 	g.reservations = newBatcher(g.reserve)
 	g.records = newBatcher(g.write)
 	return g, nil

@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -87,7 +89,38 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 	// A stream is recorded as it opens, and lasts no longer than its credential.
 	ctx, cancel := context.WithDeadline(context.WithValue(ctx, sessionKey{}, opened), opened.Principal.Expires)
 	defer cancel()
-	return next(ctx, spec, held)
+	return d.whileGood(ctx, call.Presented.Token, func(ctx context.Context) error { return next(ctx, spec, held) })
+}
+
+// standingPause is how often a stream's credential is looked at again.
+const standingPause = 400 * time.Millisecond
+
+// whileGood runs a stream until its credential is revoked, or can no longer be
+// vouched for.
+func (d *door) whileGood(ctx context.Context, token string, stream func(context.Context) error) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	var watch errgroup.Group
+	watch.Go(func() error {
+		t := time.NewTicker(standingPause)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-t.C:
+				if err := d.gateway.Stands(ctx, token); err != nil && ctx.Err() == nil {
+					stop(err)
+					return err
+				}
+			}
+		}
+	})
+	err := stream(ctx)
+	stop(nil)
+	if revoked := watch.Wait(); revoked != nil {
+		return revoked
+	}
+	return err
 }
 
 // prepare decodes and validates the request and returns the digest of its

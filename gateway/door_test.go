@@ -130,13 +130,13 @@ func TestRefuse(t *testing.T) {
 	if err := g.Refuse(t.Context(), gateway.Call{Name: "known", Presented: authz.Presented{Token: token}}, why); !errors.Is(err, why) {
 		t.Error(err)
 	}
-	if err := g.RefuseTask(t.Context(), "", why); reason(err) != "TOKEN_MISSING" {
+	if err := g.RefuseExchange(t.Context(), why); !errors.Is(err, why) {
 		t.Error(err)
 	}
 	if n := w.number(t, "select count(*) from whence.entries where call = 'known' and task_id = $1 and reason = 'UNKNOWN_CALL'", task); n != 1 {
 		t.Errorf("%d entries of the known caller", n)
 	}
-	if n := w.number(t, "select count(*) from whence.entries where call = 'oauth/token' and reason = 'TOKEN_MISSING'"); n != 1 {
+	if n := w.number(t, "select count(*) from whence.entries where call = 'oauth/token' and reason = 'UNKNOWN_CALL'"); n != 1 {
 		t.Errorf("%d entries of the unknown caller", n)
 	}
 }

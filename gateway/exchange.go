@@ -373,6 +373,16 @@ func (g *Gateway) renew(ctx context.Context, p *authz.Principal, agent registry.
 	return started.exchanged(), nil
 }
 
+// Stands tells whether a credential that was let in would still be: it has not
+// expired or been revoked, and its task goes on.
+func (g *Gateway) Stands(ctx context.Context, token string) error {
+	p, err := g.verifier.Verify(ctx, token)
+	if err != nil || p.IsOperator() {
+		return err
+	}
+	return g.alive(ctx, p.Task)
+}
+
 // alive refuses a task that may not go on, or one above which does not.
 func (g *Gateway) alive(ctx context.Context, task uuid.UUID) error {
 	r := &reservation{task: task, now: g.now()}

@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -17,10 +18,13 @@ import (
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/authz/authztest"
+	"github.com/whence-db/whence/authz/federation"
+	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/internal/pg"
 	"github.com/whence-db/whence/internal/pgcluster"
 	"github.com/whence-db/whence/internal/pgtest"
+	"github.com/whence-db/whence/internal/seal"
 	"github.com/whence-db/whence/lineage"
 	"github.com/whence-db/whence/migrations"
 )
@@ -34,13 +38,51 @@ type world struct {
 	pool     *pgxpool.Pool
 	issuer   *authz.Issuer
 	verifier *authz.Verifier
+	secret   seal.Key
+	keys     *authz.Keys
+	stops    *authz.Revocations
+	known    *registry.Registry
+	foreign  *federation.Verifier
 	ahead    atomic.Int64 // how far the clock is ahead, in nanoseconds
 }
 
 func newWorld(t *testing.T, pool *pgxpool.Pool) *world {
 	t.Helper()
-	w := &world{pool: pool}
-	w.issuer, w.verifier = authztest.Pair(t, w.now)
+	secret, err := seal.ParseKey(seal.NewKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newProcess(t, pool, secret)
+}
+
+// another is what a second process has, beside the same database.
+func (w *world) another(t *testing.T) *world {
+	t.Helper()
+	return newProcess(t, w.pool, w.secret)
+}
+
+func newProcess(t *testing.T, pool *pgxpool.Pool, secret seal.Key) *world {
+	t.Helper()
+	w := &world{pool: pool, secret: secret}
+	var err error
+	if w.keys, err = authz.LoadKeys(t.Context(), authz.KeysConfig{Pool: pool, Seal: secret, Clock: w.now}); err == nil {
+		w.stops, err = authz.NewRevocations(pool, w.now)
+	}
+	if err == nil {
+		w.issuer, err = authz.NewIssuer(authz.IssuerConfig{Name: authztest.IssuerName, Keys: w.keys, Clock: w.now})
+	}
+	if err == nil {
+		w.verifier, err = authz.NewVerifier(authz.VerifierConfig{Issuer: authztest.IssuerName, Keys: w.keys, Revocations: w.stops, Clock: w.now})
+	}
+	if err == nil {
+		w.known, err = registry.New(pool)
+	}
+	if err == nil {
+		w.foreign, err = federation.New(federation.Config{Issuers: w.known.IssuerByURL, Client: http.DefaultClient, Clock: w.now})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 
@@ -58,7 +100,8 @@ func (w *world) gateway(t *testing.T, pool *pgxpool.Pool) (g *gateway.Gateway, s
 		t.Fatal(err)
 	}
 	g, err = gateway.New(gateway.Config{Pool: pool, Audit: log, Lineage: answers,
-		Verifier: w.verifier, Issuer: w.issuer, Clock: w.now})
+		Verifier: w.verifier, Issuer: w.issuer,
+		Identities: w.foreign, Registry: w.known, Revocations: w.stops, Keys: w.keys, Clock: w.now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,11 +151,11 @@ func below(r authz.TaskRequest, depth int) authz.TaskRequest {
 // start starts a root task; its entry is the first of the log.
 func (w *world) start(t *testing.T, g *gateway.Gateway, calls int64) (token string, task uuid.UUID) {
 	t.Helper()
-	token, _, task, err := g.StartTask(t.Context(), w.operator(t, authz.RoleAdmin), request(calls))
+	out, err := g.StartOwn(t.Context(), "olga", request(calls))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return token, task
+	return out.Token, out.Task.ID
 }
 
 // delegate starts a task below the bearer's.

@@ -12,56 +12,48 @@ import (
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
 )
 
-func TestStartTask(t *testing.T) {
+func TestStartOwn(t *testing.T) {
 	t.Parallel()
 	w, g := open(t)
 	r := request(7)
 	r.Lifetime = time.Hour
-	token, expires, id, err := g.StartTask(t.Context(), w.operator(t, authz.RoleAdmin), r)
+	out, err := g.StartOwn(t.Context(), "olga", r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := w.verifier.Verify(t.Context(), token)
+	p, err := w.verifier.Verify(t.Context(), out.Token)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Task != id || p.Root != id || p.User != "olga" || p.Agent != "worker" || !p.Expires.Equal(expires) {
+	id := out.Task.ID
+	if p.Task != id || p.Root != id || p.User != "olga" || p.Agent != "worker" || !p.Expires.Equal(out.Expires) {
 		t.Errorf("principal %+v", p)
 	}
-	if life := time.Until(expires); life > gateway.MaxTokenLifetime {
+	if life := time.Until(out.Expires); life < 59*time.Minute || life > time.Hour {
 		t.Errorf("the token is good for %s", life)
 	}
 	got, err := g.GetTask(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := gateway.Task{ID: id, Root: id, Tenant: authz.DefaultTenant, User: "olga", Agent: "worker", Purpose: "a test",
-		Scope: p.Scope.Spec(), State: gateway.TaskActive, Created: got.Created,
+	want := gateway.Task{ID: id, Root: id, Tenant: authz.DefaultTenant, User: "olga", Agent: "worker", Actors: []string{"worker"}, Purpose: "a test",
+		Scope: r.Scope, State: gateway.TaskActive, Created: got.Created, MaxDepth: registry.DefaultDepth,
 		Budget: gateway.Budget{Limit: 7, Remaining: 7, Deadline: got.Created.Add(time.Hour)}}
 	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		t.Error(diff)
 	}
-
-	for name, c := range map[string]struct {
-		bearer, want string
-		calls        int64
-	}{
-		"not an admin":   {w.operator(t, authz.RoleApprover), "ROLE_INSUFFICIENT", 1},
-		"an agent":       {token, "WRONG_CREDENTIAL_KIND", 1},
-		"without budget": {w.operator(t, authz.RoleAdmin), "BUDGET_INVALID", 0},
-	} {
-		if _, _, _, err := g.StartTask(t.Context(), c.bearer, request(c.calls)); reason(err) != c.want {
-			t.Errorf("%s: %v", name, err)
-		}
+	if err := g.Do(t.Context(), read(out.Token), nothing); err != nil {
+		t.Error(err)
 	}
-	if n := w.number(t, "select count(*) from whence.tasks"); n != 1 {
-		t.Errorf("%d tasks", n)
+	if _, err := g.StartOwn(t.Context(), "olga", request(0)); reason(err) != "BUDGET_INVALID" {
+		t.Errorf("without a budget: %v", err)
 	}
-	if n := len(w.entries(t, "oauth/token")); n != 4 {
-		t.Errorf("4 calls left %d entries", n)
+	if n := len(w.entries(t, "server/StartTask")); n != 1 {
+		t.Errorf("%d entries of its start", n)
 	}
 }
 
@@ -142,7 +134,7 @@ func TestDepth(t *testing.T) {
 	t.Parallel()
 	w, g := open(t)
 	token, _ := w.start(t, g, 20)
-	for depth := 1; depth <= gateway.MaxDepth; depth++ {
+	for depth := 1; depth <= registry.DefaultDepth; depth++ {
 		s, err := delegate(t, g, token, below(request(5), depth))
 		if err != nil {
 			t.Fatal(err)
@@ -254,28 +246,5 @@ func TestListTasks(t *testing.T) {
 	}
 	if _, err := g.GetTask(t.Context(), uuid.New()); !errors.Is(err, whence.ErrNotFound) {
 		t.Errorf("an unknown task: %v", err)
-	}
-}
-
-func TestDevTask(t *testing.T) {
-	t.Parallel()
-	w, g := open(t)
-	token, err := g.StartDevTask(t.Context(), 48*time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := w.verifier.Verify(t.Context(), token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if life := time.Until(p.Expires); life > 24*time.Hour || life < 23*time.Hour || p.User != "dev" || p.Agent != "dev-agent" ||
-		!p.Scope.Allows(authz.MemoryWrite) || !p.Scope.AllowsTable("app.public.docs") || !p.Scope.AllowsSubject("any") {
-		t.Errorf("principal %+v", p)
-	}
-	if err := g.Do(t.Context(), read(token), nothing); err != nil {
-		t.Error(err)
-	}
-	if n := len(w.entries(t, "dev/StartTask")); n != 1 {
-		t.Errorf("%d entries of its start", n)
 	}
 }

@@ -33,6 +33,10 @@ from whence.issuers`
 insert into whence.issuers (name, url, audience, jwks_url, algorithms, tenant, tenant_claim, subject_claim, groups_claim, operators, user_scope)
 values (@name, @url, @audience, @jwks, @algorithms, @tenant, @tenantClaim, @subjectClaim, @groupsClaim, @operators, @scope)`
 
+	renewIssuerSQL = insertIssuerSQL + `
+on conflict (name) do update set url = excluded.url, audience = excluded.audience, algorithms = excluded.algorithms,
+    operators = excluded.operators, user_scope = excluded.user_scope`
+
 	deleteIssuerSQL = `delete from whence.issuers where name = @name`
 )
 
@@ -51,13 +55,23 @@ func scanIssuer(row pgx.CollectableRow) (i Issuer, err error) {
 
 // CreateIssuer trusts an issuer. Its URL and its name are each registered once.
 func (r *Registry) CreateIssuer(ctx context.Context, tx pgx.Tx, i federation.Issuer) error {
+	return putIssuer(ctx, tx, i, insertIssuerSQL)
+}
+
+// RenewIssuer trusts an issuer in place of the one that had its name: one that is
+// reached at another address than before.
+func (r *Registry) RenewIssuer(ctx context.Context, tx pgx.Tx, i federation.Issuer) error {
+	return putIssuer(ctx, tx, i, renewIssuerSQL)
+}
+
+func putIssuer(ctx context.Context, tx pgx.Tx, i federation.Issuer, statement string) error {
 	if err := i.Validate(); err != nil {
 		return err
 	}
 	if i.Operators == nil {
 		i.Operators = map[string]authz.Role{}
 	}
-	_, err := tx.Exec(ctx, insertIssuerSQL, pgx.NamedArgs{"name": i.Name, "url": i.URL, "audience": i.Audience, "jwks": i.JWKSURL,
+	_, err := tx.Exec(ctx, statement, pgx.NamedArgs{"name": i.Name, "url": i.URL, "audience": i.Audience, "jwks": i.JWKSURL,
 		"algorithms": i.Algorithms, "tenant": i.Tenant, "tenantClaim": i.TenantClaim, "subjectClaim": i.SubjectClaim,
 		"groupsClaim": i.GroupsClaim, "operators": toJSON(i.Operators), "scope": toJSON(i.UserScope)})
 	switch {

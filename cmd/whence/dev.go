@@ -75,6 +75,9 @@ func (c *devCmd) serve(ctx context.Context, a *app, cluster *pgcluster.Cluster) 
 		return err
 	}
 	defer s.close()
+	if err := c.mountIssuer(ctx, s); err != nil {
+		return err
+	}
 	s.extra = func(ctx context.Context) error { // the server cannot do without its database
 		select {
 		case <-cluster.Done():
@@ -116,8 +119,14 @@ func (c *devCmd) prepare(ctx context.Context, s *process, cluster *pgcluster.Clu
 	if err != nil {
 		return err
 	}
-	agent, err := s.gateway.StartDevTask(ctx, devTokenLifetime)
+	agent, err := s.gateway.StartOwn(ctx, "dev", authz.TaskRequest{Agent: "dev-agent", Purpose: "development",
+		Scope: authz.ScopeSpec{Type: authz.DetailType, AllTables: true, AllSubjects: true,
+			Actions: []authz.Action{authz.MemoryRead, authz.MemoryWrite, authz.TaskDelegate}},
+		Calls: 1_000_000, Lifetime: devTokenLifetime})
 	if err != nil {
+		return err
+	}
+	if err := c.trustIssuer(ctx, s); err != nil {
 		return err
 	}
 	return writeEnv(filepath.Join(c.Data, "dev.env"), [][2]string{
@@ -125,9 +134,10 @@ func (c *devCmd) prepare(ctx context.Context, s *process, cluster *pgcluster.Clu
 		{"WHENCE_DATABASE_URL", cluster.DSN("whence")},
 		{sourceVariable, cluster.DSN("app")},
 		{"WHENCE_OPERATOR_TOKEN", operator},
-		{"WHENCE_AGENT_TOKEN", agent},
+		{"WHENCE_AGENT_TOKEN", agent.Token},
 		{"WHENCE_SECRET_KEY", secret},
 		{"WHENCE_ISSUER", s.issuer.Name()},
+		{"WHENCE_LOGIN_ISSUER", s.url + devIssuerPath},
 	})
 }
 

@@ -19,6 +19,8 @@ import (
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/federation"
+	authority "github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/index"
@@ -64,24 +66,25 @@ func newLog(w io.Writer, verbose bool) *slog.Logger {
 
 // process is one server process: what it is made of, in the order of the flow.
 type process struct {
-	flags    serveFlags
-	getenv   func(string) string // where a source's dsnEnv is read
-	log      *slog.Logger
-	pool     *pgxpool.Pool
-	models   []embedder.Model
-	index    *index.Index
-	filler   *index.Filler
-	registry *ingest.Registry
-	runner   *ingest.Runner
-	metrics  *metrics.Metrics
-	gateway  *gateway.Gateway
-	issuer   *authz.Issuer
-	handler  http.Handler // of the one listener; without the role api it only tells how the process is
-	listener net.Listener
-	url      string
-	lineage  *lineage.Store
-	notes    *notes.Store
-	extra    func(context.Context) error // runs beside the rest, if set
+	flags     serveFlags
+	getenv    func(string) string // where a source's dsnEnv is read
+	log       *slog.Logger
+	pool      *pgxpool.Pool
+	models    []embedder.Model
+	index     *index.Index
+	filler    *index.Filler
+	registry  *ingest.Registry
+	runner    *ingest.Runner
+	metrics   *metrics.Metrics
+	gateway   *gateway.Gateway
+	issuer    *authz.Issuer
+	authority *authority.Registry
+	handler   http.Handler // of the one listener; without the role api it only tells how the process is
+	listener  net.Listener
+	url       string
+	lineage   *lineage.Store
+	notes     *notes.Store
+	extra     func(context.Context) error // runs beside the rest, if set
 }
 
 func newServer(ctx context.Context, f serveFlags, getenv func(string) string, log *slog.Logger) (_ *process, err error) {
@@ -166,7 +169,18 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if s.issuer, err = authz.NewIssuer(authz.IssuerConfig{Name: name, Keys: keys}); err != nil {
 		return err
 	}
-	verifier, err := authz.NewVerifier(authz.VerifierConfig{Issuer: name, Keys: keys})
+	stops, err := authz.NewRevocations(s.pool, nil)
+	if err != nil {
+		return err
+	}
+	verifier, err := authz.NewVerifier(authz.VerifierConfig{Issuer: name, Keys: keys, Revocations: stops})
+	if err != nil {
+		return err
+	}
+	if s.authority, err = authority.New(s.pool); err != nil {
+		return err
+	}
+	identities, err := federation.New(federation.Config{Issuers: s.authority.IssuerByURL, Client: http.DefaultClient, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -175,14 +189,15 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 		return err
 	}
 	if s.gateway, err = gateway.New(gateway.Config{Pool: s.pool, Audit: log, Lineage: s.lineage,
-		Verifier: verifier, Issuer: s.issuer, Log: s.log}); err != nil {
+		Verifier: verifier, Issuer: s.issuer,
+		Identities: identities, Registry: s.authority, Revocations: stops, Keys: keys, Log: s.log}); err != nil {
 		return err
 	}
 	engine, err := query.New(query.Config{Index: s.index, Registry: s.registry, Models: s.models, Pool: s.pool})
 	if err != nil {
 		return err
 	}
-	tokens, err := oauth.New(oauth.Config{Issuer: name, Keys: keys, Tasks: s.gateway, Log: s.log})
+	tokens, err := oauth.New(oauth.Config{Issuer: name, Keys: keys, Door: s.gateway, Log: s.log})
 	if err != nil {
 		return err
 	}
@@ -195,7 +210,8 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 		handler = api.NewStatusHandler
 	}
 	s.handler = handler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
-		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Models: fillable(s.models), Wrote: s.filler.Wake, Issuer: name, OAuth: tokens, Ready: s.pool.Ping,
+		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Models: fillable(s.models), Wrote: s.filler.Wake, Issuer: name, OAuth: tokens,
+		Authority: s.authority, Revocations: stops, Keys: keys, Ready: s.pool.Ping,
 		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})
 	return nil
 }

@@ -2,63 +2,57 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
-	"github.com/whence-db/whence/authz"
-	"github.com/whence-db/whence/internal/pg"
-	"github.com/whence-db/whence/internal/seal"
+	"github.com/whence-db/whence/internal/login"
 )
 
 type tokenCmd struct {
-	Exchange tokenExchange `cmd:"" help:"Start a task for an agent and print its token (OAuth token exchange)."`
+	Login    tokenLogin    `cmd:"" help:"Sign in at your issuer and print a token for your own use."`
+	Exchange tokenExchange `cmd:"" help:"Start a task as an agent, for a user, and print its token (OAuth token exchange)."`
+	Inspect  tokenInspect  `cmd:"" help:"Show what a token says, and whether it is still good."`
 	Operator tokenOperator `cmd:"" help:"Make an operator's token from the server's own key: for setting up, on the server."`
 }
 
-type tokenExchange struct {
-	operatorFlags `embed:""`
-	Agent         string            `arg:"" help:"The agent that gets the task."`
-	Purpose       string            `arg:"" help:"What the task is for."`
-	Table         []string          `help:"Tables it may read." placeholder:"NAME"`
-	AllTables     bool              `help:"Every table."`
-	Subject       []string          `help:"Subjects it may read." sep:"none"`
-	AllSubjects   bool              `help:"Every subject."`
-	Filter        map[string]string `help:"Attributes that what it reads must have." placeholder:"NAME=VALUE"`
-	Action        []string          `help:"What it may do." default:"memory:read"`
-	Calls         int64             `help:"Calls that it may make." default:"1000"`
-	Lifetime      time.Duration     `help:"How long it may last." default:"15m"`
+// loginFlags say where and as whom to sign in.
+type loginFlags struct {
+	server   `embed:""`
+	Issuer   string `name:"login-issuer" env:"WHENCE_LOGIN_ISSUER" help:"URL of the OpenID Connect issuer to sign in at." placeholder:"URL"`
+	ClientID string `name:"login-client" env:"WHENCE_LOGIN_CLIENT" default:"whence" help:"This program's client ID there."`
+	User     string `name:"as" help:"Whom to sign in as: tried without a browser first." placeholder:"NAME"`
 }
 
-func (c *tokenExchange) Run(ctx context.Context, a *app) error {
-	details, err := json.Marshal([]map[string]any{{"type": "whence", "tables": c.Table, "allTables": c.AllTables,
-		"subjects": c.Subject, "allSubjects": c.AllSubjects, "filter": c.Filter, "actions": c.Action,
-		"budget": map[string]any{"calls": c.Calls}, "purpose": c.Purpose, "lifetime": c.Lifetime.String()}})
+func (f loginFlags) idToken(ctx context.Context, a *app) (string, error) {
+	if f.Issuer == "" {
+		return "", errors.New("say where to sign in: --login-issuer URL, or WHENCE_LOGIN_ISSUER (whence dev writes it to dev.env)")
+	}
+	return login.IDToken(ctx, login.Config{Issuer: f.Issuer, ClientID: f.ClientID, User: f.User, Out: a.err})
+}
+
+type tokenLogin struct {
+	loginFlags `embed:""`
+	Role       string `enum:"operator,user" default:"operator" help:"operator: the role that your groups have; user: to give grants for yourself and stop what acts for you."`
+}
+
+func (c *tokenLogin) Run(ctx context.Context, a *app) error {
+	id, err := c.idToken(ctx, a)
 	if err != nil {
 		return err
 	}
-	form := url.Values{
-		"grant_type":            {"urn:ietf:params:oauth:grant-type:token-exchange"},
-		"subject_token":         {c.Token},
-		"subject_token_type":    {"urn:ietf:params:oauth:token-type:access_token"},
-		"client_id":             {c.Agent},
-		"authorization_details": {string(details)},
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(c.URL, "/")+"/oauth/token", strings.NewReader(form.Encode()))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = res.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	return exchange(ctx, a, c.URL, url.Values{"subject_token": {id}, "subject_token_type": {typeIDToken}, "scope": {c.Role}})
+}
+
+// exchange asks for a token and prints it.
+func exchange(ctx context.Context, a *app, base string, form url.Values) error {
+	form.Set("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange")
+	body, status, err := post(ctx, base, "/oauth/token", "", form)
 	if err != nil {
 		return err
 	}
@@ -66,13 +60,14 @@ func (c *tokenExchange) Run(ctx context.Context, a *app) error {
 		Token       string `json:"access_token"`
 		Error       string `json:"error"`
 		Description string `json:"error_description"`
+		Reason      string `json:"reason"`
 	}
 	if err := json.Unmarshal(body, &out); err != nil {
-		return fmt.Errorf("the server answered %s with something that is not JSON", res.Status)
+		return fmt.Errorf("the server answered %s with something that is not JSON", status)
 	}
 	switch {
 	case out.Token == "":
-		return fmt.Errorf("%s: %s", out.Error, out.Description)
+		return fmt.Errorf("%s: %s (%s)", out.Error, out.Description, out.Reason)
 	case a.json:
 		_, err = a.out.Write(append(body, '\n'))
 		return err
@@ -81,44 +76,64 @@ func (c *tokenExchange) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
-type tokenOperator struct {
-	Name        string        `arg:"" help:"Who the operator is."`
-	Role        string        `enum:"viewer,approver,admin" default:"viewer" help:"viewer, approver or admin."`
-	Lifetime    time.Duration `default:"1h" help:"At most 24h."`
-	DatabaseURL string        `name:"database-url" env:"WHENCE_DATABASE_URL" required:"" help:"Connection string of the memory database." placeholder:"DSN"`
-	SecretKey   string        `env:"WHENCE_SECRET_KEY" required:"" help:"The server's secret key." placeholder:"KEY"`
-	Issuer      string        `env:"WHENCE_ISSUER" required:"" help:"Public URL of the installation." placeholder:"URL"`
-
-	signingFlags `embed:""`
+// post sends a form to an OAuth endpoint.
+func post(ctx context.Context, base, path, bearer string, form url.Values) (body []byte, status string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimRight(base, "/")+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, "", err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+bearer)
+	}
+	return fetch(req)
 }
 
-// Run signs with the stored key, which only who holds the secret key can unseal, or
-// with that of the server's key file.
-func (c *tokenOperator) Run(ctx context.Context, a *app) error {
-	secret, err := seal.ParseKey(c.SecretKey)
+func fetch(req *http.Request) (body []byte, status string, err error) {
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err = io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	return body, res.Status, err
+}
+
+type tokenInspect struct {
+	operatorFlags `embed:""`
+	Shown         string `arg:"" name:"inspected" help:"The token."`
+}
+
+// Run shows the claims as they stand there, and what the server thinks of them if an
+// operator asks or the token is the caller's own.
+func (c *tokenInspect) Run(ctx context.Context, a *app) error {
+	parts := strings.Split(c.Shown, ".")
+	if len(parts) != 3 {
+		return errors.New("this is not a token: a token has three parts, with dots between them")
+	}
+	claims, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return errors.New("this is not a token: its claims are not base64url")
+	}
+	var said map[string]any
+	if err := json.Unmarshal(claims, &said); err != nil {
+		return errors.New("this is not a token: its claims are not JSON")
+	}
+	bearer := c.Token
+	if bearer == "" {
+		bearer = c.Shown
+	}
+	body, status, err := post(ctx, c.URL, "/oauth/introspect", bearer, url.Values{"token": {c.Shown}})
 	if err != nil {
 		return err
 	}
-	pool, err := pg.NewPool(ctx, c.DatabaseURL, 2)
-	if err != nil {
-		return err
+	var found map[string]any
+	if err := json.Unmarshal(body, &found); err != nil {
+		return fmt.Errorf("the server answered %s with something that is not JSON", status)
 	}
-	defer pool.Close()
-	keys, err := c.keys(ctx, pool, secret)
-	if err != nil {
-		return err
+	out := map[string]any{"claims": said, "active": found["active"]}
+	if found["active"] == nil {
+		out["why"] = found["error_description"]
 	}
-	issuer, err := authz.NewIssuer(authz.IssuerConfig{Name: c.Issuer, Keys: keys})
-	if err != nil {
-		return err
-	}
-	token, expires, err := issuer.IssueOperator(c.Name, authz.Role(c.Role), c.Lifetime)
-	if err != nil {
-		return err
-	}
-	if a.json {
-		return showJSON(a.out, map[string]any{"token": token, "expireTime": expires})
-	}
-	a.printf("%s\n", token)
-	return nil
+	return showJSON(a.out, out)
 }

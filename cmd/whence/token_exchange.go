@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/whence-db/whence/authz"
+)
+
+// Names of RFC 8693 and RFC 7523.
+const (
+	typeIDToken     = "urn:ietf:params:oauth:token-type:id_token"              //nolint:gosec // G101: a name, not a credential
+	typeJWT         = "urn:ietf:params:oauth:token-type:jwt"                   //nolint:gosec // G101: a name, not a credential
+	typeAccessToken = "urn:ietf:params:oauth:token-type:access_token"          //nolint:gosec // G101: a name, not a credential
+	typeAssertion   = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" //nolint:gosec // G101: a name, not a credential
+)
+
+type tokenExchange struct {
+	loginFlags   `embed:""`
+	scopeFlags   `embed:""`
+	Agent        string        `arg:"" help:"The agent that gets the task."`
+	Purpose      string        `arg:"" optional:"" help:"What the task is for."`
+	Key          string        `required:"" env:"WHENCE_AGENT_KEY" type:"path" help:"File with the agent's private key (PEM, PKCS #8)." placeholder:"FILE"`
+	SubjectToken string        `env:"WHENCE_SUBJECT_TOKEN" help:"The user's token by a trusted issuer, instead of signing in." placeholder:"TOKEN"`
+	Renew        string        `help:"Get another token for the task of this one." placeholder:"TOKEN"`
+	Calls        int64         `help:"Calls that it may make; 0: as many as granted."`
+	Lifetime     time.Duration `help:"How long it may last; 0: as long as granted."`
+}
+
+func (c *tokenExchange) Run(ctx context.Context, a *app) error {
+	assertion, err := assert(ctx, c.URL, c.Agent, c.Key)
+	if err != nil {
+		return err
+	}
+	form := url.Values{"client_assertion": {assertion}, "client_assertion_type": {typeAssertion}}
+	switch {
+	case c.Renew != "":
+		form.Set("subject_token", c.Renew)
+		form.Set("subject_token_type", typeAccessToken)
+		return exchange(ctx, a, c.URL, form)
+	case c.Purpose == "":
+		return errors.New("say what the task is for: whence token exchange AGENT PURPOSE")
+	}
+	subject, kind := c.SubjectToken, typeJWT
+	if subject == "" {
+		kind = typeIDToken
+		if subject, err = c.idToken(ctx, a); err != nil {
+			return err
+		}
+	}
+	details, err := c.details()
+	if err != nil {
+		return err
+	}
+	form.Set("subject_token", subject)
+	form.Set("subject_token_type", kind)
+	form.Set("authorization_details", details)
+	return exchange(ctx, a, c.URL, form)
+}
+
+// details is the wish as authorization_details say it.
+func (c *tokenExchange) details() (string, error) {
+	wish := struct {
+		authz.ScopeSpec
+		Budget   map[string]int64 `json:"budget,omitempty"`
+		Purpose  string           `json:"purpose"`
+		Lifetime string           `json:"lifetime,omitempty"`
+	}{ScopeSpec: c.spec(), Purpose: c.Purpose}
+	wish.Type = authz.DetailType
+	if c.Calls != 0 {
+		wish.Budget = map[string]int64{"calls": c.Calls}
+	}
+	if c.Lifetime != 0 {
+		wish.Lifetime = c.Lifetime.String()
+	}
+	b, err := json.Marshal([]any{wish})
+	return string(b), err
+}
+
+// assert signs that the holder of the key is the agent (private_key_jwt, RFC 7523).
+func assert(ctx context.Context, base, agent, file string) (string, error) {
+	key, method, err := readKey(file)
+	if err != nil {
+		return "", err
+	}
+	audience, err := issuerOf(ctx, base)
+	if err != nil {
+		return "", err
+	}
+	now := time.Now()
+	return jwt.NewWithClaims(method, jwt.MapClaims{"iss": agent, "sub": agent, "aud": audience, "jti": rand.Text(),
+		"iat": now.Unix(), "exp": now.Add(time.Minute).Unix()}).SignedString(key)
+}
+
+// issuerOf asks the server what it is called, which may not be where it is reached.
+func issuerOf(ctx context.Context, base string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(base, "/")+"/.well-known/oauth-authorization-server", nil)
+	if err != nil {
+		return "", err
+	}
+	body, status, err := fetch(req)
+	if err != nil {
+		return "", err
+	}
+	var meta struct {
+		Issuer string `json:"issuer"`
+	}
+	if err := json.Unmarshal(body, &meta); err != nil || meta.Issuer == "" {
+		return "", fmt.Errorf("%s is not a Whence server (%s)", base, status)
+	}
+	return meta.Issuer, nil
+}
+
+// readKey reads an agent's private key and tells how it signs.
+func readKey(file string) (crypto.Signer, jwt.SigningMethod, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, nil, fmt.Errorf("%s: want a private key in PEM; whence agent create --new-key makes one", file)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	switch key := parsed.(type) {
+	case ed25519.PrivateKey:
+		return key, jwt.SigningMethodEdDSA, nil
+	case *ecdsa.PrivateKey:
+		for _, m := range []*jwt.SigningMethodECDSA{jwt.SigningMethodES256, jwt.SigningMethodES384, jwt.SigningMethodES512} {
+			if m.CurveBits == key.Params().BitSize {
+				return key, m, nil
+			}
+		}
+	}
+	return nil, nil, fmt.Errorf("%s: want an Ed25519 key, or an ECDSA key on P-256, P-384 or P-521", file)
+}

@@ -25,6 +25,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz/authztest/forge"
 )
 
 const (
@@ -129,8 +130,8 @@ func (f *proofForge) make(t testing.TB, a proofAttack) string {
 	merge(header, a.Header, k)
 	merge(claims, a.Claims, k)
 	b64 := base64.RawURLEncoding.EncodeToString
-	signed := b64([]byte(spell(t, header, a.InsertHeader, ""))) + "." + b64([]byte(spell(t, claims, a.InsertClaims, a.ReplaceClaims)))
-	return damage(t, signed+"."+b64(f.sign(t, k, a.Sign, signed)), a.Then)
+	signed := b64([]byte(forge.Spell(t, header, a.InsertHeader, ""))) + "." + b64([]byte(forge.Spell(t, claims, a.InsertClaims, a.ReplaceClaims)))
+	return forge.Damage(t, signed+"."+b64(f.sign(t, k, a.Sign, signed)), a.Then)
 }
 
 func merge(into, changes map[string]any, k proofKey) {
@@ -346,15 +347,15 @@ func TestProofReplayAtOnce(t *testing.T) {
 
 // FuzzProof holds that no proof is taken but those that were made.
 func FuzzProof(f *testing.F) {
-	forge := newProofForge(f)
+	proofs := newProofForge(f)
 	made := map[string]bool{}
 	for _, a := range proofAttacks(f) {
-		proof := forge.make(f, a)
+		proof := proofs.make(f, a)
 		made[proof] = made[proof] || a.Want == "" && a.URL == nil && a.AccessToken == ""
 		f.Add(proof)
 	}
 	f.Fuzz(func(t *testing.T, proof string) {
-		thumbprint, err := forge.verifier(t, 1).Verify(proof, "POST", proofURL, proofToken)
+		thumbprint, err := proofs.verifier(t, 1).Verify(proof, "POST", proofURL, proofToken)
 		if (err == nil) != made[proof] || (err == nil) != isThumbprint(thumbprint) {
 			t.Fatalf("made %t, thumbprint %q, error %v", made[proof], thumbprint, err)
 		}

@@ -2,6 +2,7 @@ package authz_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,9 +147,9 @@ func TestIssuerRefuses(t *testing.T) {
 func TestReadAuthorization(t *testing.T) {
 	t.Parallel()
 	for header, want := range map[string]string{
-		"Bearer abc": "abc", "bearer  abc": "abc", "": "", "Bearer": "", "Basic abc": "", "abc": "", "Bearer a b": "a b",
+		"Bearer abc": "abc", "bearer  abc": "abc", "": "", "Bearer": "", "Basic abc": "", "abc": "", "Bearer a b": "a b", "DPoP abc": "abc", "dpop abc": "abc",
 	} {
-		if got, bound := authz.ReadAuthorization(header); got != want || bound != strings.HasPrefix(header, "DPoP") {
+		if got, bound := authz.ReadAuthorization(header); got != want || bound != strings.HasPrefix(strings.ToLower(header), "dpop") {
 			t.Errorf("%q: %q, want %q", header, got, want)
 		}
 	}

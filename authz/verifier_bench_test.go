@@ -1,10 +1,14 @@
 package authz
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/whence-db/whence/authz/authztest/forge"
+)
 
 func BenchmarkVerify(b *testing.B) {
 	f := newForge(b)
-	token := f.make(b, attack{})
+	token := f.Make(b, forge.Attack{})
 	b.Run("first sight", func(b *testing.B) {
 		for b.Loop() {
 			if _, err := f.verifier.verify(b.Context(), token); err != nil {

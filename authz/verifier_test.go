@@ -1,14 +1,10 @@
 package authz
 
 import (
-	"bytes"
-	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"maps"
-	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz/authztest/forge"
 	"github.com/whence-db/whence/authz/internal/strict"
 )
 
@@ -24,40 +21,28 @@ const testIssuer = "https://whence.test"
 // testNow is the time that testdata/attacks.json is written for.
 var testNow = time.Unix(2_000_000_000, 0)
 
-// attack is one line of testdata/attacks.json: what is changed in a good token.
-type attack struct {
-	Name          string
-	Header        map[string]any // merged into the header; null takes away
-	Claims        map[string]any // merged into the claims; null takes away
-	InsertHeader  string         // put behind the header's opening brace
-	InsertClaims  string         // put behind the claims' opening brace
-	ReplaceHeader string
-	ReplaceClaims string
-	Latin1        bool    // the claims are sent in Latin-1
-	Sign          string  // eddsa (when empty), es256, stranger, hmac-public, none
-	Then          string  // what happens to the finished token
-	Token         *string // instead of all that
-	Want          string  // the reason it is refused for; empty: accepted
+// testForge makes wrong tokens for a verifier that knows two of its keys.
+type testForge struct {
+	*forge.Forge
+	keys     []*key
+	verifier *Verifier
 }
 
-// forge holds the keys that tokens are made with.
-type forge struct {
-	eddsa, es256, stranger *key
-	verifier               *Verifier
-}
-
-func newForge(t testing.TB) *forge {
+func newForge(t testing.TB) *testForge {
 	t.Helper()
-	f := &forge{}
-	for k, a := range map[**key]Algorithm{&f.eddsa: EdDSA, &f.es256: ES256, &f.stranger: EdDSA} {
-		var err error
-		if *k, err = generateKey(a); err != nil {
+	f := &testForge{Forge: &forge.Forge{}}
+	for signer, a := range map[*forge.Signer]Algorithm{&f.EdDSA: EdDSA, &f.ES256: ES256, &f.Stranger: EdDSA} {
+		k, err := generateKey(a)
+		if err != nil {
 			t.Fatal(err)
 		}
-		(*k).signsFrom = testNow
+		*signer = forge.Signer{ID: k.kid, Algorithm: string(k.algorithm), Key: k.private}
+		if signer != &f.Stranger {
+			f.keys = append(f.keys, k)
+		}
 	}
 	keys := &Keys{clock: time.Now}
-	keys.set([]*key{f.eddsa, f.es256})
+	keys.set(f.keys)
 	var err error
 	f.verifier, err = NewVerifier(VerifierConfig{Issuer: testIssuer, Keys: keys, Clock: func() time.Time { return testNow }})
 	if err != nil {
@@ -66,153 +51,9 @@ func newForge(t testing.TB) *forge {
 	return f
 }
 
-func (f *forge) make(t testing.TB, a attack) string {
+func attacks(t testing.TB) []forge.Attack {
 	t.Helper()
-	if a.Token != nil {
-		return *a.Token
-	}
-	signer := f.eddsa
-	if a.Sign == "es256" {
-		signer = f.es256
-	}
-	task := "00000000-0000-4000-8000-000000000001"
-	header := map[string]any{"typ": "at+jwt", "alg": string(signer.algorithm), "kid": signer.kid}
-	claims := map[string]any{
-		"iss": testIssuer, "aud": testIssuer, "sub": "ada", "client_id": "writer", "act": map[string]any{"sub": "writer"},
-		"iat": 2_000_000_000, "nbf": 2_000_000_000, "exp": 2_000_003_600, "jti": "t1", "tenant": "default",
-		"task":                  map[string]any{"id": task, "root": task, "depth": 0},
-		"authorization_details": []any{map[string]any{"type": "whence", "allTables": true, "allSubjects": true, "actions": []any{"memory:read"}}},
-	}
-	f.merge(header, a.Header)
-	f.merge(claims, a.Claims)
-	h := spell(t, header, a.InsertHeader, a.ReplaceHeader)
-	c := spell(t, claims, strings.ReplaceAll(a.InsertClaims, "$deep", `"x":`+strings.Repeat("[", 60)+strings.Repeat("]", 60)+","), a.ReplaceClaims)
-	if a.Latin1 {
-		c = strings.ReplaceAll(c, "\u00ff", "\xff")
-	}
-	b64 := base64.RawURLEncoding.EncodeToString
-	signed := b64([]byte(h)) + "." + b64([]byte(c))
-	return damage(t, signed+"."+b64(f.sign(t, a.Sign, signed)), a.Then)
-}
-
-func (f *forge) merge(into, changes map[string]any) {
-	for k, v := range changes {
-		switch v {
-		case nil:
-			delete(into, k)
-			continue
-		case "$es256":
-			v = f.es256.kid
-		case "$prefix":
-			v = f.eddsa.kid[:20]
-		case "$upper":
-			v = strings.ToUpper(f.eddsa.kid)
-		case "$nul":
-			v = f.eddsa.kid + "\x00"
-		case "$big":
-			v = strings.Repeat("x", MaxTokenSize)
-		}
-		into[k] = v
-	}
-}
-
-func (f *forge) sign(t testing.TB, how, signed string) []byte {
-	t.Helper()
-	k := f.eddsa
-	switch how {
-	case "none":
-		return nil
-	case "hmac-public":
-		public, err := json.Marshal(f.eddsa.jwk)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := hmac.New(sha256.New, public)
-		m.Write([]byte(signed))
-		return m.Sum(nil)
-	case "es256":
-		k = f.es256
-	case "stranger":
-		k = f.stranger
-	case "", "eddsa":
-	default:
-		t.Fatalf("no way to sign is called %q", how)
-	}
-	signature, err := k.algorithm.method().Sign(signed, k.private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return signature
-}
-
-func spell(t testing.TB, members map[string]any, insert, replace string) string {
-	t.Helper()
-	if replace != "" {
-		return replace
-	}
-	b, err := json.Marshal(members)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "{" + insert + string(b[1:])
-}
-
-func damage(t testing.TB, token, how string) string {
-	t.Helper()
-	last := strings.LastIndexByte(token, '.')
-	flip := func(i int) string {
-		c := byte('A')
-		if token[i] == c {
-			c = 'B'
-		}
-		return token[:i] + string(c) + token[i+1:]
-	}
-	switch how {
-	case "":
-		return token
-	case "drop-last":
-		return token[:len(token)-1]
-	case "drop-signature":
-		return token[:last]
-	case "flip-claims":
-		// An odd place inside the value of the last member, which stays valid JSON.
-		h := strings.IndexByte(token, '.')
-		claims, _ := base64.RawURLEncoding.DecodeString(token[h+1 : last])
-		claims = []byte(strings.Replace(string(claims), `"jti":"t1"`, `"jti":"t0"`, 1))
-		return token[:h+1] + base64.RawURLEncoding.EncodeToString(claims) + token[last:]
-	case "flip-signature":
-		return flip(last + 10)
-	case "spare-bits":
-		// 64 bytes take 85 characters and 2 bits more; the other 4 bits must be 0.
-		alphabet := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-		n := strings.IndexByte(alphabet, token[len(token)-1])
-		return token[:len(token)-1] + string(alphabet[n|1])
-	case "pad":
-		return token + "=="
-	case "line-break":
-		return token[:last+5] + "\r\n" + token[last+5:]
-	case "space":
-		return " " + token
-	case "bearer":
-		return "Bearer " + token
-	}
-	t.Fatalf("no damage is called %q", how)
-	return ""
-}
-
-func attacks(t testing.TB) []attack {
-	t.Helper()
-	b, err := os.ReadFile("testdata/attacks.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out []attack
-	d := json.NewDecoder(bytes.NewReader(b)) // not strictly: an attack may hold a name in two cases
-	d.DisallowUnknownFields()
-	if err := d.Decode(&out); err != nil {
-		t.Fatal(err)
-	}
-	return out
+	return forge.Load(t, "testdata/attacks.json")
 }
 
 func TestAttacks(t *testing.T) {
@@ -224,7 +65,7 @@ func TestAttacks(t *testing.T) {
 			t.Errorf("two attacks are called %q", a.Name)
 		}
 		seen[a.Name] = true
-		token := f.make(t, a)
+		token := f.Make(t, a)
 		for _, again := range []string{"", " the second time"} { // a refusal or an acceptance must not wear off
 			p, err := f.verifier.Verify(t.Context(), token)
 			var e *whence.Error
@@ -247,7 +88,7 @@ func TestAttacks(t *testing.T) {
 func TestForgeIsHonest(t *testing.T) {
 	t.Parallel()
 	f := newForge(t)
-	p, err := f.verifier.Verify(t.Context(), f.make(t, attack{}))
+	p, err := f.verifier.Verify(t.Context(), f.Make(t, forge.Attack{}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -295,11 +136,11 @@ func TestCacheIsBounded(t *testing.T) {
 func TestRetiredKeyEndsCachedTokens(t *testing.T) {
 	t.Parallel()
 	f := newForge(t)
-	token := f.make(t, attack{})
+	token := f.Make(t, forge.Attack{})
 	if _, err := f.verifier.Verify(t.Context(), token); err != nil {
 		t.Fatal(err)
 	}
-	f.verifier.c.Keys.set([]*key{f.es256})
+	f.verifier.c.Keys.set(slices.DeleteFunc(f.keys, func(k *key) bool { return k.algorithm == EdDSA }))
 	if _, err := f.verifier.Verify(t.Context(), token); !errors.Is(err, whence.ErrUnauthenticated) {
 		t.Errorf("a cached token outlived its key: %v", err)
 	}
@@ -307,17 +148,17 @@ func TestRetiredKeyEndsCachedTokens(t *testing.T) {
 
 // FuzzVerify holds that nothing is accepted but the very tokens that were issued.
 func FuzzVerify(f *testing.F) {
-	forge := newForge(f)
+	made := newForge(f)
 	issued := map[string]bool{}
 	for _, a := range attacks(f) {
-		token := forge.make(f, a)
+		token := made.Make(f, a)
 		if a.Want == "" {
 			issued[token] = true
 		}
 		f.Add(token)
 	}
 	f.Fuzz(func(t *testing.T, token string) {
-		p, err := forge.verifier.Verify(t.Context(), token)
+		p, err := made.verifier.Verify(t.Context(), token)
 		if (err == nil) != issued[token] || (err == nil) == (p == nil) {
 			t.Fatalf("issued %t, error %v", issued[token], err)
 		}
@@ -327,9 +168,9 @@ func FuzzVerify(f *testing.F) {
 // FuzzClaims reads claims as if their signature were good: whatever comes out must
 // be a caller that holds together.
 func FuzzClaims(f *testing.F) {
-	forge := newForge(f)
+	made := newForge(f)
 	for _, a := range attacks(f) {
-		if parts := strings.Split(forge.make(f, a), "."); len(parts) == 3 {
+		if parts := strings.Split(made.Make(f, a), "."); len(parts) == 3 {
 			if b, err := base64.RawURLEncoding.DecodeString(parts[1]); err == nil {
 				f.Add(b)
 			}
@@ -345,7 +186,7 @@ func FuzzClaims(f *testing.F) {
 			return
 		}
 		if p.User == "" || p.Tenant == "" || p.TokenID == "" || p.IsOperator() == (p.Task != uuid.Nil) ||
-			(p.IsOperator() && p.Scope.Allows(MemoryWrite)) || p.Expires.Sub(p.IssuedAt) > MaxLifetime || p.Scope.Spec().Validate() != nil {
+			(p.Role.Operates() && p.Scope.Allows(MemoryWrite)) || p.Expires.Sub(p.IssuedAt) > MaxLifetime || p.Scope.Spec().Validate() != nil {
 			t.Fatalf("accepted %+v from %q", p, b)
 		}
 	})

@@ -36,6 +36,7 @@ func newForge(t testing.TB) *testForge {
 		if err != nil {
 			t.Fatal(err)
 		}
+		k.signsFrom = time.Now() // or the later one would have followed the other long ago
 		*signer = forge.Signer{ID: k.kid, Algorithm: string(k.algorithm), Key: k.private}
 		if signer != &f.Stranger {
 			f.keys = append(f.keys, k)

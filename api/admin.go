@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/index"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
@@ -16,9 +18,34 @@ import (
 
 type admin struct {
 	whencev1connect.UnimplementedAdminServiceHandler
-	gateway *gateway.Gateway
-	index   *index.Index
-	models  []index.Model
+	gateway     *gateway.Gateway
+	index       *index.Index
+	models      []index.Model
+	registry    *registry.Registry
+	revocations *authz.Revocations
+	keys        *authz.Keys
+}
+
+// standing tells whether the caller comes as a user, whose handlers then keep them
+// to what is their own. An operator needs the role that the call takes of operators.
+func standing(p *authz.Principal, operators authz.Role) (asUser bool, err error) {
+	if p.Role == authz.RoleUser {
+		return true, nil
+	}
+	if !p.Role.AtLeast(operators) {
+		return false, &whence.Error{Kind: whence.ErrDenied, Reason: "ROLE_INSUFFICIENT",
+			Message:  fmt.Sprintf("this call needs the role %s and the token has the role %s", operators, p.Role),
+			Metadata: map[string]string{"needed": string(operators), "role": string(p.Role)}}
+	}
+	return false, nil
+}
+
+// ownOnly keeps what a user lists to what is theirs, and tells whether they asked
+// for some of that at all.
+func ownOnly(p *authz.Principal, tenant, user *string) (some bool) {
+	some = (*tenant == "" || *tenant == p.Tenant) && (*user == "" || *user == p.User)
+	*tenant, *user = p.Tenant, p.User
+	return some
 }
 
 // ListTasks lists tasks, newest first.
@@ -30,6 +57,14 @@ func (a *admin) ListTasks(ctx context.Context, req *v1.ListTasksRequest) (*v1.Li
 	f := gateway.TaskFilter{Tenant: req.GetTenant(), Root: root, Agent: req.GetAgent(), User: req.GetUser()}
 	if s := req.GetState(); s != v1.TaskState_TASK_STATE_UNSPECIFIED {
 		f.State = gateway.TaskState(strings.TrimPrefix(s.String(), "TASK_STATE_"))
+	}
+	p := session(ctx).Principal
+	asUser, err := standing(p, authz.RoleViewer)
+	switch {
+	case err != nil:
+		return nil, err
+	case asUser && !ownOnly(p, &f.Tenant, &f.User):
+		return &v1.ListTasksResponse{}, nil
 	}
 	found, next, err := a.gateway.ListTasks(ctx, f, pageSize(req.GetPageSize()), req.GetPageToken())
 	if err != nil {

@@ -21,6 +21,8 @@ import (
 
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/audit"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
@@ -44,12 +46,16 @@ type Config struct {
 	Lineage  *lineage.Store
 	Notes    *notes.Store
 	Index    *index.Index
-	Models   []index.Model               // that this process embeds with
-	Wrote    func()                      // told when a note was written: there may be texts to embed
-	Issuer   string                      // URL of this installation
-	OAuth    http.Handler                // /oauth/* and /.well-known/*
-	Ready    func(context.Context) error // whether calls can be answered now
-	Metrics  http.Handler                // for who may see them; nil: none are served
+	// Authority, Revocations and Keys are for operators who settle and stop who may do what.
+	Authority   *registry.Registry
+	Revocations *authz.Revocations
+	Keys        *authz.Keys
+	Models      []index.Model               // that this process embeds with
+	Wrote       func()                      // told when a note was written: there may be texts to embed
+	Issuer      string                      // URL of this installation
+	OAuth       http.Handler                // /oauth/* and /.well-known/*
+	Ready       func(context.Context) error // whether calls can be answered now
+	Metrics     http.Handler                // for who may see them; nil: none are served
 	// MetricsToken lets who shows it as a bearer token see the metrics, and nothing
 	// else; empty: only operators see them.
 	MetricsToken string
@@ -69,7 +75,8 @@ func NewHandler(c Config) http.Handler {
 	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, wrote: c.Wrote})
 	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
 	whencev1connect.RegisterActionServiceHandler(server, whencev1connect.UnimplementedActionServiceHandler{})
-	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway, index: c.Index, models: c.Models})
+	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway, index: c.Index, models: c.Models,
+		registry: c.Authority, revocations: c.Revocations, keys: c.Keys})
 	whencev1connect.RegisterApprovalServiceHandler(server, whencev1connect.UnimplementedApprovalServiceHandler{})
 	whencev1connect.RegisterAuditServiceHandler(server, &auditor{log: c.Audit, lineage: c.Lineage, query: c.Query})
 	server.SetUnknownHandler(d.intercept(nil))

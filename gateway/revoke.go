@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -95,8 +96,9 @@ func (g *Gateway) revocable(ctx context.Context, p *authz.Principal, id string) 
 		return task, whence.Invalid("task", "TASK_INVALID", "a task's ID is a UUID; ListTasks has those that there are")
 	}
 	t, err := g.GetTask(ctx, task)
-	if err == nil && p.Role == authz.RoleUser && (t.User != p.User || t.Tenant != p.Tenant) {
-		err = &whence.Error{Kind: whence.ErrNotFound, Reason: "TASK_NOT_FOUND", Message: "there is no such task of yours",
+	// What is another's looks like what is not there.
+	if errors.Is(err, whence.ErrNotFound) || err == nil && p.Role == authz.RoleUser && (t.User != p.User || t.Tenant != p.Tenant) {
+		err = &whence.Error{Kind: whence.ErrNotFound, Reason: "TASK_NOT_FOUND", Message: "there is no such task; ListTasks has those that there are",
 			Metadata: map[string]string{"task": id}}
 	}
 	return task, err

@@ -70,10 +70,11 @@ from whence.grants`
 where tenant = @tenant and agent = @agent and (user_id = @user or group_name = any(@groups)) and (expires_at is null or expires_at > @now)
 order by group_name is not null, id desc`
 
+	// Ids are in the order of time.
 	listGrantsSQL = grantsSQL + `
 where (@tenant = '' or tenant = @tenant) and (@agent = '' or agent = @agent) and (@user = '' or user_id = @user)
-  and id::text > @after
-order by id::text limit @limit`
+  and (@after = '' or id::text < @after)
+order by id::text desc limit @limit`
 
 	insertGrantSQL = `
 insert into whence.grants (id, tenant, agent, user_id, group_name, scope, calls, task_lifetime, max_depth, proof, created_by, created_at, expires_at)
@@ -191,7 +192,7 @@ func (r *Registry) GrantsFor(ctx context.Context, tenant, agent, user string, gr
 // GrantFilter chooses grants; what is empty does not choose.
 type GrantFilter struct{ Tenant, Agent, User string }
 
-// Grants returns a page of grants and the token of the next one.
+// Grants returns a page of grants, newest first, and the token of the next one.
 func (r *Registry) Grants(ctx context.Context, f GrantFilter, p Page) ([]Grant, string, error) {
 	all, next, err := page(ctx, r.pool, scanGrant, func(g Grant) string { return g.ID.String() }, p,
 		listGrantsSQL, pgx.NamedArgs{"tenant": f.Tenant, "agent": f.Agent, "user": f.User})

@@ -39,6 +39,13 @@ type cli struct {
 	Task     taskCmd     `cmd:"" help:"Look at, delegate and end tasks."`
 	Token    tokenCmd    `cmd:"" help:"Get credentials."`
 
+	Issuer    issuerCmd    `cmd:"" help:"Trust identity providers."`
+	Agent     agentCmd     `cmd:"" help:"Make agents known."`
+	Grant     grantCmd     `cmd:"" help:"Settle which agent may act for whom."`
+	Revoke    revokeCmd    `cmd:"" help:"Stop a task, an agent, a user, a tenant, a token or a key."`
+	Reinstate reinstateCmd `cmd:"" help:"Let an agent, a user or a tenant in again."`
+	Key       keyCmd       `cmd:"" help:"Look at the keys that sign tokens, and rotate them."`
+
 	JSON bool `name:"json" help:"Print JSON: the API's own messages." short:"j"`
 }
 

@@ -173,7 +173,8 @@ func printWatermark(a *app, ws []*v1.Watermark) {
 // plain drops an enum value's type prefix: TABLE_STATE_LIVE is LIVE.
 func plain(v fmt.Stringer) string {
 	s := v.String()
-	for _, prefix := range []string{"SOURCE_STATE_", "TABLE_STATE_", "RECORD_STATE_", "TASK_STATE_", "SPACE_STATE_", "FRESHNESS_STATE_", "FRESHNESS_REASON_", "DECISION_"} {
+	for _, prefix := range []string{"SOURCE_STATE_", "TABLE_STATE_", "RECORD_STATE_", "TASK_STATE_", "SPACE_STATE_", "FRESHNESS_STATE_", "FRESHNESS_REASON_", "DECISION_",
+		"REVOCATION_KIND_", "SIGNING_KEY_STATE_"} {
 		s = strings.TrimPrefix(s, prefix)
 	}
 	return s

@@ -604,7 +604,9 @@ func (x *ListAgentsResponse) GetNextPageToken() string {
 type GetAgentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agent's name.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The tenant that it belongs to; empty: the operator's.
+	Tenant        string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -642,6 +644,13 @@ func (*GetAgentRequest) Descriptor() ([]byte, []int) {
 func (x *GetAgentRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *GetAgentRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
 	}
 	return ""
 }
@@ -699,14 +708,16 @@ type UpdateAgentRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What it is, for people.
 	Description *string `protobuf:"bytes,2,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// The issuer that vouches for it.
+	// The issuer that vouches for it; empty with an empty subject: none.
 	Issuer *string `protobuf:"bytes,3,opt,name=issuer,proto3,oneof" json:"issuer,omitempty"`
 	// Its subject at that issuer.
 	Subject *string `protobuf:"bytes,4,opt,name=subject,proto3,oneof" json:"subject,omitempty"`
-	// Its public keys, in place of those it has.
+	// Its public keys, in place of those it has; empty: none.
 	Jwks *string `protobuf:"bytes,5,opt,name=jwks,proto3,oneof" json:"jwks,omitempty"`
 	// What it may touch at most, in place of what it was.
-	Ceiling       *Scope `protobuf:"bytes,6,opt,name=ceiling,proto3" json:"ceiling,omitempty"`
+	Ceiling *Scope `protobuf:"bytes,6,opt,name=ceiling,proto3" json:"ceiling,omitempty"`
+	// The tenant that it belongs to; empty: the operator's.
+	Tenant        string `protobuf:"bytes,7,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -783,6 +794,13 @@ func (x *UpdateAgentRequest) GetCeiling() *Scope {
 	return nil
 }
 
+func (x *UpdateAgentRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
 // UpdateAgentResponse returns the agent.
 type UpdateAgentResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -833,7 +851,9 @@ func (x *UpdateAgentResponse) GetAgent() *Agent {
 type DeleteAgentRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agent's name.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The tenant that it belongs to; empty: the operator's.
+	Tenant        string `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -871,6 +891,13 @@ func (*DeleteAgentRequest) Descriptor() ([]byte, []int) {
 func (x *DeleteAgentRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteAgentRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
 	}
 	return ""
 }
@@ -1073,7 +1100,7 @@ type CreateGrantRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The agent.
 	Agent string `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
-	// The user; empty when it is for a group.
+	// The user; empty when it is for a group, or when a user gives it for themselves.
 	User string `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
 	// What tasks under it may touch; absent or empty: nothing.
 	Scope *Scope `protobuf:"bytes,3,opt,name=scope,proto3" json:"scope,omitempty"`
@@ -1251,7 +1278,9 @@ type ListGrantsRequest struct {
 	// The most to return, at most 1,000; 0: 100.
 	PageSize uint32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// Token of the page to return; empty: the first.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only of this tenant; empty: of any that the caller may see.
+	Tenant        string `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1310,6 +1339,13 @@ func (x *ListGrantsRequest) GetPageSize() uint32 {
 func (x *ListGrantsRequest) GetPageToken() string {
 	if x != nil {
 		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListGrantsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
 	}
 	return ""
 }
@@ -1851,9 +1887,10 @@ type CreateIssuerRequest struct {
 	JwksUrl string `protobuf:"bytes,4,opt,name=jwks_url,json=jwksUrl,proto3" json:"jwks_url,omitempty"`
 	// Signature algorithms to accept, at most 8; none of them symmetric.
 	Algorithms []string `protobuf:"bytes,5,rep,name=algorithms,proto3" json:"algorithms,omitempty"`
-	// The tenant that its subjects belong to; empty: as the tenant claim says.
+	// The tenant that its subjects belong to; empty: as the tenant claim says, or
+	// else "default".
 	Tenant string `protobuf:"bytes,6,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// Claim that holds the tenant; needed when no tenant is given.
+	// Claim that holds the tenant; with neither a tenant nor this, "default".
 	TenantClaim string `protobuf:"bytes,7,opt,name=tenant_claim,json=tenantClaim,proto3" json:"tenant_claim,omitempty"`
 	// Claim that holds the user's or agent's name; empty: "sub".
 	SubjectClaim string `protobuf:"bytes,8,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
@@ -5237,12 +5274,13 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\"f\n" +
 	"\x12ListAgentsResponse\x12(\n" +
 	"\x06agents\x18\x01 \x03(\v2\x10.whence.v1.AgentR\x06agents\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"1\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"S\n" +
 	"\x0fGetAgentRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\":\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\x12 \n" +
+	"\x06tenant\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06tenant\":\n" +
 	"\x10GetAgentResponse\x12&\n" +
-	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"\xb5\x02\n" +
+	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"\xd7\x02\n" +
 	"\x12UpdateAgentRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\x12/\n" +
@@ -5250,17 +5288,19 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x06issuer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01H\x01R\x06issuer\x88\x01\x01\x12'\n" +
 	"\asubject\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x02R\asubject\x88\x01\x01\x12\"\n" +
 	"\x04jwks\x18\x05 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x01H\x03R\x04jwks\x88\x01\x01\x12*\n" +
-	"\aceiling\x18\x06 \x01(\v2\x10.whence.v1.ScopeR\aceilingB\x0e\n" +
+	"\aceiling\x18\x06 \x01(\v2\x10.whence.v1.ScopeR\aceiling\x12 \n" +
+	"\x06tenant\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06tenantB\x0e\n" +
 	"\f_descriptionB\t\n" +
 	"\a_issuerB\n" +
 	"\n" +
 	"\b_subjectB\a\n" +
 	"\x05_jwks\"=\n" +
 	"\x13UpdateAgentResponse\x12&\n" +
-	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"4\n" +
+	"\x05agent\x18\x01 \x01(\v2\x10.whence.v1.AgentR\x05agent\"V\n" +
 	"\x12DeleteAgentRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\"\x15\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04name\x12 \n" +
+	"\x06tenant\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06tenant\"\x15\n" +
 	"\x13DeleteAgentResponse\"\xee\x03\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -5297,13 +5337,14 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"_max_depth\"=\n" +
 	"\x13CreateGrantResponse\x12&\n" +
-	"\x05grant\x18\x01 \x01(\v2\x10.whence.v1.GrantR\x05grant\"\xa1\x01\n" +
+	"\x05grant\x18\x01 \x01(\v2\x10.whence.v1.GrantR\x05grant\"\xc3\x01\n" +
 	"\x11ListGrantsRequest\x12\x1e\n" +
 	"\x05agent\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x05agent\x12\x1c\n" +
 	"\x04user\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04user\x12%\n" +
 	"\tpage_size\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\"f\n" +
+	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\x12 \n" +
+	"\x06tenant\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06tenant\"f\n" +
 	"\x12ListGrantsResponse\x12(\n" +
 	"\x06grants\x18\x01 \x03(\v2\x10.whence.v1.GrantR\x06grants\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"-\n" +

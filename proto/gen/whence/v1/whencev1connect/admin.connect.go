@@ -361,9 +361,12 @@ type AdminServiceClient interface {
 	UpdateAgent(context.Context, *v1.UpdateAgentRequest) (*v1.UpdateAgentResponse, error)
 	// DeleteAgent removes an agent and its grants, and revokes its tasks.
 	DeleteAgent(context.Context, *v1.DeleteAgentRequest) (*v1.DeleteAgentResponse, error)
-	// CreateGrant lets an agent act for a user.
+	// CreateGrant lets an agent act for a user. Fails with not_found AGENT_NOT_FOUND
+	// when there is no such agent. A user gives grants for themselves alone
+	// (permission_denied GRANT_NOT_YOURS), of a scope within their own
+	// (permission_denied SCOPE_WIDENED).
 	CreateGrant(context.Context, *v1.CreateGrantRequest) (*v1.CreateGrantResponse, error)
-	// ListGrants lists grants, newest first.
+	// ListGrants lists grants, newest first; to a user, those for themselves.
 	ListGrants(context.Context, *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error)
 	// GetGrant returns one grant.
 	GetGrant(context.Context, *v1.GetGrantRequest) (*v1.GetGrantResponse, error)
@@ -378,7 +381,9 @@ type AdminServiceClient interface {
 	ListIssuers(context.Context, *v1.ListIssuersRequest) (*v1.ListIssuersResponse, error)
 	// GetIssuer returns one issuer.
 	GetIssuer(context.Context, *v1.GetIssuerRequest) (*v1.GetIssuerResponse, error)
-	// DeleteIssuer stops trusting an issuer.
+	// DeleteIssuer stops trusting an issuer: its tokens are not taken from then on.
+	// What was given on its word stays until it ends or is revoked. Fails with
+	// failed_precondition ISSUER_IN_USE while agents are known by it.
 	DeleteIssuer(context.Context, *v1.DeleteIssuerRequest) (*v1.DeleteIssuerResponse, error)
 	// RegisterAction makes an operation callable by agents. Registering a name
 	// again replaces its definition.
@@ -399,7 +404,7 @@ type AdminServiceClient interface {
 	UpdateUpstream(context.Context, *v1.UpdateUpstreamRequest) (*v1.UpdateUpstreamResponse, error)
 	// DeleteUpstream closes the way to an upstream.
 	DeleteUpstream(context.Context, *v1.DeleteUpstreamRequest) (*v1.DeleteUpstreamResponse, error)
-	// ListTasks lists tasks, newest first.
+	// ListTasks lists tasks, newest first; to a user, those that act for them.
 	ListTasks(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
 	// ListSpaces lists embedding spaces with how full they are, the oldest first.
 	// It counts, which takes seconds where there are millions of chunks.
@@ -418,8 +423,11 @@ type AdminServiceClient interface {
 	// DeleteSpace takes a space out of use and deletes its vectors in the background.
 	// Fails with failed_precondition SPACE_CURRENT for the current one.
 	DeleteSpace(context.Context, *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error)
-	// Revoke stops a task, an agent, a user, a tenant, a token or a key: from its
-	// return on, no credential that depends on it works on any server.
+	// Revoke stops a task, an agent, a user, a tenant, a token or a key. On the server
+	// that answers, no credential that depends on it works from the return on; on
+	// every other, within a second (a key: within a minute). A user stops tasks that
+	// act for them. The tenant "default" cannot be stopped, for nobody could let it in
+	// again.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
 	// ListRevocations lists revocations, newest first.
 	ListRevocations(context.Context, *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error)
@@ -427,7 +435,8 @@ type AdminServiceClient interface {
 	Reinstate(context.Context, *v1.ReinstateRequest) (*v1.ReinstateResponse, error)
 	// ListKeys lists the keys that sign tokens.
 	ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error)
-	// RotateKey makes a new signing key. No valid token is refused for it.
+	// RotateKey makes a new signing key. No valid token is refused for it. Fails with
+	// failed_precondition KEY_PENDING while the last one has yet to sign.
 	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
 }
 
@@ -450,9 +459,12 @@ type AdminServiceHandler interface {
 	UpdateAgent(context.Context, *v1.UpdateAgentRequest) (*v1.UpdateAgentResponse, error)
 	// DeleteAgent removes an agent and its grants, and revokes its tasks.
 	DeleteAgent(context.Context, *v1.DeleteAgentRequest) (*v1.DeleteAgentResponse, error)
-	// CreateGrant lets an agent act for a user.
+	// CreateGrant lets an agent act for a user. Fails with not_found AGENT_NOT_FOUND
+	// when there is no such agent. A user gives grants for themselves alone
+	// (permission_denied GRANT_NOT_YOURS), of a scope within their own
+	// (permission_denied SCOPE_WIDENED).
 	CreateGrant(context.Context, *v1.CreateGrantRequest) (*v1.CreateGrantResponse, error)
-	// ListGrants lists grants, newest first.
+	// ListGrants lists grants, newest first; to a user, those for themselves.
 	ListGrants(context.Context, *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error)
 	// GetGrant returns one grant.
 	GetGrant(context.Context, *v1.GetGrantRequest) (*v1.GetGrantResponse, error)
@@ -467,7 +479,9 @@ type AdminServiceHandler interface {
 	ListIssuers(context.Context, *v1.ListIssuersRequest) (*v1.ListIssuersResponse, error)
 	// GetIssuer returns one issuer.
 	GetIssuer(context.Context, *v1.GetIssuerRequest) (*v1.GetIssuerResponse, error)
-	// DeleteIssuer stops trusting an issuer.
+	// DeleteIssuer stops trusting an issuer: its tokens are not taken from then on.
+	// What was given on its word stays until it ends or is revoked. Fails with
+	// failed_precondition ISSUER_IN_USE while agents are known by it.
 	DeleteIssuer(context.Context, *v1.DeleteIssuerRequest) (*v1.DeleteIssuerResponse, error)
 	// RegisterAction makes an operation callable by agents. Registering a name
 	// again replaces its definition.
@@ -488,7 +502,7 @@ type AdminServiceHandler interface {
 	UpdateUpstream(context.Context, *v1.UpdateUpstreamRequest) (*v1.UpdateUpstreamResponse, error)
 	// DeleteUpstream closes the way to an upstream.
 	DeleteUpstream(context.Context, *v1.DeleteUpstreamRequest) (*v1.DeleteUpstreamResponse, error)
-	// ListTasks lists tasks, newest first.
+	// ListTasks lists tasks, newest first; to a user, those that act for them.
 	ListTasks(context.Context, *v1.ListTasksRequest) (*v1.ListTasksResponse, error)
 	// ListSpaces lists embedding spaces with how full they are, the oldest first.
 	// It counts, which takes seconds where there are millions of chunks.
@@ -507,8 +521,11 @@ type AdminServiceHandler interface {
 	// DeleteSpace takes a space out of use and deletes its vectors in the background.
 	// Fails with failed_precondition SPACE_CURRENT for the current one.
 	DeleteSpace(context.Context, *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error)
-	// Revoke stops a task, an agent, a user, a tenant, a token or a key: from its
-	// return on, no credential that depends on it works on any server.
+	// Revoke stops a task, an agent, a user, a tenant, a token or a key. On the server
+	// that answers, no credential that depends on it works from the return on; on
+	// every other, within a second (a key: within a minute). A user stops tasks that
+	// act for them. The tenant "default" cannot be stopped, for nobody could let it in
+	// again.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
 	// ListRevocations lists revocations, newest first.
 	ListRevocations(context.Context, *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error)
@@ -516,7 +533,8 @@ type AdminServiceHandler interface {
 	Reinstate(context.Context, *v1.ReinstateRequest) (*v1.ReinstateResponse, error)
 	// ListKeys lists the keys that sign tokens.
 	ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error)
-	// RotateKey makes a new signing key. No valid token is refused for it.
+	// RotateKey makes a new signing key. No valid token is refused for it. Fails with
+	// failed_precondition KEY_PENDING while the last one has yet to sign.
 	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
 }
 

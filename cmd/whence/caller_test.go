@@ -33,6 +33,7 @@ type refusal struct {
 	Code    string
 	Message string
 	Details []proto.Message
+	Header  http.Header
 }
 
 func (r *refusal) Error() string {
@@ -83,7 +84,12 @@ func (c caller) do(req *http.Request) ([]byte, error) {
 	if res.StatusCode == http.StatusOK {
 		return b, nil
 	}
-	return nil, parseRefusal(res.StatusCode, b)
+	err = parseRefusal(res.StatusCode, b)
+	var r *refusal
+	if errors.As(err, &r) {
+		r.Header = res.Header
+	}
+	return nil, err
 }
 
 func parseRefusal(status int, body []byte) error {

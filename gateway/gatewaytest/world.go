@@ -131,7 +131,7 @@ func (w *World) AddProvider(name string, change ...func(*federation.Issuer)) *Pr
 // UserToken is an ID token of one of Provider's users.
 func (w *World) UserToken(name string, groups ...string) string {
 	w.t.Helper()
-	return w.Provider.Token(w.t, map[string]any{"sub": name, "groups": groups})
+	return w.Provider.Token(w.t, map[string]any{"sub": name, "groups": append([]string{}, groups...)})
 }
 
 // AddAgent registers an agent of the default tenant with a key of its own.

@@ -158,6 +158,9 @@ func checkProofSignature(raw []byte, signed string, signature []byte) (string, e
 	return h.Key.thumbprint(), nil
 }
 
+// ProofAlgorithms are those that proofs may be signed with.
+func ProofAlgorithms() []string { return []string{"EdDSA", "ES256", "ES384", "PS256"} }
+
 // proofMethod tells the one algorithm that a key may sign with.
 func proofMethod(public crypto.PublicKey) (string, jwt.SigningMethod) {
 	switch k := public.(type) {

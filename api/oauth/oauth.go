@@ -1,11 +1,12 @@
-// Package oauth is Whence's small authorisation server: it exchanges an
-// operator's token for a task's (RFC 8693, with RFC 9396 authorization_details),
-// publishes the keys that tokens are signed with, and describes both in metadata
-// that clients can discover (RFC 8414, RFC 9728).
+// Package oauth is Whence's authorisation server as it looks from outside: it
+// exchanges tokens for credentials (RFC 8693, with RFC 9396 authorization_details and
+// RFC 9449 proofs), takes them back (RFC 7009), says what they are good for (RFC
+// 7662), publishes the keys that they are signed with, and describes all that in
+// metadata that clients can discover (RFC 8414, RFC 9728).
 //
-// The governing idea: this package reads and writes the wire form only. Who may
-// start a task is settled behind [Tasks], by the same door as every other call,
-// and every answer that refuses says what to do instead.
+// The governing idea: this package reads and writes the wire form only. Who may have
+// a credential is settled behind [Door], by the same door as every other call, and
+// every answer that refuses says what to do instead.
 package oauth
 
 import (
@@ -15,34 +16,34 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/gateway"
 )
 
 // Paths of the endpoints, beneath the issuer's URL.
 const (
 	TokenPath          = "/oauth/token" //nolint:gosec // G101: a path, not a credential
+	RevocationPath     = "/oauth/revoke"
+	IntrospectionPath  = "/oauth/introspect"
 	JWKSPath           = "/oauth/jwks"
 	ServerMetadataPath = "/.well-known/oauth-authorization-server"
 	// ResourceMetadataPath is what a 401 elsewhere names in WWW-Authenticate's resource_metadata.
 	ResourceMetadataPath = "/.well-known/oauth-protected-resource"
 )
 
-// Tasks starts tasks.
-type Tasks interface {
-	// StartTask authenticates the operator whose token bearer is, checks that they
-	// may start tasks, and starts one on their behalf; the request is valid. When
-	// it returns, the task and the record of the call are durable, refusals
-	// included. Errors that the caller may see are *whence.Error.
-	StartTask(ctx context.Context, bearer string, r authz.TaskRequest) (token string, expires time.Time, task uuid.UUID, err error)
-	// RefuseTask records a request that cannot be passed on. It returns nil, the
-	// reason given, or the refusal that the token meets; any other error means that
-	// the record could not be written.
-	RefuseTask(ctx context.Context, bearer string, reason error) error
+// Door decides. Each of its calls is one call on record, refusals included, and what
+// it did is durable when it returns. Errors that the caller may see are *whence.Error.
+type Door interface {
+	Exchange(ctx context.Context, x gateway.Exchange) (gateway.Exchanged, error)
+	// RefuseExchange records a request that could not be read, and RefuseUnread one of
+	// another call. They return the reason, unless that could not be recorded.
+	RefuseExchange(ctx context.Context, reason error) error
+	RefuseUnread(ctx context.Context, call string, reason error) error
+	// RevokeToken ends a token; one that is none is no error.
+	RevokeToken(ctx context.Context, token string) error
+	Introspect(ctx context.Context, caller authz.Presented, token string) (gateway.Introspected, error)
 }
 
 // Keys are the public keys that are published.
@@ -53,18 +54,15 @@ type Keys interface {
 // Config configures the endpoints.
 type Config struct {
 	Issuer string // URL without a trailing slash; also the name of the protected resource
-	Tasks  Tasks
+	Door   Door
 	Keys   Keys
 	Log    *slog.Logger
 	Clock  func() time.Time // nil is time.Now
 }
 
-type server struct {
-	Config
-	serverMetadata, resourceMetadata []byte
-}
+type server struct{ Config }
 
-// New returns a handler for the four paths.
+// New returns a handler for the paths.
 func New(c Config) (http.Handler, error) {
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -74,46 +72,30 @@ func New(c Config) (http.Handler, error) {
 	case err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" ||
 		u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
 		return nil, errors.New(`oauth: the issuer must be a URL such as "https://whence.example.com", without a path or a trailing slash`)
-	case c.Tasks == nil || c.Keys == nil || c.Log == nil:
-		return nil, errors.New("oauth: tasks, keys and a log are required")
+	case c.Door == nil || c.Keys == nil || c.Log == nil:
+		return nil, errors.New("oauth: a door, keys and a log are required")
 	}
-	s := &server{Config: c}
-	if s.serverMetadata, err = json.Marshal(serverMetadata(c.Issuer)); err != nil {
+	server, err := json.Marshal(describeServer(c.Issuer))
+	if err != nil {
 		return nil, err
 	}
-	if s.resourceMetadata, err = json.Marshal(resourceMetadata(c.Issuer)); err != nil {
+	resource, err := json.Marshal(describeResource(c.Issuer))
+	if err != nil {
 		return nil, err
 	}
+	return routes(c, server, resource), nil
+}
+
+func routes(c Config, serverMetadata, resourceMetadata []byte) http.Handler {
+	s := &server{c}
 	mux := http.NewServeMux()
-	mux.HandleFunc(TokenPath, s.token)
+	mux.HandleFunc(TokenPath, s.post(s.token))
+	mux.HandleFunc(RevocationPath, s.post(s.revoke))
+	mux.HandleFunc(IntrospectionPath, s.post(s.introspect))
 	mux.HandleFunc(JWKSPath, s.public(func(ctx context.Context) ([]byte, error) { return c.Keys.JWKS(ctx) }))
-	mux.HandleFunc(ServerMetadataPath, s.public(fixed(s.serverMetadata)))
-	mux.HandleFunc(ResourceMetadataPath, s.public(fixed(s.resourceMetadata)))
-	return mux, nil
-}
-
-// serverMetadata is the document of RFC 8414.
-func serverMetadata(issuer string) any {
-	return struct {
-		Issuer        string   `json:"issuer"`
-		Token         string   `json:"token_endpoint"`
-		JWKS          string   `json:"jwks_uri"`
-		GrantTypes    []string `json:"grant_types_supported"`
-		AuthMethods   []string `json:"token_endpoint_auth_methods_supported"`
-		ResponseTypes []string `json:"response_types_supported"` // required, though there is no authorisation endpoint
-		DetailTypes   []string `json:"authorization_details_types_supported"`
-	}{issuer, issuer + TokenPath, issuer + JWKSPath, []string{grantTokenExchange}, []string{"none"}, []string{}, []string{authz.DetailType}}
-}
-
-// resourceMetadata is the document of RFC 9728.
-func resourceMetadata(issuer string) any {
-	return struct {
-		Resource    string   `json:"resource"`
-		Servers     []string `json:"authorization_servers"`
-		Bearer      []string `json:"bearer_methods_supported"`
-		DetailTypes []string `json:"authorization_details_types_supported"`
-		Name        string   `json:"resource_name"`
-	}{issuer, []string{issuer}, []string{"header"}, []string{authz.DetailType}, "Whence"}
+	mux.HandleFunc(ServerMetadataPath, s.public(fixed(serverMetadata)))
+	mux.HandleFunc(ResourceMetadataPath, s.public(fixed(resourceMetadata)))
+	return mux
 }
 
 func fixed(b []byte) func(context.Context) ([]byte, error) {
@@ -124,7 +106,7 @@ func fixed(b []byte) func(context.Context) ([]byte, error) {
 func (s *server) public(document func(context.Context) ([]byte, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			s.fail(w, r, notAllowed(http.MethodGet, http.MethodHead))
+			s.fail(w, r, notAllowed("GET, HEAD"))
 			return
 		}
 		b, err := document(r.Context())
@@ -138,19 +120,27 @@ func (s *server) public(document func(context.Context) ([]byte, error)) http.Han
 	}
 }
 
+// post lets only POST through: a token in a URL ends up in logs.
+func (s *server) post(handle http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			s.fail(w, r, notAllowed(http.MethodPost))
+			return
+		}
+		handle(w, r)
+	}
+}
+
+// write sends JSON, or nothing, that is not to be kept.
 func write(w http.ResponseWriter, status int, b []byte) {
 	h := w.Header()
-	h.Set("Content-Type", "application/json")
+	if len(b) > 0 {
+		h.Set("Content-Type", "application/json")
+	}
 	h.Set("X-Content-Type-Options", "nosniff")
 	// Tokens must not be kept anywhere; keys and metadata are cheap to ask for again.
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
 	w.WriteHeader(status)
 	_, _ = w.Write(b) //nolint:gosec // G705: JSON, and marked as such; an error means that the client is gone
-}
-
-func notAllowed(methods ...string) *failure {
-	allow := strings.Join(methods, ", ")
-	return &failure{status: http.StatusMethodNotAllowed, code: "invalid_request",
-		description: "this path answers to " + allow + " only", header: http.Header{"Allow": {allow}}}
 }

@@ -27,7 +27,8 @@ var (
 )
 
 func (r role) refuse(reason, message string, cause error) error {
-	return &whence.Error{Kind: whence.ErrUnauthenticated, Reason: reason, Message: "the " + r.parameter + " " + message, Err: cause}
+	return &whence.Error{Kind: whence.ErrUnauthenticated, Reason: reason, Message: "the " + r.parameter + " " + message,
+		Field: r.parameter, Err: cause}
 }
 
 // malformed says what is wrong; problem must not hold anything of the token.

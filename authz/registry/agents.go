@@ -190,7 +190,7 @@ func (r *Registry) SpendAssertion(ctx context.Context, tenant string, a federati
 	case err != nil:
 		return fmt.Errorf("spend an assertion: %w", pg.Translate(err))
 	case tag.RowsAffected() == 0:
-		return &whence.Error{Kind: whence.ErrUnauthenticated, Reason: "ASSERTION_REPLAYED",
+		return &whence.Error{Kind: whence.ErrUnauthenticated, Reason: "ASSERTION_REPLAYED", Field: "client_assertion",
 			Message: "the client_assertion was used before; sign a new one, with a jti of its own, for each request"}
 	}
 	return nil

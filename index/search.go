@@ -214,7 +214,28 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 	if err != nil {
 		return nil, fmt.Errorf("read past versions: %w", pg.Translate(err))
 	}
-	return append(collapse(out), were...), nil
+	out = append(collapse(out), were...)
+	for i := range out {
+		if err := out[i].within(scope, r.Tables); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// within holds a candidate against the scope once more, whatever the statements
+// have let through.
+func (c *Candidate) within(scope authz.Scope, tables []whence.Table) error {
+	all, _, _ := scope.Subjects()
+	ok := c.Subject == nil && all || c.Subject != nil && scope.AllowsSubject(*c.Subject)
+	for name, want := range scope.Filter() {
+		v := c.Attributes[name]
+		ok = ok && v != nil && *v == want
+	}
+	if !ok || !slices.ContainsFunc(tables, func(t whence.Table) bool { return t.ID == c.TableID && scope.AllowsTable(t.Name()) }) {
+		return fmt.Errorf("search: record %d was found and lies outside the scope", c.RecordID)
+	}
+	return nil
 }
 
 // Candidates are held in memory, and compiling would take longer than running.

@@ -55,9 +55,13 @@ from (select term, term::tsquery as query from unnest(@terms::text[]) term offse
 group by t.term`
 	countNarrow = `
 with s as materialized (select c.tsv from whence.chunks c where ` + textInBounds + ` limit 2 * @narrowMost::int)` + countEach
+	// Which rows are drawn the index alone tells, and few of them are: so their texts
+	// are fetched by themselves.
 	countSample = `
-with s as materialized (
-    select c.tsv from whence.chunks c where ` + sampled + ` and (hashint8(c.id) >> 6) & @mask::int = 0 and ` + textInBounds + `
+with drawn as materialized (
+    select c.id from whence.chunks c where ` + sampled + ` and (hashint8(c.id) >> 6) & @mask::int = 0 and ` + textInBounds + `
+), s as materialized (
+    select c.tsv from drawn d join whence.chunks c on c.id = d.id
 )` + countEach
 	countRare = `
 select t.term, n.df from unnest(@terms::text[]) t(term), lateral (

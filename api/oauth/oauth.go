@@ -142,5 +142,5 @@ func write(w http.ResponseWriter, status int, b []byte) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("Pragma", "no-cache")
 	w.WriteHeader(status)
-	_, _ = w.Write(b) //nolint:gosec // G705: JSON, and marked as such; an error means that the client is gone
+	_, _ = w.Write(b) // an error means that the client is gone
 }

@@ -204,6 +204,16 @@ func (w *World) User(user string) string {
 	return out.Token
 }
 
+// Revoke has an admin press the stop button.
+func (w *World) Revoke(kind authz.RevocationKind, tenant, target string) {
+	w.t.Helper()
+	call := gateway.Call{Name: "whence.v1.AdminService/Revoke", Role: authz.RoleAdmin, Presented: authz.Presented{Token: w.Operator("stopper", authz.RoleAdmin)}}
+	w.check(w.Gateway.Do(w.t.Context(), call, func(ctx context.Context, s *gateway.Session) error {
+		v := authz.Revocation{Kind: kind, Tenant: tenant, Target: target, Reason: "a test"}
+		return w.Gateway.Revoke(ctx, s, v, func(gateway.Revoked) {})
+	}))
+}
+
 func (w *World) write(f func(context.Context, pgx.Tx) error) {
 	w.t.Helper()
 	w.check(pg.InTx(w.t.Context(), w.Pool, func(tx pgx.Tx) error { return f(w.t.Context(), tx) }))

@@ -35,7 +35,7 @@ type world struct {
 	handler http.Handler
 	gateway *gateway.Gateway
 	issuer  *authz.Issuer
-	log     *audit.Log
+	earlier *authz.Issuer // whose clock is a minute behind
 }
 
 func open(t *testing.T) *world {
@@ -55,6 +55,8 @@ func open(t *testing.T) *world {
 	w := &world{}
 	w.issuer, err = authz.NewIssuer(authz.IssuerConfig{Name: name, Keys: keys})
 	check(err)
+	w.earlier, err = authz.NewIssuer(authz.IssuerConfig{Name: name, Keys: keys, Clock: func() time.Time { return time.Now().Add(-time.Minute) }})
+	check(err)
 	known, err := registry.New(pool)
 	check(err)
 	stops, err := authz.NewRevocations(pool, nil)
@@ -63,11 +65,11 @@ func open(t *testing.T) *world {
 	check(err)
 	verifier, err := authz.NewVerifier(authz.VerifierConfig{Issuer: name, Keys: keys, Revocations: stops})
 	check(err)
-	w.log, err = audit.New(audit.Config{Pool: pool})
+	log, err := audit.New(audit.Config{Pool: pool})
 	check(err)
 	answers, err := lineage.New(lineage.Config{Pool: pool})
 	check(err)
-	w.gateway, err = gateway.New(gateway.Config{Pool: pool, Audit: w.log, Lineage: answers, Verifier: verifier, Issuer: w.issuer,
+	w.gateway, err = gateway.New(gateway.Config{Pool: pool, Audit: log, Lineage: answers, Verifier: verifier, Issuer: w.issuer,
 		Identities: foreign, Registry: known, Revocations: stops, Keys: keys})
 	check(err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -79,7 +81,7 @@ func open(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w.handler = NewHandler(Config{Gateway: w.gateway, Audit: w.log, Lineage: answers, Authority: known, Revocations: stops, Keys: keys,
+	w.handler = NewHandler(Config{Gateway: w.gateway, Audit: log, Lineage: answers, Authority: known, Revocations: stops, Keys: keys,
 		Issuer: name, OAuth: http.NotFoundHandler(), Ready: pool.Ping, Log: slog.New(slog.DiscardHandler)})
 	return w
 }
@@ -101,7 +103,18 @@ func (w *world) operator(t *testing.T, role authz.Role) caller {
 
 func (w *world) user(t *testing.T, tenant, name string, scope authz.ScopeSpec) caller {
 	t.Helper()
-	token, _, err := w.issuer.IssueUser(tenant, name, scope, time.Hour)
+	return w.userBy(t, w.issuer, tenant, name, scope)
+}
+
+// userBefore comes with a token that is a minute old.
+func (w *world) userBefore(t *testing.T, tenant, name string) caller {
+	t.Helper()
+	return w.userBy(t, w.earlier, tenant, name, reading)
+}
+
+func (w *world) userBy(t *testing.T, issuer *authz.Issuer, tenant, name string, scope authz.ScopeSpec) caller {
+	t.Helper()
+	token, _, err := issuer.IssueUser(tenant, name, scope, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +196,7 @@ func (w *world) noted(t *testing.T, call string) map[string]any {
 	t.Helper()
 	var res v1.ListEntriesResponse
 	f := w.operator(t, authz.RoleViewer).call(t, "/whence.v1.AuditService/ListEntries",
-		&v1.ListEntriesRequest{Call: call, Decision: v1.Decision_DECISION_ALLOWED, PageSize: 1}, &res)
+		&v1.ListEntriesRequest{Call: adminService[1:] + call, Decision: v1.Decision_DECISION_ALLOWED, PageSize: 1}, &res)
 	if f != (failed{}) || len(res.GetEntries()) != 1 {
 		t.Fatalf("no entry of %s: %+v", call, f)
 	}

@@ -29,11 +29,11 @@ func newAgentKey(path string) (jwks string, err error) {
 		return "", err
 	}
 	key := jose.JSONWebKey{Key: public, Algorithm: string(jose.EdDSA), Use: "sig"}
-	print, err := key.Thumbprint(crypto.SHA256)
+	thumbprint, err := key.Thumbprint(crypto.SHA256)
 	if err != nil {
 		return "", err
 	}
-	key.KeyID = base64.RawURLEncoding.EncodeToString(print)
+	key.KeyID = base64.RawURLEncoding.EncodeToString(thumbprint)
 	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{key}})
 	if err != nil {
 		return "", err

@@ -425,9 +425,9 @@ type AdminServiceClient interface {
 	DeleteSpace(context.Context, *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error)
 	// Revoke stops a task, an agent, a user, a tenant, a token or a key. On the server
 	// that answers, no credential that depends on it works from the return on; on
-	// every other, within a second (a key: within a minute). A user stops tasks that
-	// act for them. The tenant "default" cannot be stopped, for nobody could let it in
-	// again.
+	// every other, within a second. A user stops tasks that act for them. The tenant
+	// "default" cannot be stopped (invalid_argument TENANT_OPERATES), for nobody could
+	// let it in again.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
 	// ListRevocations lists revocations, newest first.
 	ListRevocations(context.Context, *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error)
@@ -523,9 +523,9 @@ type AdminServiceHandler interface {
 	DeleteSpace(context.Context, *v1.DeleteSpaceRequest) (*v1.DeleteSpaceResponse, error)
 	// Revoke stops a task, an agent, a user, a tenant, a token or a key. On the server
 	// that answers, no credential that depends on it works from the return on; on
-	// every other, within a second (a key: within a minute). A user stops tasks that
-	// act for them. The tenant "default" cannot be stopped, for nobody could let it in
-	// again.
+	// every other, within a second. A user stops tasks that act for them. The tenant
+	// "default" cannot be stopped (invalid_argument TENANT_OPERATES), for nobody could
+	// let it in again.
 	Revoke(context.Context, *v1.RevokeRequest) (*v1.RevokeResponse, error)
 	// ListRevocations lists revocations, newest first.
 	ListRevocations(context.Context, *v1.ListRevocationsRequest) (*v1.ListRevocationsResponse, error)

@@ -224,13 +224,14 @@ func (x *Index) Search(ctx context.Context, tx pgx.Tx, scope authz.Scope, r Sear
 }
 
 // within holds a candidate against the scope once more, whatever the statements
-// have let through.
+// have let through. Which attributes a past note had is read with its other columns
+// later, so there the statement's word stands.
 func (c *Candidate) within(scope authz.Scope, tables []whence.Table) error {
 	all, _, _ := scope.Subjects()
 	ok := c.Subject == nil && all || c.Subject != nil && scope.AllowsSubject(*c.Subject)
 	for name, want := range scope.Filter() {
 		v := c.Attributes[name]
-		ok = ok && v != nil && *v == want
+		ok = ok && (v != nil && *v == want || c.Past && c.TableID == whence.NotesID)
 	}
 	if !ok || !slices.ContainsFunc(tables, func(t whence.Table) bool { return t.ID == c.TableID && scope.AllowsTable(t.Name()) }) {
 		return fmt.Errorf("search: record %d was found and lies outside the scope", c.RecordID)

@@ -130,8 +130,7 @@ func (x *arena) chunks(t *testing.T, w *running) {
 // records asks the API for every record.
 func (x *arena) records(t *testing.T, w *running) {
 	t.Helper()
-	o := command(t, "token", "exchange", "checker", "compare everything", "--all-tables", "--all-subjects", "--calls", "100000",
-		"--url", w.url, "--token", w.env["WHENCE_OPERATOR_TOKEN"])
+	o := command(t, append([]string{"token", "exchange", "checker", "compare everything", "--all-tables", "--all-subjects"}, w.enrol(t, "checker")...)...)
 	o.is(t, 0)
 	agent := caller{w.http, w.url, strings.TrimSpace(o.out)}
 	source, err := sourceRows(t.Context(), w)

@@ -38,10 +38,6 @@ func (w *running) credentialed(args []string) []string {
 		if len(args) > 1 && args[1] == "list" {
 			token = w.env["WHENCE_OPERATOR_TOKEN"]
 		}
-	case "token":
-		if len(args) > 1 && args[1] == "exchange" {
-			token = w.env["WHENCE_OPERATOR_TOKEN"]
-		}
 	}
 	if token == "" {
 		return args
@@ -99,6 +95,7 @@ func (w *running) testCommandLine(t *testing.T) {
 		t.Fatalf("%d hits", len(asked.GetHits()))
 	}
 	answer, task := asked.GetAnswerId(), own.GetId()
+	helper := w.enrol(t, "helper")
 	for _, c := range []struct {
 		args  []string
 		words []string
@@ -126,7 +123,10 @@ func (w *running) testCommandLine(t *testing.T) {
 		{[]string{"task", "get"}, []string{"dev-agent", "ACTIVE", "/1000000"}},
 		{[]string{"task", "list"}, []string{"dev-agent", "ACTIVE"}},
 		{[]string{"task", "delegate", "helper", "count jars", "--all-tables", "--subject", "ann", "--calls", "3"}, []string{"ey"}},
-		{[]string{"token", "exchange", "helper", "count jars", "--all-tables", "--all-subjects", "--calls", "3"}, []string{"ey"}},
+		{append([]string{"token", "exchange", "helper", "count jars", "--all-tables", "--all-subjects", "--calls", "3"}, helper...), []string{"ey"}},
+		{[]string{"token", "login", "--login-issuer", w.env["WHENCE_LOGIN_ISSUER"], "--as", "dev", "--url", w.url}, []string{"ey"}},
+		{[]string{"token", "login", "--role", "user", "--login-issuer", w.env["WHENCE_LOGIN_ISSUER"], "--as", "user", "--url", w.url}, []string{"ey"}},
+		{[]string{"token", "inspect", w.env["WHENCE_AGENT_TOKEN"], "--url", w.url}, []string{`"active": true`, "dev-agent"}},
 		{[]string{"token", "operator", "ops", "--role", "viewer", "--database-url", memory, "--secret-key", secret, "--issuer", w.env["WHENCE_ISSUER"]}, []string{"ey"}},
 		{[]string{"doctor", "--source-url", source, "--secret-key", secret, "--url", w.url}, []string{"ok    secret key", "ok    source", "ok    server"}},
 		{[]string{"migrate", "--database-url", memory}, []string{"up to date"}},
@@ -167,7 +167,12 @@ func (w *running) testCommandLine(t *testing.T) {
 		{1, []string{"record", "app.public.larder", "id=9"}, []string{"not_found", "RECORD_NOT_FOUND"}},
 		{1, []string{"table", "get", "app.public.cellar"}, []string{"not_found"}},
 		{1, []string{"table", "register", "app", "public.larder", "--text", "what", "--language", "elvish"}, []string{"LANGUAGE_UNKNOWN", "language", "dutch, english"}},
-		{2, []string{"token", "exchange", "helper"}, []string{"purpose"}},
+		{1, append([]string{"token", "exchange", "helper"}, helper...), []string{"what the task is for"}},
+		{1, append([]string{"token", "exchange", "stranger", "count jars", "--all-tables", "--all-subjects"}, helper...), []string{"invalid_client", "TOKEN_SIGNATURE_INVALID"}},
+		{1, append([]string{"token", "exchange", "helper", "count jars", "--all-tables"}, helper...), []string{"SCOPE_NOT_GRANTED", "subjects"}},
+		{1, []string{"token", "login", "--login-issuer", w.env["WHENCE_LOGIN_ISSUER"], "--as", "user", "--url", w.url}, []string{"ROLE_MISSING"}},
+		{1, []string{"token", "login", "--url", w.url}, []string{"WHENCE_LOGIN_ISSUER"}},
+		{1, []string{"token", "inspect", "a.b", "--url", w.url}, []string{"three parts"}},
 		{1, []string{"doctor", "--database-url", memory, "--secret-key", "short"}, []string{"MEND  secret key", "base64"}},
 		{1, []string{"dev", "--data", "/dev/null/x"}, nil},
 	} {
@@ -188,7 +193,7 @@ func (w *running) testCommandLine(t *testing.T) {
 	}
 
 	// Tokens that the command line prints work.
-	token := strings.TrimSpace(w.cli(t, "token", "exchange", "helper", "count jars", "--table", "app.public.larder", "--subject", "ann").out)
+	token := strings.TrimSpace(command(t, append([]string{"token", "exchange", "helper", "count jars", "--table", "app.public.larder", "--subject", "ann"}, helper...)...).out)
 	command(t, "query", "jam", "--url", w.url, "--token", token).is(t, 0, "damson jam")
 	if o := command(t, "query", "pickled samphire", "--url", w.url, "--token", token); strings.Contains(o.out, "pickled") {
 		t.Errorf("ann's task reads what is bob's: %s", o.out)

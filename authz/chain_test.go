@@ -127,7 +127,7 @@ func contained(child, parent ScopeSpec, rows []row) any {
 func TestChainsOnlyNarrow(t *testing.T) {
 	t.Parallel()
 	rows := universe()
-	r := rand.New(rand.NewPCG(7, 7)) //nolint:gosec // G404: chance for a test, the same each time
+	r := rand.New(rand.NewPCG(7, 7))
 	var granted, refused, emptied, deep int
 	for range 100_000 {
 		user := draw(r, ScopeSpec{AllTables: true, AllSubjects: true, Actions: Actions(), Tier: TierIrreversible})

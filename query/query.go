@@ -117,7 +117,8 @@ func (e *Engine) Query(ctx context.Context, scope authz.Scope, r Request) (Answe
 	if err := r.Validate(); err != nil {
 		return Answer{}, err
 	}
-	if err := r.bound(scope.TopK()); err != nil {
+	r, err := r.within(scope.TopK())
+	if err != nil {
 		return Answer{}, err
 	}
 	q, err := e.embed(ctx, r.Text)

@@ -55,18 +55,18 @@ func (r Request) limit() int {
 	return r.Limit
 }
 
-// bound keeps the limit within the scope's; 0 sets no bound.
-func (r *Request) bound(topK int) error {
+// within keeps the limit within the scope's; 0 sets no bound.
+func (r Request) within(topK int) (Request, error) {
 	switch {
 	case topK == 0:
 	case r.Limit == 0:
 		r.Limit = min(DefaultLimit, topK)
 	case r.Limit > topK:
-		return &whence.Error{Kind: whence.ErrDenied, Reason: "LIMIT_OUT_OF_SCOPE", Field: "limit",
+		return r, &whence.Error{Kind: whence.ErrDenied, Reason: "LIMIT_OUT_OF_SCOPE", Field: "limit",
 			Message:  fmt.Sprintf("your task's scope allows %d hits a query; ask for no more, or leave limit out", topK),
 			Metadata: map[string]string{"topK": strconv.Itoa(topK)}}
 	}
-	return nil
+	return r, nil
 }
 
 // Validate tells what is wrong with a request, before any of it runs.

@@ -40,7 +40,7 @@ func startIssuer(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &httptest.Server{Listener: listener, Config: &http.Server{Handler: provider}} //nolint:gosec // G112: for a test
+	s := &httptest.Server{Listener: listener, Config: &http.Server{Handler: provider}}
 	s.Start()
 	t.Cleanup(s.Close)
 	return at

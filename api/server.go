@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -64,7 +65,8 @@ type Config struct {
 
 // challenge is the WWW-Authenticate of a 401: where to learn how to get a token.
 func (c Config) challenge() string {
-	return fmt.Sprintf("Bearer resource_metadata=%q", c.Issuer+oauth.ResourceMetadataPath)
+	where := c.Issuer + oauth.ResourceMetadataPath
+	return fmt.Sprintf("Bearer resource_metadata=%q, DPoP algs=%q, resource_metadata=%q", where, strings.Join(authz.ProofAlgorithms(), " "), where)
 }
 
 // NewHandler returns the handler of the one listener.

@@ -13,6 +13,7 @@ import (
 // The parts of a run. query and capture are what the parts beneath them measure.
 const (
 	partQuery    = "query"
+	partDoor     = "door"
 	partCapture  = "capture"
 	partDrain    = "drain"
 	partBackfill = "backfill"
@@ -83,7 +84,7 @@ func parse(args []string, complaints io.Writer) (config, error) {
 	c := config{rounds: 5, backfills: 3, questions: 50, updates: 50, drains: 3}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(complaints)
-	only := flags.String("only", "", "run only these parts, as in query,drain: query, or capture, which is "+strings.Join(captureParts, ", ")+
+	only := flags.String("only", "", "run only these parts, as in query,drain: query, door, or capture, which is "+strings.Join(captureParts, ", ")+
 		"; or scale, which runs only when it is named and takes an hour")
 	sizes := flags.String("sizes", "10000,100000,1000000", "rows that the table of scale has in turn")
 	flags.IntVar(&c.rows, "rows", 20_000, "rows of the tables that are queried and backfilled")
@@ -166,13 +167,13 @@ func numbers(flag, list string, most int) (out []int, err error) {
 
 func partsOf(list string) (out []string, err error) {
 	if list == "" {
-		list = partQuery + "," + partCapture
+		list = partQuery + "," + partDoor + "," + partCapture
 	}
 	for part := range strings.SplitSeq(list, ",") {
 		switch part = strings.TrimSpace(part); {
 		case part == partCapture:
 			out = append(out, captureParts...)
-		case part == partQuery || part == partScale || slices.Contains(captureParts, part):
+		case part == partQuery || part == partDoor || part == partScale || slices.Contains(captureParts, part):
 			out = append(out, part)
 		default:
 			return nil, fmt.Errorf("-only %q: there is no part %q", list, part)

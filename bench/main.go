@@ -5,6 +5,7 @@
 //   - a query through the API with the same SQL sent over pgx and one durable
 //     insert, which is the least that an answer with a record of it can cost;
 //   - a backfill with COPY of the same columns from one database to the other;
+//   - a call through the door with the same handler without one;
 //   - the reading of the source's log with pg_recvlogical, and its applying with
 //     Postgres's own subscription and with the same rows written as plain SQL.
 //
@@ -77,6 +78,11 @@ func (r *report) measure(ctx context.Context, c config, say func(string, ...any)
 			return err
 		}
 	}
+	if c.runs(partDoor) {
+		if err := r.door(ctx, c, say); err != nil {
+			return err
+		}
+	}
 	if c.runs(partScale) {
 		if err := r.growing(ctx, c, say); err != nil {
 			return err
@@ -86,6 +92,22 @@ func (r *report) measure(ctx context.Context, c config, say func(string, ...any)
 		return r.together(ctx, c, say)
 	}
 	return nil
+}
+
+// door measures what a call pays for coming through the door.
+func (r *report) door(ctx context.Context, c config, say func(string, ...any)) (err error) {
+	say("starting a memory database")
+	w, err := newWorld(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.stop(ctx)) }()
+	dsn := w.memory.DSN(memoryName)
+	if r.Environment, err = inspect(ctx, dsn); err != nil {
+		return err
+	}
+	r.Door, err = measureDoor(ctx, dsn, w.key, c, say)
+	return err
 }
 
 // apart measures capture with source and memory database on servers of their

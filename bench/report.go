@@ -21,6 +21,7 @@ type report struct {
 	Huge        *hugeResult     `json:"large_transaction,omitempty"`
 	Steady      *steadyResult   `json:"steady_rate,omitempty"`
 	Scale       *scaleResult    `json:"scale,omitempty"`
+	Door        *doorResult     `json:"door,omitempty"`
 
 	Backfill     *backfillResult `json:"backfill,omitempty"`
 	Data         *dataLine       `json:"data,omitempty"`
@@ -122,6 +123,7 @@ func (r *report) print(w io.Writer) error {
 		{r.Plain != nil || r.Backfill != nil, r.printBackfill},
 		{r.Huge != nil, func(w io.Writer) error { return r.Huge.print(w) }},
 		{r.Steady != nil, func(w io.Writer) error { return r.Steady.print(w) }},
+		{r.Door != nil, func(w io.Writer) error { return r.Door.print(w) }},
 		{r.Scale != nil, func(w io.Writer) error { return r.Scale.print(w) }},
 		{len(r.Queries) > 0, r.printQueries},
 		{len(r.Shares) > 0, r.printShares},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/internal/seal"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
+	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
 )
 
 // testAuthority settles who may act for whom as the documentation tells it.
@@ -165,4 +167,34 @@ func (w *running) testStopButton(t *testing.T) {
 	w.cli(t, "revoke", "key", made.GetKey().GetId(), "--reason", "taken back").is(t, 0, "revoked at")
 	w.cli(t, "key", "list").is(t, 0, "RETIRED")
 	third.must(t, "TaskService/GetTask", &v1.GetTaskRequest{}, &v1.GetTaskResponse{})
+}
+
+// testRevokedStream holds that a stream ends when its credential is stopped.
+func (w *running) testRevokedStream(t *testing.T) {
+	t.Parallel()
+	w.exec(t, `create table public.brook (id int primary key, what text)`)
+	w.register(t, &v1.RegisterTableRequest{Table: "public.brook", TextColumns: []string{"what"}})
+	token := signed(t, w, authz.RoleViewer, time.Now, w.env["WHENCE_ISSUER"])
+	client, err := dial(w.url, token, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), showLimit)
+	defer cancel()
+	stream, err := whencev1connect.NewSourceServiceClient(client).WatchTable(ctx, &v1.WatchTableRequest{Name: "app.public.brook"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	w.cli(t, "revoke", "token", claim(t, token, "jti").(string)).is(t, 0)
+	stopped := time.Now()
+	for err == nil {
+		_, err = stream.Receive()
+	}
+	if r := failureOf(err).Reason; r != "TOKEN_REVOKED" {
+		t.Errorf("the stream ended with %v", err)
+	}
+	t.Logf("the stream ended %v after the revocation", time.Since(stopped).Round(time.Millisecond))
 }

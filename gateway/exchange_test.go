@@ -1,0 +1,166 @@
+package gateway_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/federation"
+	"github.com/whence-db/whence/authz/registry"
+	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/gateway/gatewaytest"
+)
+
+func want() *authz.TaskRequest {
+	return &authz.TaskRequest{Purpose: "a test", Scope: gatewaytest.Everything()}
+}
+
+// TestAgentsOfOtherTenants holds that an agent acts for users of its own tenant only,
+// whoever vouches for it, and whatever is called as it is there.
+func TestAgentsOfOtherTenants(t *testing.T) {
+	t.Parallel()
+	w := gatewaytest.NewWorld(t)
+	platform := w.AddProvider("platform")
+	abroad := w.AddProvider("abroad", func(i *federation.Issuer) { i.Tenant = "abroad" })
+	w.AddAgent("worker", func(a *registry.Agent) { a.Tenant, a.Issuer, a.Subject = "abroad", "platform", "workload-7" })
+	for _, tenant := range []string{authz.DefaultTenant, "abroad"} {
+		if tenant == authz.DefaultTenant {
+			w.AddAgent("other")
+			w.AddGrant("other", "ada")
+			continue
+		}
+		w.AddGrant("worker", "ada", func(g *registry.Grant) { g.Tenant = tenant })
+	}
+	actor := func() string { return platform.Token(t, map[string]any{"sub": "workload-7"}) }
+	theirs := func() string { return abroad.Token(t, map[string]any{"sub": "ada"}) }
+	for name, c := range map[string]struct {
+		x    gateway.Exchange
+		want string
+	}{
+		"its own tenant's user":                  {gateway.Exchange{Subject: theirs(), Actor: actor(), Want: want()}, ""},
+		"its own tenant's user, by its key":      {gateway.Exchange{Subject: theirs(), Assertion: w.Assertion("worker"), Want: want()}, ""},
+		"another tenant's user":                  {gateway.Exchange{Subject: w.UserToken("ada"), Actor: actor(), Want: want()}, "AGENT_NOT_FOUND"},
+		"another tenant's user, by its key":      {gateway.Exchange{Subject: w.UserToken("ada"), Assertion: w.Assertion("worker"), Want: want()}, "TOKEN_SIGNATURE_INVALID"},
+		"an operator's role from another tenant": {gateway.Exchange{Subject: abroad.Token(t, map[string]any{"sub": "ada", "groups": []string{"admins"}}), Role: authz.RoleViewer}, "ROLE_MISSING"},
+	} {
+		if _, err := w.Exchange(c.x); reason(err) != c.want {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// TestGrantsBoundTheirTasks holds that a task ends with the grant at the latest, and
+// that a grant that is over gives nothing.
+func TestGrantsBoundTheirTasks(t *testing.T) {
+	t.Parallel()
+	w := gatewaytest.NewWorld(t)
+	w.AddAgent("worker")
+	w.AddGrant("worker", "ada", func(g *registry.Grant) {
+		g.Calls, g.Lifetime, g.Expires = 5, time.Hour, w.Now().Add(20*time.Minute)
+	})
+	got := w.Task("worker", "ada")
+	if got.Granted.Calls != 5 || got.Granted.Lifetime > 20*time.Minute || got.Granted.Lifetime < 19*time.Minute {
+		t.Errorf("granted %d calls for %s", got.Granted.Calls, got.Granted.Lifetime)
+	}
+	w.Advance(21 * time.Minute)
+	if _, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("ada"), Assertion: w.Assertion("worker"), Want: want()}); reason(err) != "GRANT_MISSING" {
+		t.Errorf("after its end: %v", err)
+	}
+	// Groups' grants are tried when the user's own leave nothing.
+	w.AddGrant("worker", "eve", func(g *registry.Grant) { g.Scope.Tables, g.Scope.AllTables = []whence.TableName{"app.public.a"}, false })
+	w.AddGrant("worker", "", func(g *registry.Grant) {
+		g.Group, g.Scope.Tables, g.Scope.AllTables = "staff", []whence.TableName{"app.public.b"}, false
+	})
+	ask := want()
+	ask.Scope.AllTables, ask.Scope.Tables = false, []whence.TableName{"app.public.b"}
+	if _, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("eve"), Assertion: w.Assertion("worker"), Want: ask}); reason(err) != "SCOPE_NOT_GRANTED" {
+		t.Errorf("by the user's own grant: %v", err)
+	}
+	if _, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("eve", "staff"), Assertion: w.Assertion("worker"), Want: ask}); err != nil {
+		t.Errorf("by the group's: %v", err)
+	}
+}
+
+// TestWhoIsStoppedCannotSignIn holds that a revoked user gets nothing for themselves.
+func TestWhoIsStoppedCannotSignIn(t *testing.T) {
+	t.Parallel()
+	w := gatewaytest.NewWorld(t)
+	w.Revoke(authz.RevokedUser, authz.DefaultTenant, "ada")
+	for _, role := range []authz.Role{authz.RoleUser, authz.RoleViewer} {
+		if _, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("ada", "admins"), Role: role}); reason(err) != "USER_REVOKED" {
+			t.Errorf("as %s: %v", role, err)
+		}
+	}
+	if _, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("eve", "admins"), Role: authz.RoleViewer}); err != nil {
+		t.Errorf("somebody else: %v", err)
+	}
+}
+
+// TestWhatIsTakenBackStartsNothing exchanges all the while that the grant, or the
+// agent, is taken away: no task is left that stands on either.
+func TestWhatIsTakenBackStartsNothing(t *testing.T) {
+	t.Parallel()
+	for name, takeBack := range map[string]func(w *gatewaytest.World, s *gateway.Session, grant uuid.UUID){
+		"the grant": func(w *gatewaytest.World, s *gateway.Session, grant uuid.UUID) { w.Gateway.DeleteGrant(s, grant) },
+		"the agent": func(w *gatewaytest.World, s *gateway.Session, _ uuid.UUID) {
+			w.Gateway.DeleteAgent(s, authz.DefaultTenant, "worker")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := gatewaytest.NewWorld(t)
+			w.AddAgent("worker")
+			grant := w.AddGrant("worker", "ada")
+			operator := w.Operator("olga", authz.RoleAdmin)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			var started, refused atomic.Int64
+			var group errgroup.Group
+			for range 6 {
+				group.Go(func() error {
+					for ctx.Err() == nil {
+						_, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("ada"), Assertion: w.Assertion("worker"), Want: want()})
+						switch {
+						case err == nil:
+							started.Add(1)
+						case errors.Is(err, whence.ErrDenied), errors.Is(err, whence.ErrUnauthenticated):
+							refused.Add(1)
+						default:
+							return err
+						}
+					}
+					return nil
+				})
+			}
+			for started.Load() < 20 && t.Context().Err() == nil {
+				time.Sleep(5 * time.Millisecond)
+			}
+			call := gateway.Call{Name: "whence.v1.AdminService/Delete", Presented: authz.Presented{Token: operator}, Role: authz.RoleAdmin}
+			err := w.Gateway.Do(t.Context(), call, func(_ context.Context, s *gateway.Session) error {
+				takeBack(w, s, grant)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for before := refused.Load(); refused.Load() < before+10; {
+				time.Sleep(5 * time.Millisecond)
+			}
+			stop()
+			if err := group.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			var active int
+			if err := w.Pool.QueryRow(t.Context(), `select count(*) from whence.tasks where state = 'ACTIVE'`).Scan(&active); err != nil || active != 0 {
+				t.Errorf("%d tasks of %d are active, %v", active, started.Load(), err)
+			}
+		})
+	}
+}

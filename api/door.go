@@ -34,6 +34,9 @@ type door struct {
 	log       *slog.Logger
 }
 
+// unknownCall is what the log calls a call that there is not.
+const unknownCall = "unknown"
+
 type sessionKey struct{}
 
 // session returns what the door learned about the caller; only handlers behind
@@ -60,8 +63,9 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 	r, known := policy[spec.Procedure]
 	method, described := spec.Schema.(protoreflect.MethodDescriptor)
 	if !known || !described {
+		call.Name = unknownCall // what a stranger writes is not for the log
 		return d.gateway.Refuse(ctx, call, &whence.Error{Kind: whence.ErrUnimplemented, Reason: "UNKNOWN_CALL",
-			Message: call.Name + " is not a call of this server; /openapi.yaml lists them"})
+			Message: "this is not a call of this server; /openapi.yaml lists them"})
 	}
 	typ, err := protoregistry.GlobalTypes.FindMessageByName(method.Input().FullName())
 	if err != nil {
@@ -154,13 +158,21 @@ func undecodable(err error) error {
 // transport says so; its URL is the one that the installation is known by.
 func (d *door) presented(ctx context.Context, procedure string) authz.Presented {
 	p := authz.Presented{Proof: header(ctx, "DPoP"), Method: http.MethodPost, URL: d.issuer + procedure}
-	p.Token, p.Bound = authz.ReadAuthorization(header(ctx, "Authorization"))
+	if once(ctx, "Authorization") && once(ctx, "DPoP") {
+		p.Token, p.Bound = authz.ReadAuthorization(header(ctx, "Authorization"))
+	}
 	if info, ok := connect.CallInfoForServerContext(ctx); ok {
 		if over, ok := info.TransportInfo.(*connecthttp.ServerInfo); ok {
 			p.Method = over.HTTPMethod()
 		}
 	}
 	return p
+}
+
+// once tells whether a header is there at most once: of two, one would be ignored.
+func once(ctx context.Context, name string) bool {
+	info, ok := connect.CallInfoForServerContext(ctx)
+	return !ok || len(info.RequestHeader().Values(name)) <= 1
 }
 
 func header(ctx context.Context, name string) string {

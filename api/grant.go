@@ -89,8 +89,12 @@ func (a *admin) UpdateGrant(ctx context.Context, req *v1.UpdateGrantRequest) (*v
 	}
 	s.Note("grant", id)
 	change := func(g *registry.Grant) (err error) {
-		if asUser && !yours(p, *g) {
+		switch {
+		case asUser && !yours(p, *g):
 			return grantNotFound(id)
+		case asUser && g.CreatedBy != p.User:
+			return &whence.Error{Kind: whence.ErrDenied, Reason: "GRANT_NOT_YOURS",
+				Message: "this grant was given by an operator, whose bounds are not yours to change; delete it, or ask for another"}
 		}
 		if req.Scope != nil {
 			if g.Scope, err = grantedScope(p, asUser, req.GetScope()); err != nil {

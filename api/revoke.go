@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
@@ -113,23 +114,23 @@ func (a *admin) ListKeys(ctx context.Context, _ *v1.ListKeysRequest) (*v1.ListKe
 	return out, nil
 }
 
-// RotateKey makes a new signing key. The set of keys changes in a transaction of its
-// own, before the call is recorded: a key more lets nobody in.
+// RotateKey makes a new signing key.
 func (a *admin) RotateKey(ctx context.Context, _ *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error) {
-	if err := a.keys.Rotate(ctx); err != nil {
-		return nil, err
-	}
-	all, err := a.keys.List(ctx)
-	if err != nil {
-		return nil, err
-	}
+	s := session(ctx)
 	out := &v1.RotateKeyResponse{}
-	for _, k := range all {
-		if k.State != authz.KeyRetired {
-			out.Key = keyMessage(k)
-		}
-	}
-	session(ctx).Note("key", out.GetKey().GetId())
+	var known func()
+	s.Write(gateway.Write{
+		Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+			made, done, err := a.keys.RotateIn(ctx, tx)
+			if err != nil {
+				return nil, err
+			}
+			s.Note("key", made.ID)
+			out.Key, known = keyMessage(made), done
+			return nil, nil
+		},
+		After: func(context.Context) { known() },
+	})
 	return out, nil
 }
 

@@ -47,12 +47,12 @@ func (t *tasks) Delegate(ctx context.Context, req *v1.DelegateRequest) (*v1.Dele
 	if b := req.GetBudget(); b != nil && b.Calls != nil && b.GetCalls() == 0 {
 		return nil, whence.Invalid("budget.calls", "BUDGET_INVALID", "a task needs a budget of at least one call; leave the budget out to hand on all that is left")
 	}
-	out, err := t.gateway.Delegate(ctx, s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
-		Scope: scopeSpec(req.GetScope()), Calls: int64(req.GetBudget().GetCalls()), Lifetime: req.GetLifetime().AsDuration()})
-	if err != nil {
-		return nil, err
-	}
-	return &v1.DelegateResponse{Task: taskMessage(out.Task), Token: out.Token, TokenExpireTime: timestamp(out.Expires)}, nil
+	out := &v1.DelegateResponse{}
+	err := t.gateway.Delegate(ctx, s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
+		Scope: scopeSpec(req.GetScope()), Calls: int64(req.GetBudget().GetCalls()), Lifetime: req.GetLifetime().AsDuration()}, func(s gateway.Started) {
+		out.Task, out.Token, out.TokenExpireTime = taskMessage(s.Task), s.Token, timestamp(s.Expires)
+	})
+	return out, err
 }
 
 // EndTask ends the caller's own task and what was delegated from it.
@@ -65,11 +65,11 @@ func (t *tasks) EndTask(ctx context.Context, req *v1.EndTaskRequest) (*v1.EndTas
 		return nil, &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Field: "undo",
 			Message: "undo is not implemented yet: end the task without it"}
 	}
-	task, below, err := t.gateway.EndTask(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	return &v1.EndTaskResponse{Task: taskMessage(task), EndedBelow: count(below)}, nil
+	out := &v1.EndTaskResponse{}
+	t.gateway.EndTask(s, func(task gateway.Task, below int64) {
+		out.Task, out.EndedBelow = taskMessage(task), count(below)
+	})
+	return out, nil
 }
 
 func notYours(id string) error {

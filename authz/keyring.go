@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence/internal/pg"
 )
 
 const (
@@ -158,15 +162,24 @@ func (ks *Keys) List(ctx context.Context) ([]KeyInfo, error) {
 // the last token they signed has expired, and are then retired by themselves.
 // With [KeysConfig.File] the new key is the file's first one.
 func (ks *Keys) Rotate(ctx context.Context) error {
+	return ks.change(ctx, "rotate signing key", func(ctx context.Context, tx pgx.Tx) (func(), error) {
+		_, known, err := ks.RotateIn(ctx, tx)
+		return known, err
+	})
+}
+
+// RotateIn is Rotate in a caller's transaction, and tells which key was made; known is
+// to be called once that is committed.
+func (ks *Keys) RotateIn(ctx context.Context, tx pgx.Tx) (made KeyInfo, known func(), err error) {
 	if ks.store == nil {
-		return errors.New("rotate signing key: these keys are not stored")
+		return made, nil, errors.New("these keys are not stored")
 	}
-	ring, err := ks.store.rotate(ctx)
+	ring, err := ks.store.rotate(ctx, tx)
 	if err != nil {
-		return fmt.Errorf("rotate signing key: %w", err)
+		return made, nil, err
 	}
-	ks.set(ring)
-	return nil
+	states := ring.states(ks.clock())
+	return states[len(states)-1], func() { ks.set(ring) }, nil
 }
 
 // Retire ends a key that may have fallen into wrong hands: tokens that it signed
@@ -175,13 +188,31 @@ func (ks *Keys) Rotate(ctx context.Context) error {
 // again. The last key cannot be retired: rotate first. A pending key may be
 // retired too, which takes its rotation back.
 func (ks *Keys) Retire(ctx context.Context, kid string) error {
+	return ks.change(ctx, "retire signing key", func(ctx context.Context, tx pgx.Tx) (func(), error) { return ks.RetireIn(ctx, tx, kid) })
+}
+
+// RetireIn is Retire in a caller's transaction; known is to be called once that is
+// committed.
+func (ks *Keys) RetireIn(ctx context.Context, tx pgx.Tx, kid string) (known func(), err error) {
 	if ks.store == nil {
-		return errors.New("retire signing key: these keys are not stored")
+		return nil, errors.New("these keys are not stored")
 	}
-	ring, err := ks.store.retire(ctx, kid)
+	ring, err := ks.store.retire(ctx, tx, kid)
+	return func() { ks.set(ring) }, err
+}
+
+func (ks *Keys) change(ctx context.Context, doing string, fn func(context.Context, pgx.Tx) (func(), error)) error {
+	if ks.store == nil {
+		return fmt.Errorf("%s: these keys are not stored", doing)
+	}
+	var known func()
+	err := pg.InTx(ctx, ks.store.pool, func(tx pgx.Tx) (err error) {
+		known, err = fn(ctx, tx)
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("retire signing key: %w", err)
+		return fmt.Errorf("%s: %w", doing, err)
 	}
-	ks.set(ring)
+	known()
 	return nil
 }

@@ -89,45 +89,46 @@ const lockKeysSQL = `select pg_advisory_xact_lock(@lock)`
 
 // change runs fn alone among all processes, with the keys that are live now, and
 // returns the keys as it left them. What time has retired is wiped first.
-func (s *keyStore) change(ctx context.Context, fn func(tx pgx.Tx, live keyring, now time.Time) error) (ring keyring, err error) {
+func (s *keyStore) change(ctx context.Context, tx pgx.Tx, fn func(live keyring, now time.Time) error) (keyring, error) {
+	if _, err := tx.Exec(ctx, lockKeysSQL, pgx.NamedArgs{"lock": keysLock}); err != nil {
+		return nil, err
+	}
+	ring, err := s.read(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	now := s.now()
+	live := ring.live(now)
+	for i, k := range ring[:len(ring)-len(live)] {
+		if err := s.wipe(ctx, tx, k.kid, ring.retires(i)); err != nil {
+			return nil, err
+		}
+	}
+	if err := fn(live, now); err != nil {
+		return nil, err
+	}
+	return s.read(ctx, tx)
+}
+
+func (s *keyStore) ensure(ctx context.Context) (ring keyring, err error) {
 	err = pg.InTx(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, lockKeysSQL, pgx.NamedArgs{"lock": keysLock}); err != nil {
-			return err
-		}
-		if ring, err = s.read(ctx, tx); err != nil {
-			return err
-		}
-		now := s.now()
-		live := ring.live(now)
-		for i, k := range ring[:len(ring)-len(live)] {
-			if err := s.wipe(ctx, tx, k.kid, ring.retires(i)); err != nil {
+		ring, err = s.change(ctx, tx, func(live keyring, now time.Time) error {
+			switch {
+			case s.file != nil:
+				_, err := s.adopt(ctx, tx, live, now)
 				return err
+			case len(live) > 0:
+				return nil
 			}
-		}
-		if err := fn(tx, live, now); err != nil {
-			return err
-		}
-		ring, err = s.read(ctx, tx)
+			return s.generate(ctx, tx, live, now, now)
+		})
 		return err
 	})
 	return ring, err
 }
 
-func (s *keyStore) ensure(ctx context.Context) (keyring, error) {
-	return s.change(ctx, func(tx pgx.Tx, live keyring, now time.Time) error {
-		switch {
-		case s.file != nil:
-			_, err := s.adopt(ctx, tx, live, now)
-			return err
-		case len(live) > 0:
-			return nil
-		}
-		return s.generate(ctx, tx, live, now, now)
-	})
-}
-
-func (s *keyStore) rotate(ctx context.Context) (keyring, error) {
-	return s.change(ctx, func(tx pgx.Tx, live keyring, now time.Time) error {
+func (s *keyStore) rotate(ctx context.Context, tx pgx.Tx) (keyring, error) {
+	return s.change(ctx, tx, func(live keyring, now time.Time) error {
 		if s.file != nil {
 			added, err := s.adopt(ctx, tx, live, now)
 			if err == nil && !added {
@@ -223,8 +224,8 @@ func (s *keyStore) wipe(ctx context.Context, tx pgx.Tx, kid string, at time.Time
 
 const signNowSQL = `update whence.signing_keys set signs_from = @now where kid = @kid`
 
-func (s *keyStore) retire(ctx context.Context, kid string) (keyring, error) {
-	return s.change(ctx, func(tx pgx.Tx, live keyring, now time.Time) error {
+func (s *keyStore) retire(ctx context.Context, tx pgx.Tx, kid string) (keyring, error) {
+	return s.change(ctx, tx, func(live keyring, now time.Time) error {
 		i := live.index(kid)
 		switch {
 		case i < 0:

@@ -141,3 +141,12 @@ func (r *Revocations) List(ctx context.Context, size int, token string) ([]Revoc
 	all = all[:size]
 	return all, base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(all[size-1].ID, 10))), nil
 }
+
+const dropRevocationsSQL = `delete from whence.revocations where expires_at < @now`
+
+// Drop forgets revocations of tokens and tasks that have expired anyway; the audit
+// log has them.
+func (r *Revocations) Drop(ctx context.Context) error {
+	_, err := r.pool.Exec(ctx, dropRevocationsSQL, pgx.NamedArgs{"now": r.clock().Add(-keepRevoked)})
+	return pg.Translate(err)
+}

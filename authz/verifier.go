@@ -43,6 +43,12 @@ type Verifier struct {
 	cache map[[sha256.Size]byte]verified // guarded by mu; by the token's digest
 }
 
+func (p *Principal) clone() *Principal {
+	c := *p
+	c.Actors = slices.Clone(p.Actors)
+	return &c
+}
+
 type verified struct {
 	principal         *Principal
 	kid               string
@@ -80,7 +86,8 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 // Verify returns the caller that a token speaks for. The token comes without the
 // "Bearer " in front; see [ReadAuthorization]. A refusal is a *whence.Error of kind
 // ErrUnauthenticated whose message says what to do and never repeats the token;
-// ErrUnavailable means that the keys could not be read.
+// ErrUnavailable means that the keys could not be read. Who was revoked is told beside
+// the refusal, for the record alone.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
 	switch {
 	case token == "":
@@ -108,14 +115,13 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error)
 	if err := entry.checkTime(v.c.Clock()); err != nil {
 		return nil, err
 	}
+	p := entry.principal.clone()
 	if v.c.Revocations != nil {
-		if err := v.c.Revocations.Check(ctx, entry.principal, entry.kid); err != nil {
-			return nil, err
+		if err := v.c.Revocations.Check(ctx, p, entry.kid); err != nil {
+			return p, err
 		}
 	}
-	p := *entry.principal
-	p.Actors = slices.Clone(p.Actors)
-	return &p, nil
+	return p, nil
 }
 
 // Presented is how a token came with a call.
@@ -127,21 +133,22 @@ type Presented struct {
 }
 
 // Authenticate verifies a token and that who presents it may: one that is bound to a
-// key comes with a proof of that key.
+// key comes with a proof of that key. Beside a refusal it may tell whose token it was,
+// for the record alone.
 func (v *Verifier) Authenticate(ctx context.Context, c Presented) (*Principal, error) {
 	p, err := v.Verify(ctx, c.Token)
 	switch {
 	case err != nil:
-		return nil, err
+		return p, err
 	case p.Thumbprint == "" && c.Bound:
-		return nil, refuse("TOKEN_NOT_BOUND", "this token is not bound to a key; send it as Authorization: Bearer TOKEN", nil)
+		return p, refuse("TOKEN_NOT_BOUND", "this token is not bound to a key; send it as Authorization: Bearer TOKEN", nil)
 	case p.Thumbprint == "":
 		return p, nil
 	case !c.Bound:
-		return nil, refuse("PROOF_MISSING", "this token is bound to a key; send it as Authorization: DPoP TOKEN, with a proof in the header DPoP (RFC 9449)", nil)
+		return p, refuse("PROOF_MISSING", "this token is bound to a key; send it as Authorization: DPoP TOKEN, with a proof in the header DPoP (RFC 9449)", nil)
 	}
 	if err := v.c.Proofs.VerifyBound(c.Proof, c.Method, c.URL, c.Token, p.Thumbprint); err != nil {
-		return nil, err
+		return p, err
 	}
 	return p, nil
 }

@@ -126,7 +126,7 @@ func (c Call) checkKey() error {
 	return nil
 }
 
-// dropping removes idempotency keys and assertions whose time is over, until ctx ends.
+// dropping removes idempotency keys, assertions and revocations whose time is over, until ctx ends.
 func (g *Gateway) dropping(ctx context.Context) {
 	t := time.NewTicker(10 * time.Minute)
 	defer t.Stop()
@@ -137,6 +137,9 @@ func (g *Gateway) dropping(ctx context.Context) {
 		case <-t.C:
 			if _, err := g.pool.Exec(ctx, dropKeys); err != nil && ctx.Err() == nil {
 				g.log.WarnContext(ctx, "cannot remove old idempotency keys; trying again", "error", err)
+			}
+			if err := g.stops.Drop(ctx); err != nil && ctx.Err() == nil {
+				g.log.WarnContext(ctx, "cannot remove old revocations; trying again", "error", err)
 			}
 			if err := g.known.DropAssertions(ctx); err != nil && ctx.Err() == nil {
 				g.log.WarnContext(ctx, "cannot remove old assertions; trying again", "error", err)

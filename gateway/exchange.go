@@ -109,12 +109,15 @@ func (g *Gateway) exchange(ctx context.Context, x Exchange, s *Session, out *Exc
 		return err
 	}
 	x.Want.Agent = agent.Name
-	s.Note("asked", x.Want.Scope)
+	s.Note("asked", summary(x.Want.Scope))
+	if err := g.stops.Check(ctx, s.Principal, ""); err != nil { // a token of before a revocation, too
+		return err
+	}
 	thumbprint, err := g.verifier.Proof(x.Proof, x.Method, x.URL)
 	if err != nil {
 		return err
 	}
-	t, err := g.grantTask(ctx, *x.Want, user, agent, thumbprint)
+	t, grant, err := g.grantTask(ctx, *x.Want, user, agent, thumbprint)
 	if err != nil {
 		return err
 	}
@@ -124,7 +127,9 @@ func (g *Gateway) exchange(ctx context.Context, x Exchange, s *Session, out *Exc
 	}
 	s.noteTask(t)
 	s.Note("grant", t.Grant)
-	s.Write(Write{Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) { return nil, g.insertGranted(ctx, tx, t) }})
+	s.Write(Write{Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+		return nil, g.insertGranted(ctx, tx, t, grant, agent, user.Issuer)
+	}})
 	*out = started.exchanged()
 	return nil
 }
@@ -191,7 +196,8 @@ func (g *Gateway) vouched(ctx context.Context, x Exchange, tenant string) (a reg
 		return a, err
 	}
 	a, err = g.known.AgentBySubject(ctx, id.Issuer.Name, id.Subject)
-	if errors.Is(err, whence.ErrNotFound) || err == nil && a.Tenant != tenant {
+	// An issuer whose tokens choose their tenant must have chosen the agent's.
+	if errors.Is(err, whence.ErrNotFound) || err == nil && (a.Tenant != tenant || id.Issuer.TenantClaim != "" && id.Tenant != tenant) {
 		return a, unknownAgent("AGENT_NOT_FOUND", "no agent of the user's tenant is known by this actor_token; have an operator register it with this issuer and subject")
 	}
 	return a, err
@@ -202,29 +208,28 @@ func unknownAgent(reason, message string) error {
 }
 
 // grantTask works out the task that the grants allow.
-func (g *Gateway) grantTask(ctx context.Context, want authz.TaskRequest, user federation.Identity, agent registry.Agent, thumbprint string) (t Task, err error) {
+func (g *Gateway) grantTask(ctx context.Context, want authz.TaskRequest, user federation.Identity, agent registry.Agent, thumbprint string) (t Task, grant registry.Grant, err error) {
 	now := g.now()
 	grants, err := g.known.GrantsFor(ctx, user.Tenant, agent.Name, user.Subject, user.Groups, now)
 	if err != nil {
-		return t, err
+		return t, grant, err
 	}
 	if len(grants) == 0 {
-		return t, noGrant(agent.Name, user.Subject)
+		return t, grant, noGrant(agent.Name, user.Subject)
 	}
 	var first error
-	for _, grant := range grants {
-		t, err := g.under(grant, now, want, user, agent, thumbprint)
-		if err == nil {
-			return t, nil
+	for _, grant = range grants {
+		if t, err = g.under(grant, now, want, user, agent, thumbprint); err == nil {
+			return t, grant, nil
 		}
 		if !errors.Is(err, whence.ErrDenied) {
-			return t, err
+			return t, grant, err
 		}
 		if first == nil {
 			first = err
 		}
 	}
-	return t, first
+	return t, grant, first
 }
 
 func noGrant(agent, user string) error {
@@ -272,18 +277,19 @@ func leastOf[T int64 | time.Duration](asked, granted T) T {
 	return min(asked, granted)
 }
 
-// insertGranted starts the task unless somebody was stopped, or the grant taken
-// back, in the meantime.
-func (g *Gateway) insertGranted(ctx context.Context, tx pgx.Tx, t Task) error {
+// insertGranted starts the task unless somebody was stopped in the meantime, or what
+// the task stands on was taken back or changed.
+func (g *Gateway) insertGranted(ctx context.Context, tx pgx.Tx, t Task, grant registry.Grant, agent registry.Agent, issuer federation.Issuer) error {
 	if err := g.stops.Hold(ctx, tx, t.Tenant, t.User, t.Actors); err != nil {
 		return err
 	}
-	_, found, err := g.known.HoldGrant(ctx, tx, t.Grant)
+	same, err := g.known.Hold(ctx, tx, grant, agent, issuer)
 	switch {
 	case err != nil:
 		return err
-	case !found:
-		return noGrant(t.Agent, t.User)
+	case !same:
+		return &whence.Error{Kind: whence.ErrAborted, Reason: "GRANT_CHANGED", RetryAfter: 100 * time.Millisecond,
+			Message: "the grant, the agent or the issuer was changed just now; try again"}
 	}
 	return insertTask(ctx, tx, t, []uuid.UUID{t.ID})
 }
@@ -312,7 +318,7 @@ func (g *Gateway) exchangeOwn(ctx context.Context, x Exchange, s *Session, out *
 		*out, err = g.renew(ctx, p, agent, s)
 		return err
 	}
-	s.Note("asked", x.Want.Scope)
+	s.Note("asked", summary(x.Want.Scope))
 	s.Note("asker", agent.Name)
 	if err := (Call{Action: authz.TaskDelegate}).allow(p); err != nil {
 		return err
@@ -354,15 +360,7 @@ func (g *Gateway) renew(ctx context.Context, p *authz.Principal, agent registry.
 	if err := g.alive(ctx, p.Task); err != nil {
 		return out, err
 	}
-	t, err := g.GetTask(ctx, p.Task)
-	if err != nil {
-		return out, err
-	}
-	if t.Budget.Deadline.Sub(g.now()) < time.Second {
-		return out, taskError("TASK_EXPIRED", t.ID, "the task's deadline has passed; start a new task")
-	}
-	t.Scope = p.Scope.Spec()
-	started, err := g.issue(t, MaxTokenLifetime)
+	started, err := g.again(ctx, g.pool, p.Task)
 	if err != nil {
 		return out, err
 	}
@@ -393,4 +391,17 @@ func (s Started) exchanged() Exchanged {
 	t := s.Task
 	return Exchanged{Token: s.Token, Expires: s.Expires, Bound: t.Thumbprint != "", Task: t.ID,
 		Granted: authz.TaskRequest{Agent: t.Agent, Purpose: t.Purpose, Scope: t.Scope, Calls: t.Budget.Limit, Lifetime: t.Budget.Deadline.Sub(t.Created)}}
+}
+
+// summary is a wish as the log keeps it: a long list is cut, for whoever asks may have
+// been granted nothing.
+func summary(s authz.ScopeSpec) map[string]any {
+	const most = 20
+	cut := func(n int) int { return min(n, most) }
+	out := map[string]any{"actions": s.Actions[:cut(len(s.Actions))], "tables": s.Tables[:cut(len(s.Tables))], "subjects": s.Subjects[:cut(len(s.Subjects))],
+		"allTables": s.AllTables, "allSubjects": s.AllSubjects, "filters": len(s.Filter)}
+	if n := len(s.Tables) + len(s.Subjects) + len(s.DenyTables) + len(s.DenySubjects); n > most {
+		out["names"] = n
+	}
+	return out
 }

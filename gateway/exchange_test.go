@@ -130,7 +130,7 @@ func TestWhatIsTakenBackStartsNothing(t *testing.T) {
 						switch {
 						case err == nil:
 							started.Add(1)
-						case errors.Is(err, whence.ErrDenied), errors.Is(err, whence.ErrUnauthenticated):
+						case errors.Is(err, whence.ErrDenied), errors.Is(err, whence.ErrUnauthenticated), errors.Is(err, whence.ErrAborted):
 							refused.Add(1)
 						default:
 							return err

@@ -163,8 +163,7 @@ func delegate(t *testing.T, g *gateway.Gateway, bearer string, r authz.TaskReque
 	t.Helper()
 	call := gateway.Call{Name: "whence.v1.TaskService/Delegate", Presented: authz.Presented{Token: bearer}, Action: authz.TaskDelegate}
 	err = g.Do(t.Context(), call, func(ctx context.Context, s *gateway.Session) error {
-		out, err = g.Delegate(ctx, s, r)
-		return err
+		return g.Delegate(ctx, s, r, func(s gateway.Started) { out = s })
 	})
 	return out, err
 }

@@ -59,15 +59,10 @@ func (g *Gateway) Revoke(ctx context.Context, s *Session, v authz.Revocation, do
 		return &whence.Error{Kind: whence.ErrDenied, Reason: "ROLE_INSUFFICIENT",
 			Message: "users stop tasks that act for them, one by one, and delete their own grants; ask an operator for more"}
 	}
-	if v.Kind == authz.RevokedKey {
-		// Whether it can be retired is settled first: without another key nobody works.
-		if err := g.keys.Retire(ctx, v.Target); err != nil {
-			return err
-		}
-	}
 	s.Note("revoked", string(v.Kind))
 	s.Note("target", v.Target)
 	s.Note("why", v.Reason)
+	known := func() {}
 	s.Write(Write{
 		Effect: func(ctx context.Context, tx pgx.Tx) (_ []byte, err error) {
 			if err := g.stops.Lock(ctx, tx); err != nil {
@@ -76,11 +71,17 @@ func (g *Gateway) Revoke(ctx context.Context, s *Session, v authz.Revocation, do
 			if v, err = g.stops.Add(ctx, tx, v); err != nil {
 				return nil, err
 			}
+			if v.Kind == authz.RevokedKey {
+				if known, err = g.keys.RetireIn(ctx, tx, v.Target); err != nil {
+					return nil, err
+				}
+			}
 			n, err := g.revokeTasks(ctx, tx, meant[v.Kind], pgx.NamedArgs{"task": task, "tenant": v.Tenant, "target": v.Target})
 			done(Revoked{At: v.At, Tasks: n})
 			return nil, err
 		},
 		After: func(ctx context.Context) {
+			known()
 			if err := g.stops.Refresh(ctx); err != nil {
 				g.log.ErrorContext(ctx, "a revocation is recorded, and calls are refused until it can be read back", "error", err)
 			}
@@ -121,6 +122,9 @@ func (g *Gateway) revokeTasks(ctx context.Context, tx pgx.Tx, which string, args
 func (g *Gateway) DeleteGrant(s *Session, id uuid.UUID) {
 	s.Note("grant", id)
 	s.Write(Write{Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+		if err := g.stops.Lock(ctx, tx); err != nil {
+			return nil, err
+		}
 		if err := g.known.DeleteGrant(ctx, tx, id); err != nil {
 			return nil, err
 		}

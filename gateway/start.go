@@ -61,20 +61,52 @@ func (g *Gateway) StartOwn(ctx context.Context, user string, r authz.TaskRequest
 // Calls 0 asks for all that is left, Lifetime 0 for as long as the caller's task.
 // Asking for more is refused, not cut down: SCOPE_WIDENED, BUDGET_EXHAUSTED,
 // LIFETIME_INVALID, DEPTH_EXCEEDED.
-func (g *Gateway) Delegate(ctx context.Context, s *Session, r authz.TaskRequest) (out Started, err error) {
+//
+// The task starts in the transaction that records the call, and done is told of it
+// then. The same idempotency key starts one task, and gives another token of it.
+func (g *Gateway) Delegate(ctx context.Context, s *Session, r authz.TaskRequest, done func(Started)) (err error) {
 	p := s.Principal
 	if r.Scope, err = g.narrow(ctx, p, r); err != nil {
+		return err
+	}
+	s.Write(Write{
+		Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+			out, err := g.startBelow(ctx, tx, p, r)
+			if err != nil {
+				return nil, err
+			}
+			s.noteTask(out.Task)
+			done(out)
+			return out.Task.ID[:], nil
+		},
+		Replay: func(ctx context.Context, tx pgx.Tx, reply []byte) error {
+			id, err := uuid.FromBytes(reply)
+			if err != nil {
+				return err
+			}
+			out, err := g.again(ctx, tx, id)
+			if err != nil {
+				return err
+			}
+			s.noteTask(out.Task)
+			done(out)
+			return nil
+		},
+	})
+	return nil
+}
+
+// again gives another token of a task, as the task is.
+func (g *Gateway) again(ctx context.Context, db querier, id uuid.UUID) (Started, error) {
+	t, err := g.getTask(ctx, db, id)
+	if err != nil {
 		return Started{}, err
 	}
-	err = pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
-		out, err = g.startBelow(ctx, tx, p, r)
-		return err
-	})
-	if err != nil {
-		return Started{}, fmt.Errorf("delegate: %w", err)
+	n := node{id: t.ID, state: t.State, deadline: t.Budget.Deadline.Add(-time.Second)} // a token lives for a second at least
+	if err := n.alive(g.now()); err != nil {
+		return Started{}, err
 	}
-	s.noteTask(out.Task)
-	return out, nil
+	return g.issue(t, MaxTokenLifetime)
 }
 
 // narrow is the scope of a task to be delegated, which lies within the caller's own

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,7 +89,16 @@ const (
 // GetTask returns a task as it stands. Whoever calls it has made sure that the
 // caller may see it. An unknown id is ErrNotFound TASK_NOT_FOUND.
 func (g *Gateway) GetTask(ctx context.Context, id uuid.UUID) (Task, error) {
-	rows, err := g.pool.Query(ctx, taskSQL+byIDSQL, pgx.NamedArgs{"none": uuid.Nil, "id": id})
+	return g.getTask(ctx, g.pool, id)
+}
+
+// querier is a pool or a transaction.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func (g *Gateway) getTask(ctx context.Context, db querier, id uuid.UUID) (Task, error) {
+	rows, err := db.Query(ctx, taskSQL+byIDSQL, pgx.NamedArgs{"none": uuid.Nil, "id": id})
 	var t Task
 	if err == nil {
 		t, err = pgx.CollectExactlyOneRow(rows, g.scanTask)
@@ -218,31 +228,34 @@ returning id`
 // EndTask ends the caller's own task and every task below it: their further calls
 // are refused. It returns the task as it now stands and how many below it ended
 // with it. It does not matter if some had ended already.
-func (g *Gateway) EndTask(ctx context.Context, s *Session) (task Task, below int64, err error) {
+//
+// It does so in the transaction that records the call, and done is told then.
+func (g *Gateway) EndTask(s *Session, done func(task Task, below int64)) {
 	p := s.Principal
-	args := pgx.NamedArgs{"id": p.Task, "root": p.Root, "now": g.now()}
-	err = pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
+	effect := func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+		args := pgx.NamedArgs{"id": p.Task, "root": p.Root, "now": g.now()}
 		// Delegation locks the path above the new task, so from here on nothing
 		// more comes to hang below this one.
 		if _, err := tx.Exec(ctx, lockTaskSQL, args); err != nil {
-			return err
+			return nil, fmt.Errorf("end a task: %w", err)
 		}
 		rows, err := tx.Query(ctx, endTreeSQL, args)
 		if err != nil {
-			return err
+			return nil, fmt.Errorf("end a task: %w", err)
 		}
 		ended, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-		below = 0
-		for _, id := range ended {
-			if id != p.Task {
-				below++
-			}
+		if err != nil {
+			return nil, fmt.Errorf("end a task: %w", err)
 		}
-		return err
-	})
-	if err != nil {
-		return Task{}, 0, fmt.Errorf("end a task: %w", err)
+		task, err := g.getTask(ctx, tx, p.Task)
+		if err == nil {
+			done(task, int64(len(slices.DeleteFunc(ended, func(id uuid.UUID) bool { return id == p.Task }))))
+		}
+		return nil, err
 	}
-	task, err = g.GetTask(ctx, p.Task)
-	return task, below, err
+	// Ending what has ended changes nothing, so a replay is the same again.
+	s.Write(Write{Effect: effect, Replay: func(ctx context.Context, tx pgx.Tx, _ []byte) error {
+		_, err := effect(ctx, tx)
+		return err
+	}})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/google/uuid"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/federation"
 	"github.com/whence-db/whence/internal/pg"
 )
 
@@ -53,6 +55,9 @@ func (g Grant) Validate(now time.Time) error {
 		return whence.Invalid("maxDepth", "DEPTH_INVALID", fmt.Sprintf("tasks are delegated 0 to %d deep", MaxDepth))
 	case !g.Expires.IsZero() && !g.Expires.After(now):
 		return whence.Invalid("expireTime", "EXPIRE_TIME_INVALID", "this time has passed; give a later one, or none")
+	}
+	if n := len(toJSON(g.Scope)); n > maxScope {
+		return whence.Invalid("scope", "SCOPE_TOO_LARGE", fmt.Sprintf("this scope takes %d bytes of at most %d, and a token for it would be too large; name fewer tables and subjects", n, maxScope))
 	}
 	return g.Scope.Validate()
 }
@@ -111,9 +116,34 @@ func (g Grant) args() pgx.NamedArgs {
 	return args
 }
 
+const (
+	maxGrants = 100      // of an agent for one user or group
+	maxScope  = 10 << 10 // bytes of a grant's scope: what it gives has to fit into a token
+
+	countGrantsSQL = `
+select count(*) from whence.grants
+where tenant = @tenant and agent = @agent and user_id is not distinct from @user and group_name is not distinct from @group`
+)
+
+// roomFor refuses more grants than anybody has a use for: an exchange reads them all.
+func (r *Registry) roomFor(ctx context.Context, tx pgx.Tx, g Grant) error {
+	var n int
+	if err := tx.QueryRow(ctx, countGrantsSQL, g.args()).Scan(&n); err != nil {
+		return fmt.Errorf("create a grant: %w", pg.Translate(err))
+	}
+	if n >= maxGrants {
+		return &whence.Error{Kind: whence.ErrPrecondition, Reason: "GRANTS_TOO_MANY",
+			Message: fmt.Sprintf("the agent has %d grants for this user or group, as many as it may have; change one of them, or delete some", n)}
+	}
+	return nil
+}
+
 // CreateGrant gives a permission.
 func (r *Registry) CreateGrant(ctx context.Context, tx pgx.Tx, g Grant) error {
 	if err := g.Validate(g.Created); err != nil {
+		return err
+	}
+	if err := r.roomFor(ctx, tx, g); err != nil {
 		return err
 	}
 	_, err := tx.Exec(ctx, insertGrantSQL, g.args())
@@ -172,10 +202,24 @@ func (r *Registry) Grant(ctx context.Context, id uuid.UUID) (Grant, error) {
 	return g, nil
 }
 
-// HoldGrant reads a grant and keeps it as it is until tx ends.
-func (r *Registry) HoldGrant(ctx context.Context, tx pgx.Tx, id uuid.UUID) (g Grant, found bool, err error) {
-	g, found, err = one(ctx, tx, scanGrant, grantSQL+` for key share`, pgx.NamedArgs{"id": id})
-	return g, found, pg.Translate(err)
+const (
+	holdAgentSQL  = agentsSQL + ` where a.tenant = @tenant and a.name = @name for share of a`
+	holdIssuerSQL = issuerByNameSQL + ` for share`
+)
+
+// Hold tells whether a grant, an agent and an issuer are still as they were read, and
+// keeps them so until tx ends.
+func (r *Registry) Hold(ctx context.Context, tx pgx.Tx, g Grant, a Agent, i federation.Issuer) (same bool, err error) {
+	held, found, err := one(ctx, tx, scanGrant, grantSQL+` for share`, pgx.NamedArgs{"id": g.ID})
+	if err != nil || !found || !reflect.DeepEqual(held, g) {
+		return false, pg.Translate(err)
+	}
+	agent, found, err := one(ctx, tx, scanAgent, holdAgentSQL, pgx.NamedArgs{"tenant": a.Tenant, "name": a.Name})
+	if err != nil || !found || !reflect.DeepEqual(agent, a) {
+		return false, pg.Translate(err)
+	}
+	issuer, found, err := one(ctx, tx, scanIssuer, holdIssuerSQL, pgx.NamedArgs{"name": i.Name})
+	return err == nil && found && reflect.DeepEqual(issuer.Issuer, i), pg.Translate(err)
 }
 
 // GrantsFor returns the grants under which an agent may act for a user of groups,

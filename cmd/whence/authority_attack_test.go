@@ -212,7 +212,7 @@ func (c *cast) say(t *testing.T, word string) string {
 	parts := strings.Fields(rest)
 	switch kind {
 	case "id":
-		token, err := login.IDToken(t.Context(), login.Config{Issuer: c.w.env["WHENCE_LOGIN_ISSUER"], ClientID: loginClient, User: parts[0], Out: io.Discard,
+		token, err := login.IDToken(t.Context(), login.Config{Issuer: c.w.env["WHENCE_LOGIN_ISSUER"], ClientID: c.w.env["WHENCE_LOGIN_CLIENT"], User: parts[0], Out: io.Discard,
 			Open: func(string) error { return http.ErrNotSupported }, Wait: time.Minute})
 		if err != nil {
 			t.Fatal(err)

@@ -29,6 +29,8 @@ type devCmd struct {
 	Grace      time.Duration `env:"WHENCE_GRACE" default:"10s" help:"How long calls may go on after the signal to stop."`
 	Verbose    bool          `env:"WHENCE_VERBOSE" short:"v" help:"Log more."`
 	modelFlags `embed:""`
+
+	client string // that people sign in with at the development issuer; empty: there is none
 }
 
 // Run starts the cluster, prepares both databases, serves, and stops everything
@@ -129,7 +131,7 @@ func (c *devCmd) prepare(ctx context.Context, s *process, cluster *pgcluster.Clu
 	if err := c.trustIssuer(ctx, s); err != nil {
 		return err
 	}
-	return writeEnv(filepath.Join(c.Data, "dev.env"), [][2]string{
+	vars := [][2]string{
 		{"WHENCE_URL", s.url},
 		{"WHENCE_DATABASE_URL", cluster.DSN("whence")},
 		{sourceVariable, cluster.DSN("app")},
@@ -137,8 +139,11 @@ func (c *devCmd) prepare(ctx context.Context, s *process, cluster *pgcluster.Clu
 		{"WHENCE_AGENT_TOKEN", agent.Token},
 		{"WHENCE_SECRET_KEY", secret},
 		{"WHENCE_ISSUER", s.issuer.Name()},
-		{"WHENCE_LOGIN_ISSUER", s.url + devIssuerPath},
-	})
+	}
+	if c.client != "" {
+		vars = append(vars, [2]string{"WHENCE_LOGIN_ISSUER", s.url + devIssuerPath}, [2]string{"WHENCE_LOGIN_CLIENT", c.client})
+	}
+	return writeEnv(filepath.Join(c.Data, "dev.env"), vars)
 }
 
 func createDatabase(ctx context.Context, dsn, name string) error {

@@ -16,16 +16,16 @@ import (
 func (w *running) enrol(t *testing.T, agent string) []string {
 	t.Helper()
 	operator := []string{"--url", w.url, "--token", w.env["WHENCE_OPERATOR_TOKEN"]}
-	issuer := w.env["WHENCE_LOGIN_ISSUER"]
+	issuer, client := w.env["WHENCE_LOGIN_ISSUER"], w.env["WHENCE_LOGIN_CLIENT"]
 	if issuer == "" {
-		issuer = startIssuer(t)
+		issuer, client = startIssuer(t), loginClient
 		command(t, append([]string{"issuer", "create", "company", issuer, "--audience", loginClient, "--algorithm", "ES256",
 			"--all-tables", "--all-subjects", "--action", "memory:read"}, operator...)...).is(t, 0)
 	}
 	key := filepath.Join(t.TempDir(), agent+".pem")
 	command(t, append([]string{"agent", "create", agent, "--new-key", key}, operator...)...).is(t, 0, agent)
 	command(t, append([]string{"grant", "create", agent, "--user", "dev", "--all-tables", "--all-subjects", "--calls", "100000"}, operator...)...).is(t, 0)
-	return []string{"--key", key, "--login-issuer", issuer, "--as", "dev", "--url", w.url}
+	return []string{"--issuer", w.env["WHENCE_ISSUER"], "--key", key, "--login-issuer", issuer, "--login-client", client, "--as", "dev", "--url", w.url}
 }
 
 // startIssuer runs an identity provider until the test ends.

@@ -11,7 +11,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"os"
 	"strings"
@@ -35,6 +34,7 @@ type tokenExchange struct {
 	scopeFlags   `embed:""`
 	Agent        string        `arg:"" help:"The agent that gets the task."`
 	Purpose      string        `arg:"" optional:"" help:"What the task is for."`
+	Installation string        `name:"issuer" env:"WHENCE_ISSUER" help:"Public URL of the installation, which the agent signs for; default the server's URL." placeholder:"URL"`
 	Key          string        `required:"" env:"WHENCE_AGENT_KEY" type:"path" help:"File with the agent's private key (PEM, PKCS #8)." placeholder:"FILE"`
 	SubjectToken string        `env:"WHENCE_SUBJECT_TOKEN" help:"The user's token by a trusted issuer, instead of signing in." placeholder:"TOKEN"`
 	Renew        string        `help:"Get another token for the task of this one." placeholder:"TOKEN"`
@@ -43,7 +43,11 @@ type tokenExchange struct {
 }
 
 func (c *tokenExchange) Run(ctx context.Context, a *app) error {
-	assertion, err := assert(ctx, c.URL, c.Agent, c.Key)
+	installation := c.Installation
+	if installation == "" {
+		installation = strings.TrimRight(c.URL, "/")
+	}
+	assertion, err := assert(installation, c.Agent, c.Key)
 	if err != nil {
 		return err
 	}
@@ -92,38 +96,17 @@ func (c *tokenExchange) details() (string, error) {
 	return string(b), err
 }
 
-// assert signs that the holder of the key is the agent (private_key_jwt, RFC 7523).
-func assert(ctx context.Context, base, agent, file string) (string, error) {
+// assert signs that the holder of the key is the agent (private_key_jwt, RFC 7523),
+// for one installation: not for whatever a server says that it is called, or it could
+// pass the assertion on.
+func assert(installation, agent, file string) (string, error) {
 	key, method, err := readKey(file)
 	if err != nil {
 		return "", err
 	}
-	audience, err := issuerOf(ctx, base)
-	if err != nil {
-		return "", err
-	}
 	now := time.Now()
-	return jwt.NewWithClaims(method, jwt.MapClaims{"iss": agent, "sub": agent, "aud": audience, "jti": rand.Text(),
+	return jwt.NewWithClaims(method, jwt.MapClaims{"iss": agent, "sub": agent, "aud": installation, "jti": rand.Text(),
 		"iat": now.Unix(), "exp": now.Add(time.Minute).Unix()}).SignedString(key)
-}
-
-// issuerOf asks the server what it is called, which may not be where it is reached.
-func issuerOf(ctx context.Context, base string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(base, "/")+"/.well-known/oauth-authorization-server", nil)
-	if err != nil {
-		return "", err
-	}
-	body, status, err := fetch(req)
-	if err != nil {
-		return "", err
-	}
-	var meta struct {
-		Issuer string `json:"issuer"`
-	}
-	if err := json.Unmarshal(body, &meta); err != nil || meta.Issuer == "" {
-		return "", fmt.Errorf("%s is not a Whence server (%s)", base, status)
-	}
-	return meta.Issuer, nil
 }
 
 // readKey reads an agent's private key and tells how it signs.

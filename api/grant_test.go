@@ -173,3 +173,48 @@ func same(t *testing.T, what string, want, got proto.Message) {
 		t.Errorf("%s: %s", what, diff)
 	}
 }
+
+// There are bounds to what grants may take: an exchange reads all of them.
+func TestGrantsAreFewAndSmall(t *testing.T) {
+	t.Parallel()
+	w := open(t)
+	admin := w.operator(t, authz.RoleAdmin)
+	admin.must(t, "CreateAgent", &v1.CreateAgentRequest{Name: "clerk"}, nil)
+	var subjects []string
+	for i := range 400 {
+		subjects = append(subjects, strings.Repeat("x", 30)+strings.Repeat("y", i%7)+string(rune('a'+i%26))+strings.Repeat("z", i/26))
+	}
+	large := &v1.CreateGrantRequest{Agent: "clerk", User: "ann", Scope: &v1.Scope{AllTables: true, Subjects: subjects, Actions: []string{"memory:read"}}}
+	admin.refused(t, "CreateGrant", large, "SCOPE_TOO_LARGE")
+	for range 100 {
+		admin.must(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", User: "ann", Scope: readingMessage()}, nil)
+	}
+	admin.refused(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", User: "ann", Scope: readingMessage()}, "GRANTS_TOO_MANY")
+	admin.must(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", User: "bob", Scope: readingMessage()}, nil)
+	admin.must(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", Group: "ann", Scope: readingMessage()}, nil)
+}
+
+// What an operator gave, with its bounds, a user deletes and does not change.
+func TestUsersDoNotLiftBounds(t *testing.T) {
+	t.Parallel()
+	w := open(t)
+	admin, user := w.operator(t, authz.RoleAdmin), w.user(t, authz.DefaultTenant, "ann", authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: authz.Actions()})
+	admin.must(t, "CreateAgent", &v1.CreateAgentRequest{Name: "clerk"}, nil)
+	var theirs, own v1.CreateGrantResponse
+	admin.must(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", User: "ann", Scope: readingMessage(), ProofOfPossession: true}, &theirs)
+	user.must(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", Scope: readingMessage(), ProofOfPossession: true}, &own)
+	lift := func(id string) *v1.UpdateGrantRequest { return &v1.UpdateGrantRequest{Id: id, ProofOfPossession: proto.Bool(false)} }
+	user.refused(t, "UpdateGrant", lift(theirs.GetGrant().GetId()), "GRANT_NOT_YOURS")
+	user.must(t, "UpdateGrant", lift(own.GetGrant().GetId()), nil)
+	user.must(t, "DeleteGrant", &v1.DeleteGrantRequest{Id: theirs.GetGrant().GetId()}, nil)
+}
+
+// Nobody stops the operator who they are by mistake.
+func TestOperatorsDoNotRevokeThemselves(t *testing.T) {
+	t.Parallel()
+	w := open(t)
+	admin := w.operator(t, authz.RoleAdmin)
+	admin.refused(t, "Revoke", &v1.RevokeRequest{Target: &v1.RevokeRequest_User{User: "olga"}}, "REVOKES_YOURSELF")
+	admin.must(t, "Revoke", &v1.RevokeRequest{Target: &v1.RevokeRequest_User{User: "olga"}, OfTenant: "acme"}, nil)
+	admin.must(t, "Revoke", &v1.RevokeRequest{Target: &v1.RevokeRequest_User{User: "max"}}, nil)
+}

@@ -22,6 +22,10 @@ func (a *admin) Revoke(ctx context.Context, req *v1.RevokeRequest) (*v1.RevokeRe
 		return nil, err
 	}
 	v := revocation(req)
+	if v.Kind == authz.RevokedUser && s.Principal.Role.Operates() && v.Target == s.Principal.User && cmp.Or(req.GetOfTenant(), s.Principal.Tenant) == s.Principal.Tenant {
+		return nil, whence.Invalid("user", "REVOKES_YOURSELF",
+			"you would lock yourself out; revoke your token to end it, or have another operator do this")
+	}
 	switch v.Kind {
 	case authz.RevokedAgent, authz.RevokedUser:
 		v.Tenant = cmp.Or(req.GetOfTenant(), s.Principal.Tenant)

@@ -35,6 +35,9 @@ type KeysConfig struct {
 	// unless it is stored sealed. Where a starting process lacks it, the new key
 	// signs at once. Processes without the file verify and do not sign.
 	File string
+	// Borrow is for who signs beside the servers: a new key in File is not taken
+	// over, but for the first of an installation.
+	Borrow bool
 	// Clock says when keys begin to sign and retire, and paces the looks at the
 	// store; nil is time.Now.
 	Clock func() time.Time
@@ -46,6 +49,7 @@ type keyStore struct {
 	seal      seal.Key
 	algorithm Algorithm
 	file      *keyFile // nil: keys are made here
+	borrow    bool     // takes no key over
 	clock     func() time.Time
 }
 
@@ -67,7 +71,7 @@ func LoadKeys(ctx context.Context, c KeysConfig) (*Keys, error) {
 	case c.Algorithm != EdDSA && c.Algorithm != ES256:
 		return nil, fmt.Errorf("signing algorithm %q: want %s or %s", c.Algorithm, EdDSA, ES256)
 	}
-	ks := &Keys{store: &keyStore{pool: c.Pool, seal: c.Seal, algorithm: c.Algorithm, clock: c.Clock}, clock: c.Clock}
+	ks := &Keys{store: &keyStore{borrow: c.Borrow, pool: c.Pool, seal: c.Seal, algorithm: c.Algorithm, clock: c.Clock}, clock: c.Clock}
 	if c.File != "" {
 		ks.store.file = &keyFile{path: c.File}
 	}
@@ -114,7 +118,7 @@ func (s *keyStore) ensure(ctx context.Context) (ring keyring, err error) {
 	err = pg.InTx(ctx, s.pool, func(tx pgx.Tx) error {
 		ring, err = s.change(ctx, tx, func(live keyring, now time.Time) error {
 			switch {
-			case s.file != nil:
+			case s.file != nil && (len(live) == 0 || !s.borrow):
 				_, err := s.adopt(ctx, tx, live, now)
 				return err
 			case len(live) > 0:

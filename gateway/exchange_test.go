@@ -164,3 +164,77 @@ func TestWhatIsTakenBackStartsNothing(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatChangesMeanwhile changes what an exchange stands on between its judgement
+// and its task's start.
+func TestWhatChangesMeanwhile(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]string{
+		"the grant's calls":   `update whence.grants set calls = 1`,
+		"the grant's scope":   `update whence.grants set scope = '{"type":"whence"}'`,
+		"the grant's proof":   `update whence.grants set proof = true`,
+		"the agent's ceiling": `update whence.agents set ceiling = '{"type":"whence"}'`,
+		"the agent's keys":    `update whence.agents set jwks = null, issuer = 'company', subject = 'x'`,
+		"the user's bounds":   `update whence.issuers set user_scope = '{"type":"whence"}'`,
+		"the issuer":          `delete from whence.issuers`,
+		"the agent":           `delete from whence.agents`,
+		"nothing":             `select`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := gatewaytest.NewWorld(t)
+			w.AddAgent("worker")
+			w.AddGrant("worker", "ada")
+			tx, err := w.Pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+			if err := w.Revocations.Lock(t.Context(), tx); err != nil { // starts wait for it
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			var group errgroup.Group
+			group.Go(func() error {
+				_, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("ada"), Assertion: w.Assertion("worker"), Want: want()})
+				done <- err
+				return nil
+			})
+			for waiting := 0; waiting == 0; time.Sleep(5 * time.Millisecond) {
+				if err := w.Pool.QueryRow(t.Context(), `select count(*) from pg_locks where locktype = 'advisory' and not granted
+					and database = (select oid from pg_database where datname = current_database())`).Scan(&waiting); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := tx.Exec(t.Context(), change); err != nil {
+				t.Fatal(err)
+			}
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			err = <-done
+			_ = group.Wait()
+			if want := map[bool]string{true: "", false: "GRANT_CHANGED"}[name == "nothing"]; reason(err) != want {
+				t.Errorf("%v, want %q", err, want)
+			}
+		})
+	}
+}
+
+// TestWorkloadsOfOtherTenants holds that where an issuer's tokens choose their tenant,
+// they have to choose the agent's.
+func TestWorkloadsOfOtherTenants(t *testing.T) {
+	t.Parallel()
+	w := gatewaytest.NewWorld(t)
+	platform := w.AddProvider("platform", func(i *federation.Issuer) { i.TenantClaim = "tid" })
+	w.AddAgent("worker", func(a *registry.Agent) { a.JWKS, a.Issuer, a.Subject = nil, "platform", "workload-7" })
+	w.AddGrant("worker", "ada")
+	for tenant, want := range map[string]string{authz.DefaultTenant: "", "other": "AGENT_NOT_FOUND"} {
+		actor := platform.Token(t, map[string]any{"sub": "workload-7", "tid": tenant})
+		_, err := w.Exchange(gateway.Exchange{Subject: w.UserToken("ada"), Actor: actor,
+			Want: &authz.TaskRequest{Purpose: "a test", Scope: gatewaytest.Everything()}})
+		if reason(err) != want {
+			t.Errorf("of tenant %s: %v, want %q", tenant, err, want)
+		}
+	}
+}

@@ -249,3 +249,102 @@ func TestListTasks(t *testing.T) {
 		t.Errorf("an unknown task: %v", err)
 	}
 }
+
+// TestDelegateOnce holds that one idempotency key starts one task, and that a replay
+// gives another token of it, for as long as it may go on.
+func TestDelegateOnce(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	root, _ := w.start(t, g, 20)
+	ask := func(key string, r authz.TaskRequest) (out gateway.Started, err error) {
+		call := gateway.Call{Name: "whence.v1.TaskService/Delegate", Presented: authz.Presented{Token: root}, Action: authz.TaskDelegate, IdempotencyKey: key,
+			Prepare: func() (d [32]byte, err error) { d[0] = byte(r.Calls); return d, nil }}
+		err = g.Do(t.Context(), call, func(ctx context.Context, s *gateway.Session) error {
+			return g.Delegate(ctx, s, r, func(s gateway.Started) { out = s })
+		})
+		return out, err
+	}
+	r := below(request(5), 1)
+	first, err := ask("a", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := ask("a", r)
+	if err != nil || again.Task.ID != first.Task.ID || again.Token == first.Token {
+		t.Errorf("a replay: %+v, %v", again.Task, err)
+	}
+	if err := g.Do(t.Context(), read(again.Token), nothing); err != nil {
+		t.Errorf("with a replay's token: %v", err)
+	}
+	other, err := ask("b", r)
+	if err != nil || other.Task.ID == first.Task.ID {
+		t.Errorf("another key: %+v, %v", other.Task, err)
+	}
+	if _, err := ask("a", below(request(6), 1)); reason(err) != "IDEMPOTENCY_KEY_REUSED" {
+		t.Errorf("another request: %v", err)
+	}
+	if _, err := revoke(t, g, w.operator(t, authz.RoleAdmin), authz.Revocation{Kind: authz.RevokedTask, Target: first.Task.ID.String()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ask("a", r); reason(err) != "TASK_REVOKED" {
+		t.Errorf("a replay after its end: %v", err)
+	}
+	if n := w.number(t, "select count(*) from whence.tasks"); n != 3 {
+		t.Errorf("%d tasks", n)
+	}
+}
+
+// TestNothingHappensUnrecorded holds that what a call changes is not changed when the
+// call cannot be recorded.
+func TestNothingHappensUnrecorded(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	tr := w.grow(t, g)
+	operator := w.operator(t, authz.RoleAdmin)
+	if err := w.keys.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := w.keys.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := func() string {
+		t.Helper()
+		var s string
+		if err := w.pool.QueryRow(t.Context(), `select (select count(*) from whence.tasks where state = 'ACTIVE') || ' tasks, ' ||
+			(select count(*) from whence.signing_keys where retired_at is null) || ' keys, ' || (select count(*) from whence.revocations) || ' revocations'`).Scan(&s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	if err := g.Do(t.Context(), read(tr.worker.Token), nothing); err != nil {
+		t.Fatal(err)
+	}
+	before := state()
+	if _, err := w.pool.Exec(t.Context(), "alter table whence.entries rename to gone"); err != nil {
+		t.Fatal(err)
+	}
+	_, delegated := delegate(t, g, tr.worker.Token, below(request(1), 1))
+	_, key := revoke(t, g, operator, authz.Revocation{Kind: authz.RevokedKey, Target: keys[0].ID})
+	_, agent := revoke(t, g, operator, authz.Revocation{Kind: authz.RevokedAgent, Tenant: authz.DefaultTenant, Target: "middle"})
+	end := g.Do(t.Context(), gateway.Call{Name: "end", Presented: authz.Presented{Token: tr.worker.Token}}, func(_ context.Context, s *gateway.Session) error {
+		g.EndTask(s, func(gateway.Task, int64) {})
+		return nil
+	})
+	for name, err := range map[string]error{"delegate": delegated, "revoke a key": key, "revoke an agent": agent, "end": end} {
+		if reason(err) != "AUDIT_UNAVAILABLE" {
+			t.Errorf("%s without a log: %v", name, err)
+		}
+	}
+	if after := state(); after != before {
+		t.Errorf("%s became %s", before, after)
+	}
+	if _, err := w.pool.Exec(t.Context(), "alter table whence.gone rename to entries"); err != nil {
+		t.Fatal(err)
+	}
+	for name, token := range map[string]string{"middle": tr.middle.Token, "worker": tr.worker.Token} {
+		if err := g.Do(t.Context(), read(token), nothing); err != nil {
+			t.Errorf("%s goes on: %v", name, err)
+		}
+	}
+}

@@ -70,6 +70,11 @@ func TestForgedTokens(t *testing.T) {
 		}
 		w.hasEntry(t, a.Name, before, "whence.v1.TaskService/GetTask", want)
 	}
+	before := w.lastEntry(t)
+	if got := w.call(t, "MemoryService/"+strings.Repeat("x", 5000), "", "", nil); got.reason != "UNKNOWN_CALL" && got.reason != "TOKEN_MISSING" {
+		t.Errorf("a call that there is not: %+v", got)
+	}
+	w.hasEntry(t, "a call that there is not", before, "unknown", "TOKEN_MISSING")
 	if skipped > 8 {
 		t.Errorf("%d attacks were left out", skipped)
 	}

@@ -152,9 +152,10 @@ type signingFlags struct {
 	SigningAlgorithm string `enum:"EdDSA,ES256" default:"EdDSA" env:"WHENCE_SIGNING_ALGORITHM" help:"Of signing keys that are made: EdDSA or ES256."`
 }
 
-// keys reads the signing keys, and makes or takes over what is missing.
-func (f signingFlags) keys(ctx context.Context, pool *pgxpool.Pool, secret seal.Key) (*authz.Keys, error) {
-	return authz.LoadKeys(ctx, authz.KeysConfig{Pool: pool, Seal: secret,
+// keys reads the signing keys, and makes or takes over what is missing; who borrows
+// them takes nothing over.
+func (f signingFlags) keys(ctx context.Context, pool *pgxpool.Pool, secret seal.Key, borrow bool) (*authz.Keys, error) {
+	return authz.LoadKeys(ctx, authz.KeysConfig{Pool: pool, Seal: secret, Borrow: borrow,
 		File: f.SigningKeyFile, Algorithm: authz.Algorithm(f.SigningAlgorithm)})
 }
 

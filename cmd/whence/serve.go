@@ -162,7 +162,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if name == "" {
 		name = s.url
 	}
-	keys, err := s.flags.keys(ctx, s.pool, secret)
+	keys, err := s.flags.keys(ctx, s.pool, secret, false)
 	if err != nil {
 		return err
 	}

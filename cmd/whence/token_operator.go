@@ -32,7 +32,7 @@ func (c *tokenOperator) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer pool.Close()
-	keys, err := c.keys(ctx, pool, secret)
+	keys, err := c.keys(ctx, pool, secret, true)
 	if err != nil {
 		return err
 	}

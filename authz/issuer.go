@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -106,7 +107,15 @@ func (i *Issuer) IssueTask(t TaskClaims) (token string, expires time.Time, err e
 		place.Parent = &t.Parent
 	}
 	return i.issue(claims{Subject: t.User, Client: t.Agent, Actor: newActor(t.Actors), Tenant: t.Tenant,
-		Task: place, Details: details{scope.Spec()}, Confirm: bound}, t.Lifetime)
+		Task: place, Scope: actionsOf(scope), Details: details{scope.Spec()}, Confirm: bound}, t.Lifetime)
+}
+
+func actionsOf(s Scope) string {
+	var names []string
+	for _, a := range s.actions.sorted() {
+		names = append(names, string(a))
+	}
+	return strings.Join(names, " ")
 }
 
 // IssueOperator signs an operator's token. The subject is also the client: an

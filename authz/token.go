@@ -45,6 +45,7 @@ type claims struct {
 	ID       string          `json:"jti"`
 	Tenant   string          `json:"tenant"`
 	Task     *taskClaim      `json:"task,omitempty"`
+	Scope    string          `json:"scope,omitempty"` // the actions, for others to read (RFC 9068); Details decide
 	Details  details         `json:"authorization_details,omitempty"`
 	Role     Role            `json:"role,omitempty"`
 	Confirm  *confirm        `json:"cnf,omitempty"`

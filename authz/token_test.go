@@ -1,6 +1,8 @@
 package authz_test
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -51,6 +53,45 @@ func TestTaskTokenRoundTrip(t *testing.T) {
 			t.Errorf("%s: principal (-want +got):\n%s", read, diff)
 		}
 		got.Actors[0] = "mallory" // must not reach the next caller
+	}
+}
+
+// The claims of a task's token, as anyone can read them.
+func TestTaskTokenClaims(t *testing.T) {
+	t.Parallel()
+	issuer, _ := authztest.Pair(t, nil)
+	root, child := uuid.New(), uuid.New()
+	token, _, err := issuer.IssueTask(authz.TaskClaims{User: "ada", Agent: "writer", Actors: []string{"writer", "planner"}, Tenant: "acme",
+		Task: child, Root: root, Parent: root, Depth: 1, Lifetime: time.Minute,
+		Scope: authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.MemoryWrite, authz.MemoryRead}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(token, ".")
+	var header, claims map[string]any
+	for i, into := range []*map[string]any{&header, &claims} {
+		b, err := base64.RawURLEncoding.DecodeString(parts[i])
+		if err == nil {
+			err = json.Unmarshal(b, into)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"exp", "iat", "nbf", "jti"} {
+		if claims[name] == nil {
+			t.Errorf("no claim %s", name)
+		}
+		delete(claims, name)
+	}
+	want := map[string]any{"iss": authztest.IssuerName, "aud": authztest.IssuerName, "sub": "ada", "client_id": "writer", "tenant": "acme",
+		"act":   map[string]any{"sub": "writer", "act": map[string]any{"sub": "planner"}},
+		"scope": "memory:read memory:write",
+		"task":  map[string]any{"id": child.String(), "root": root.String(), "parent": root.String(), "depth": 1.0},
+		"authorization_details": []any{map[string]any{"type": "whence", "allTables": true, "allSubjects": true,
+			"actions": []any{"memory:read", "memory:write"}, "tier": "READ"}}}
+	if diff := cmp.Diff(want, claims); diff != "" || header["typ"] != "at+jwt" || header["alg"] != "EdDSA" {
+		t.Errorf("header %v, claims (-want +got):\n%s", header, diff)
 	}
 }
 

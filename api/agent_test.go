@@ -84,11 +84,11 @@ func TestIssuers(t *testing.T) {
 	w := open(t)
 	admin := w.operator(t, authz.RoleAdmin)
 	idp := &v1.CreateIssuerRequest{Name: "idp", Url: "https://id.example.org", Audience: "whence", Algorithms: []string{"ES256", "EdDSA"},
-		JwksUrl: "https://id.example.org/keys", TenantClaim: "org", SubjectClaim: "email", GroupsClaim: "roles",
+		JwksUrl: "https://id.example.org/keys", Tenant: "acme", SubjectClaim: "email", GroupsClaim: "roles",
 		Operators: map[string]string{"ops": "admin", "eyes": "viewer"}, UserScope: readingMessage()}
 	var made v1.CreateIssuerResponse
 	admin.must(t, "CreateIssuer", idp, &made)
-	want := &v1.Issuer{Name: idp.Name, Url: idp.Url, Audience: idp.Audience, Algorithms: idp.Algorithms, JwksUrl: idp.JwksUrl, TenantClaim: idp.TenantClaim,
+	want := &v1.Issuer{Name: idp.Name, Url: idp.Url, Audience: idp.Audience, Algorithms: idp.Algorithms, JwksUrl: idp.JwksUrl, Tenant: idp.Tenant,
 		SubjectClaim: idp.SubjectClaim, GroupsClaim: idp.GroupsClaim, Operators: idp.Operators, UserScope: idp.UserScope, CreateTime: made.GetIssuer().GetCreateTime()}
 	same(t, "an issuer as it was asked for and as it was made", want, made.GetIssuer())
 	if want.CreateTime == nil {

@@ -345,18 +345,19 @@ func TestProofReplayAtOnce(t *testing.T) {
 	}
 }
 
-// FuzzProof holds that no proof is taken but those that were made.
+// FuzzProof holds that what is taken has a key, and that the proofs that were made are
+// taken. Any key may make one, so others may be good too.
 func FuzzProof(f *testing.F) {
-	proofs := newProofForge(f)
+	forged := newProofForge(f)
 	made := map[string]bool{}
 	for _, a := range proofAttacks(f) {
-		proof := proofs.make(f, a)
+		proof := forged.make(f, a)
 		made[proof] = made[proof] || a.Want == "" && a.URL == nil && a.AccessToken == ""
 		f.Add(proof)
 	}
 	f.Fuzz(func(t *testing.T, proof string) {
-		thumbprint, err := proofs.verifier(t, 1).Verify(proof, "POST", proofURL, proofToken)
-		if (err == nil) != made[proof] || (err == nil) != isThumbprint(thumbprint) {
+		thumbprint, err := forged.verifier(t, 1).Verify(proof, "POST", proofURL, proofToken)
+		if err != nil && made[proof] || (err == nil) != isThumbprint(thumbprint) {
 			t.Fatalf("made %t, thumbprint %q, error %v", made[proof], thumbprint, err)
 		}
 	})
@@ -377,4 +378,32 @@ func FuzzComparableURL(f *testing.F) {
 			t.Fatalf("%q gives %q, and that %q, %v", s, once, twice, err)
 		}
 	})
+}
+
+// TestOneKeysShare holds that one key cannot fill the memory of proofs for all others,
+// and that its share is free again when its proofs have expired.
+func TestOneKeysShare(t *testing.T) {
+	t.Parallel()
+	m := newReplayMemory(40 * leastShare)
+	now := testNow
+	share := max(m.capacity/shareOfMemory, leastShare)
+	for i := range share {
+		if err := m.take("greedy", fmt.Sprint(i), now.Add(proofAge), now); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	var e *whence.Error
+	if err := m.take("greedy", "more", now.Add(proofAge), now); !errors.As(err, &e) || e.Reason != "PROOF_RATE_EXCEEDED" || e.RetryAfter <= 0 {
+		t.Errorf("beyond its share: %v", err)
+	}
+	if err := m.take("other", "0", now.Add(proofAge), now); err != nil {
+		t.Errorf("another key: %v", err)
+	}
+	now = now.Add(proofAge + 2*time.Second)
+	if err := m.take("greedy", "more", now.Add(proofAge), now); err != nil {
+		t.Errorf("later: %v", err)
+	}
+	if len(m.of) != 1 || m.of["greedy"] != 1 {
+		t.Errorf("counted %v", m.of)
+	}
 }

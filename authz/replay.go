@@ -10,6 +10,19 @@ import (
 
 type proofID [sha256.Size]byte
 
+// taken is a proof that is remembered, with the thumbprint of its key.
+type taken struct {
+	id  proofID
+	key string
+}
+
+// One key fills no more than a share of the memory, or its holder could lock all
+// others out.
+const (
+	shareOfMemory = 20
+	leastShare    = 100
+)
+
 // replayMemory remembers the proofs that were taken for as long as they could be
 // taken again. It forgets none of them early: when it is full, nothing is taken.
 type replayMemory struct {
@@ -19,14 +32,16 @@ type replayMemory struct {
 	// seen and bySecond hold the same proofs, bySecond by the second in which they
 	// are to be forgotten; guarded by mu.
 	seen     map[proofID]struct{}
-	bySecond map[int64][]proofID
+	bySecond map[int64][]taken
+	// of counts the proofs of each key; guarded by mu.
+	of map[string]int
 	// forgotten is the last second that was; guarded by mu. A proof as old as that
 	// may have been taken, should the clock have been set back.
 	forgotten int64
 }
 
 func newReplayMemory(capacity int) *replayMemory {
-	return &replayMemory{capacity: capacity, seen: make(map[proofID]struct{}), bySecond: make(map[int64][]proofID)}
+	return &replayMemory{capacity: capacity, seen: make(map[proofID]struct{}), bySecond: make(map[int64][]taken), of: make(map[string]int)}
 }
 
 // take remembers a proof that is good until then, or refuses it.
@@ -42,12 +57,17 @@ func (m *replayMemory) take(thumbprint, id string, until, now time.Time) error {
 	if _, ok := m.seen[key]; ok {
 		return refuse("PROOF_REPLAYED", "this DPoP proof has been used; make a new one, with a new jti, for each request", nil)
 	}
+	if m.of[thumbprint] >= max(m.capacity/shareOfMemory, leastShare) {
+		return &whence.Error{Kind: whence.ErrExhausted, Reason: "PROOF_RATE_EXCEEDED", RetryAfter: time.Second,
+			Message: "more calls came within a minute with proofs of this key than one key may make; send fewer"}
+	}
 	if len(m.seen) >= m.capacity {
 		return &whence.Error{Kind: whence.ErrUnavailable, Reason: "PROOF_REPLAY_MEMORY_FULL", RetryAfter: time.Second,
 			Message: "more DPoP proofs came within a minute than can be remembered; send a new proof later, or fewer calls"}
 	}
 	m.seen[key] = struct{}{}
-	m.bySecond[second] = append(m.bySecond[second], key)
+	m.of[thumbprint]++
+	m.bySecond[second] = append(m.bySecond[second], taken{key, thumbprint})
 	return nil
 }
 
@@ -61,7 +81,10 @@ func (m *replayMemory) forget(now int64) {
 			continue
 		}
 		for _, k := range keys {
-			delete(m.seen, k)
+			delete(m.seen, k.id)
+			if m.of[k.key]--; m.of[k.key] == 0 {
+				delete(m.of, k.key)
+			}
 		}
 		delete(m.bySecond, second)
 	}

@@ -73,7 +73,7 @@ type Revocations struct {
 	tried   time.Time        // guarded by mu; when one was last tried
 	failure error            // guarded by mu; how that failed
 
-	reading sync.Mutex // held by the one caller that reads
+	reading chan struct{} // full while a caller reads
 }
 
 type stop struct {
@@ -95,13 +95,18 @@ func NewRevocations(pool *pgxpool.Pool, clock func() time.Time) (*Revocations, e
 	if clock == nil {
 		clock = time.Now
 	}
-	return &Revocations{pool: pool, clock: clock, stopped: map[stop]stopped{}}, nil
+	return &Revocations{pool: pool, clock: clock, stopped: map[stop]stopped{}, reading: make(chan struct{}, 1)}, nil
 }
 
 // Check refuses a caller who is stopped, or whose token or its key is. An
 // ErrUnavailable means that it cannot be known.
 func (r *Revocations) Check(ctx context.Context, p *Principal, kid string) error {
-	if err := r.refresh(ctx); err != nil {
+	err := r.refresh(ctx)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil: // the caller has gone, or gave it no longer
+		return ctx.Err()
+	default:
 		return &whence.Error{Kind: whence.ErrUnavailable, Reason: "REVOCATIONS_UNKNOWN", RetryAfter: time.Second,
 			Message: "it cannot be told whether the credential was revoked, so it is not let in; try again", Err: err}
 	}
@@ -157,8 +162,13 @@ func (r *Revocations) refresh(ctx context.Context) error {
 	if done, err := r.recent(); done {
 		return err
 	}
-	r.reading.Lock()
-	defer r.reading.Unlock()
+	// Those who waited get the failure of the one who tried, and do not try in turn.
+	select {
+	case r.reading <- struct{}{}:
+		defer func() { <-r.reading }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if done, err := r.recent(); done {
 		return err
 	}
@@ -168,8 +178,8 @@ func (r *Revocations) refresh(ctx context.Context) error {
 // Refresh reads what has changed, however new what is known is: after a change by
 // this process.
 func (r *Revocations) Refresh(ctx context.Context) error {
-	r.reading.Lock()
-	defer r.reading.Unlock()
+	r.reading <- struct{}{} // for as long as one reading takes at most
+	defer func() { <-r.reading }()
 	return r.read(ctx)
 }
 
@@ -212,7 +222,7 @@ func (r *Revocations) read(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tried, r.failure = began, pg.Translate(err)
+	r.tried, r.failure = r.clock(), pg.Translate(err)
 	if err != nil {
 		return r.failure
 	}

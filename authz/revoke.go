@@ -79,6 +79,10 @@ func (r *Revocations) Hold(ctx context.Context, tx pgx.Tx, tenant, user string, 
 // Add records a revocation in the transaction that has called Lock. It is in effect
 // in this process after Refresh, in others within a second.
 func (r *Revocations) Add(ctx context.Context, tx pgx.Tx, v Revocation) (Revocation, error) {
+	if !plain(v.Target) || v.Tenant != "" && !plain(v.Tenant) {
+		return v, whence.Invalid("target", "REVOCATION_INVALID",
+			"no token carries such a name: write it as the audit log has it, in Unicode's form NFC, without white space at its ends or characters that show nothing")
+	}
 	args := pgx.NamedArgs{"kind": string(v.Kind), "tenant": pg.Text(v.Tenant), "target": pg.Text(v.Target), "reason": pg.Text(v.Reason), "by": pg.Text(v.By), "expires": nil}
 	if v.Kind == RevokedToken || v.Kind == RevokedTask {
 		args["expires"] = r.clock().Add(keepRevoked)

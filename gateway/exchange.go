@@ -95,7 +95,7 @@ func (g *Gateway) exchange(ctx context.Context, x Exchange, s *Session, out *Exc
 	if err != nil {
 		return err
 	}
-	s.Principal.Tenant, s.Principal.User, s.Principal.IssuedAt = user.Tenant, user.Subject, g.now()
+	s.Principal.Tenant, s.Principal.User, s.Principal.IssuedAt = user.Tenant, user.Subject, user.IssuedAt
 	s.Note("issuer", user.Issuer.Name)
 	if x.Role != "" {
 		*out, err = g.signIn(ctx, x, user, s)

@@ -228,6 +228,7 @@ func TestUsersStopTheirOwn(t *testing.T) {
 		"another's task":   {task(tr.worker), "TASK_NOT_FOUND"},
 		"another":          {authz.Revocation{Kind: authz.RevokedUser, Tenant: "default", Target: "olga"}, "ROLE_INSUFFICIENT"},
 		"an agent":         {authz.Revocation{Kind: authz.RevokedAgent, Tenant: "default", Target: "worker"}, "ROLE_INSUFFICIENT"},
+		"a blank task":     {authz.Revocation{Kind: authz.RevokedTask, Target: " "}, "TASK_INVALID"},
 		"no task at all":   {authz.Revocation{Kind: authz.RevokedTask, Target: "everything"}, "TASK_INVALID"},
 		"their own task":   {task(tr.maxs), ""},
 		"it a second time": {task(tr.maxs), ""},
@@ -348,6 +349,20 @@ func TestWhoCannotKnowRefuses(t *testing.T) {
 	for range 3 {
 		if _, err := verifier.Verify(t.Context(), token); reason(err) != "REVOCATIONS_UNKNOWN" || !errors.Is(err, whence.ErrUnavailable) {
 			t.Errorf("a process that is cut off: %v", err)
+		}
+	}
+}
+
+// TestRevokedNamesAreAsTokensCarryThem holds that who cannot be meant is refused
+// instead of being stopped in vain.
+func TestRevokedNamesAreAsTokensCarryThem(t *testing.T) {
+	t.Parallel()
+	w, g := open(t)
+	for name, want := range map[string]string{"jos\u00e9": "", "jose\u0301": "REVOCATION_INVALID", " ": "REVOCATION_INVALID",
+		"ann ": "REVOCATION_INVALID", "ann\u200b": "REVOCATION_INVALID"} {
+		v := authz.Revocation{Kind: authz.RevokedUser, Tenant: authz.DefaultTenant, Target: name}
+		if _, err := revoke(t, g, w.operator(t, authz.RoleAdmin), v); reason(err) != want {
+			t.Errorf("%q: %v, want %q", name, err, want)
 		}
 	}
 }

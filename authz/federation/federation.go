@@ -38,7 +38,9 @@ type Identity struct {
 	// [authz.DefaultTenant], and none for an agent.
 	Role    authz.Role
 	TokenID string // the token's jti; empty when it has none
-	Expires time.Time
+	// IssuedAt is the token's iat; zero for a JWT-SVID without one.
+	IssuedAt time.Time
+	Expires  time.Time
 }
 
 // Config configures a [Verifier].

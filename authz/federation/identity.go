@@ -118,6 +118,9 @@ func (v *Verifier) identify(ctx context.Context, t *token, i Issuer) (Identity, 
 // identity reads whom a verified token speaks of.
 func (t *token) identity(i Issuer) (id Identity, err error) {
 	id = Identity{Issuer: i, TokenID: t.id, Tenant: i.Tenant, Expires: t.expires.Time()}
+	if t.issued != nil {
+		id.IssuedAt = t.issued.Time()
+	}
 	if id.Subject, err = t.name(i.SubjectClaim, "sub"); err != nil {
 		return Identity{}, err
 	}

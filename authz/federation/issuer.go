@@ -92,6 +92,9 @@ func (i Issuer) Validate() error {
 	if len(i.Operators) > maxOperators {
 		return invalid("operators", fmt.Sprintf("at most %d groups may be operators", maxOperators))
 	}
+	if len(i.Operators) > 0 && i.TenantClaim != "" {
+		return invalid("operators", "an issuer whose tokens choose their tenant makes no operators, for any of them could choose the installation's own; set tenant, or register the operators' issuer apart")
+	}
 	for group, role := range i.Operators {
 		if !strict.Plain(group) || !role.Valid() {
 			return invalid("operators", "map groups, in plain text, to viewer, approver or admin")

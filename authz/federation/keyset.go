@@ -85,7 +85,7 @@ func (s *keySet) look(pick func([]key) []key) (keys []key, due bool, err error) 
 		return nil, true, nil
 	case failure != nil:
 		// Not known is not the same as forged.
-		return nil, false, unreachable(s.issuer.Name, fetchPause-now.Sub(tried), failure)
+		return nil, false, unreachable(fetchPause-now.Sub(tried), failure)
 	}
 	return nil, false, nil
 }
@@ -117,7 +117,7 @@ func (s *keySet) fetch(ctx context.Context) {
 	}
 }
 
-func unreachable(issuer string, retry time.Duration, cause error) error {
+func unreachable(retry time.Duration, cause error) error {
 	return &whence.Error{Kind: whence.ErrUnavailable, Reason: "ISSUER_UNREACHABLE", RetryAfter: max(retry, time.Second), Err: cause,
-		Message: fmt.Sprintf("the keys of the issuer %q cannot be fetched, so its tokens cannot be verified; try again later", issuer)}
+		Message: "the keys of the token's issuer cannot be fetched, so it cannot be verified; try again later"}
 }

@@ -186,7 +186,9 @@ func standard(t testing.TB) *provider {
 	p.register("main", nil)
 	p.register("es", func(i *Issuer) { i.Algorithms = []string{"ES256"} })
 	p.register("acme", func(i *Issuer) { i.Tenant = "acme" })
-	p.register("multi", func(i *Issuer) { i.TenantClaim, i.SubjectClaim, i.GroupsClaim = "https://id.test/org", "uid", "roles" })
+	p.register("multi", func(i *Issuer) {
+		i.TenantClaim, i.SubjectClaim, i.GroupsClaim, i.Operators = "https://id.test/org", "uid", "roles", nil
+	})
 	p.register("mail", func(i *Issuer) { i.SubjectClaim = "email" })
 	p.register("direct", func(i *Issuer) { i.JWKSURL = p.URL + "/keys?for=direct" })
 	p.register("unnamed", func(i *Issuer) { i.JWKSURL = p.URL + "/unnamed" })

@@ -25,10 +25,12 @@ const MaxName = 512
 
 // Plain tells whether s can stand as a name: some text, of reasonable length,
 // that a log line and a Postgres text column can hold, in Unicode's form NFC, and
-// without characters that show nothing or turn the direction of writing. Two
+// without characters that show nothing or turn the direction of writing, and without
+// white space at its ends. Two
 // names that look the same may still differ in their script.
 func Plain(s string) bool {
-	return s != "" && len(s) <= MaxName && utf8.ValidString(s) && !strings.ContainsFunc(s, unseen) && norm.NFC.IsNormalString(s)
+	return s != "" && len(s) <= MaxName && utf8.ValidString(s) && !strings.ContainsFunc(s, unseen) && norm.NFC.IsNormalString(s) &&
+		strings.TrimSpace(s) == s
 }
 
 // unseen tells the characters that a reader of a name cannot see, or that stand

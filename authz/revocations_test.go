@@ -8,11 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
-	"github.com/whence-db/whence/internal/pg"
 )
 
 // TestADatabaseThatHangs holds that nobody is let in while the database neither
@@ -46,7 +46,7 @@ func TestADatabaseThatHangs(t *testing.T) {
 			_ = c.Close()
 		}
 	})
-	pool, err := pg.NewPool(t.Context(), "postgres://nobody@"+listener.Addr().String()+"/none?sslmode=disable", 2)
+	pool, err := pgxpool.New(t.Context(), "postgres://nobody@"+listener.Addr().String()+"/none?sslmode=disable")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -171,7 +171,7 @@ func (w *running) testCommandLine(t *testing.T) {
 		{1, []string{"table", "register", "app", "public.larder", "--text", "what", "--language", "elvish"}, []string{"LANGUAGE_UNKNOWN", "language", "dutch, english"}},
 		{1, append([]string{"token", "exchange", "helper"}, helper...), []string{"what the task is for"}},
 		{1, append([]string{"token", "exchange", "stranger", "count jars", "--all-tables", "--all-subjects"}, helper...), []string{"invalid_client", "TOKEN_SIGNATURE_INVALID"}},
-		{1, append([]string{"token", "exchange", "helper", "count jars", "--all-tables"}, helper...), []string{"SCOPE_NOT_GRANTED", "subjects none asked for: name them"}},
+		{1, append([]string{"token", "exchange", "helper", "count jars", "--all-tables"}, helper...), []string{"SCOPE_NOT_GRANTED", "subjects: none asked for: name them"}},
 		{1, []string{"token", "login", "--login-issuer", w.env["WHENCE_LOGIN_ISSUER"], "--login-client", w.env["WHENCE_LOGIN_CLIENT"], "--as", "user", "--url", w.url}, []string{"ROLE_MISSING", "--role user"}},
 		{1, []string{"token", "login", "--url", w.url}, []string{"WHENCE_LOGIN_ISSUER"}},
 		{1, []string{"token", "inspect", "a.b", "--url", w.url}, []string{"three parts"}},

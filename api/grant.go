@@ -159,7 +159,7 @@ func yours(p *authz.Principal, g registry.Grant) bool {
 // grantNotFound is what the registry says of a grant that is not there.
 func grantNotFound(id uuid.UUID) error {
 	return &whence.Error{Kind: whence.ErrNotFound, Reason: "GRANT_NOT_FOUND",
-		Message: fmt.Sprintf("there is no grant %q", id), Metadata: map[string]string{"grant": id.String()}}
+		Message: fmt.Sprintf("there is no grant %q; whence grant list (ListGrants) shows those there are", id), Metadata: map[string]string{"grant": id.String()}}
 }
 
 // grantedScope is the scope of a grant; a user's lies within what is theirs.

@@ -38,7 +38,7 @@ func Effective(want ScopeSpec, bounds []Bound) (Scope, error) {
 	// Nothing at all was asked for in a part: that is a wish too, and an idle one.
 	for part, empty := range map[string]bool{"tables": asked.tables.empty(), "subjects": asked.subjects.empty(), "actions": len(asked.actions) == 0} {
 		if empty {
-			missing[part] = append(missing[part], "none asked for")
+			missing[part] = append(missing[part], nothingAsked[part])
 		}
 	}
 	if !s.tables.empty() && !s.subjects.empty() && len(s.actions) > 0 {
@@ -50,6 +50,12 @@ func Effective(want ScopeSpec, bounds []Bound) (Scope, error) {
 	}
 	return Scope{}, &whence.Error{Kind: whence.ErrDenied, Reason: "SCOPE_NOT_GRANTED", Metadata: over,
 		Message: "nothing is left of what was asked for; missing are " + listParts(over) + "; ask for what is granted, or have an operator grant it"}
+}
+
+// nothingAsked says what to do about a part that a wish leaves empty.
+var nothingAsked = map[string]string{
+	"tables": "none asked for: name them, or set allTables", "subjects": "none asked for: name them, or set allSubjects",
+	"actions": "none asked for: name them",
 }
 
 // Within refuses a scope that is not within a named agent's ceiling, as

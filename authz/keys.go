@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,7 +49,18 @@ type key struct {
 	signsFrom time.Time
 }
 
+// generateKey makes a key whose id does not begin with "-", which command lines would
+// take for a flag.
 func generateKey(a Algorithm) (*key, error) {
+	for {
+		k, err := drawKey(a)
+		if err != nil || !strings.HasPrefix(k.kid, "-") {
+			return k, err
+		}
+	}
+}
+
+func drawKey(a Algorithm) (*key, error) {
 	var private crypto.Signer
 	var err error
 	switch a {

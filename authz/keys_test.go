@@ -284,3 +284,19 @@ func TestLoadKeysConfig(t *testing.T) {
 		}
 	}
 }
+
+// A made key's id never begins as a flag does. One in 64 would.
+func TestMadeKeyIDs(t *testing.T) {
+	t.Parallel()
+	for _, a := range []Algorithm{EdDSA, ES256} {
+		for range 1000 {
+			k, err := generateKey(a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(k.kid, "-") {
+				t.Fatalf("%s: %s", a, k.kid)
+			}
+		}
+	}
+}

@@ -201,7 +201,7 @@ func (s *story) follow(ctx context.Context, name string, began time.Time) error 
 func (s *story) end() error {
 	s.screen.line("\n%s", s.screen.paint(bold, "Done in "+took(time.Since(s.began))+"."))
 	s.screen.line("   make dev       the same server, to stay; credentials are written to .whence/dev.env")
-	s.screen.line("   bin/whence -h  all of the above as commands: table, query, answer, task, audit")
+	s.screen.line("   bin/whence -h  all of the above as commands: table, query, answer, audit, agent, grant, token, revoke")
 	return nil
 }
 

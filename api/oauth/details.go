@@ -31,6 +31,9 @@ type budget struct {
 const example = `[{"type":"whence","tables":["app.public.articles"],"allSubjects":true,` +
 	`"actions":["memory:read"],"budget":{"calls":100},"purpose":"answer a question","lifetime":"15m"}]`
 
+// seeExample points at the example, which stands where double quotes may stand.
+const seeExample = "metadata.example has one that works"
+
 // readDetails reads the task that authorization_details ask for.
 func readDetails(raw string) (want authz.TaskRequest, err error) {
 	if len(raw) > maxDetails {
@@ -38,17 +41,17 @@ func readDetails(raw string) (want authz.TaskRequest, err error) {
 	}
 	var elements []json.RawMessage
 	if err := authz.DecodeStrict([]byte(raw), &elements); err != nil {
-		return want, badDetails("DETAILS_MALFORMED", "authorization_details: %s; an example that works: %s", explain(err), example)
+		return want, badDetails("DETAILS_MALFORMED", "authorization_details: %s; "+seeExample, explain(err))
 	}
 	if len(elements) != 1 {
-		return want, badDetails("DETAILS_MALFORMED", "authorization_details has %d elements and takes exactly one; for example %s", len(elements), example)
+		return want, badDetails("DETAILS_MALFORMED", "authorization_details has %d elements and takes exactly one; "+seeExample, len(elements))
 	}
 	var d detail
 	if err := authz.DecodeStrict(elements[0], &d); err != nil {
-		return want, badDetails("DETAILS_MALFORMED", "authorization_details: %s; an example that works: %s", explain(err), example)
+		return want, badDetails("DETAILS_MALFORMED", "authorization_details: %s; "+seeExample, explain(err))
 	}
 	if d.Type != authz.DetailType {
-		return want, badDetails("DETAILS_MALFORMED", "the element of authorization_details has the type whence; for example %s", example)
+		return want, badDetails("DETAILS_MALFORMED", "the element of authorization_details has the type whence; "+seeExample)
 	}
 	want = authz.TaskRequest{Purpose: d.Purpose, Scope: d.ScopeSpec}
 	if d.Budget.Calls != nil {
@@ -84,7 +87,11 @@ func granted(r authz.TaskRequest) []detail {
 }
 
 func badDetails(reason, format string, args ...any) error {
-	return whence.Invalid("authorization_details", reason, fmt.Sprintf(format, args...))
+	e := whence.Invalid("authorization_details", reason, fmt.Sprintf(format, args...))
+	if reason == "DETAILS_MALFORMED" {
+		e.Metadata = map[string]string{"example": example}
+	}
+	return e
 }
 
 // explain words a decoding error for someone who writes JSON, not Go.

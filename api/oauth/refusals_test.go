@@ -195,6 +195,41 @@ func TestAllThatIsMissing(t *testing.T) {
 	}
 }
 
+// What is refused for its form comes with an example that works when it is copied.
+func TestExampleWorks(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.AddAgent("writer")
+	s.AddGrant("writer", "ada")
+	form := s.form()
+	form.Set("authorization_details", "{")
+	got := s.post(t, oauth.TokenPath, form)
+	metadata, _ := got.doc["metadata"].(map[string]any)
+	example, _ := metadata["example"].(string)
+	if got.text("reason") != "DETAILS_MALFORMED" || example == "" || !strings.Contains(got.text("error_description"), "metadata.example") {
+		t.Fatalf("%v", got.doc)
+	}
+	form = s.form()
+	form.Set("authorization_details", example)
+	if got := s.post(t, oauth.TokenPath, form); got.status != 200 {
+		t.Errorf("the example is refused: %v", got.doc)
+	}
+}
+
+// A scope without what it is for is told the parameter that says so.
+func TestPurposeIsAParameter(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.AddAgent("writer")
+	form := s.form()
+	form.Del("authorization_details")
+	form.Set("scope", "memory:read")
+	got := s.post(t, oauth.TokenPath, form)
+	if got.text("reason") != "PURPOSE_INVALID" || !strings.Contains(got.text("error_description"), "parameter purpose") {
+		t.Errorf("%v", got.doc)
+	}
+}
+
 // Proofs of possession, where the token that is exchanged is bound to a key.
 func TestProofRefusals(t *testing.T) {
 	t.Parallel()

@@ -109,6 +109,9 @@ func readScope(scope, purpose string) (want authz.TaskRequest, err error) {
 	if len(scope) > maxScope {
 		return want, whence.Invalid("scope", "SCOPE_INVALID", "the scope is too long; name each action once")
 	}
+	if purpose == "" {
+		return want, whence.Invalid("purpose", "PURPOSE_INVALID", "send beside scope the parameter purpose: in a few words, what the task is for")
+	}
 	want = authz.TaskRequest{Purpose: purpose, Scope: authz.ScopeSpec{Type: authz.DetailType, AllTables: true, AllSubjects: true}}
 	for action := range strings.SplitSeq(scope, " ") {
 		want.Scope.Actions = append(want.Scope.Actions, authz.Action(action))

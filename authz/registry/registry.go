@@ -87,14 +87,18 @@ func violates(err error, constraint string) bool {
 	return errors.As(err, &e) && e.ConstraintName == constraint
 }
 
+// lists says which call lists those of a kind.
+var lists = map[string]string{"agent": "ListAgents", "issuer": "ListIssuers", "grant": "ListGrants"}
+
 func missing(kind, name string) error {
 	return &whence.Error{Kind: whence.ErrNotFound, Reason: strings.ToUpper(kind) + "_NOT_FOUND",
-		Message: fmt.Sprintf("there is no %s %q", kind, name), Metadata: map[string]string{kind: name}}
+		Message: fmt.Sprintf("there is no %s %q; whence %s list (%s) shows those there are", kind, name, kind, lists[kind]), Metadata: map[string]string{kind: name}}
 }
 
+// exists refuses an agent or issuer that is there already.
 func exists(kind, name string) error {
 	return &whence.Error{Kind: whence.ErrExists, Reason: strings.ToUpper(kind) + "_EXISTS",
-		Message: fmt.Sprintf("there is a %s %q already; choose another name, or change that one", kind, name), Metadata: map[string]string{kind: name}}
+		Message: fmt.Sprintf("there is an %s %q already; choose another name, or change that one", kind, name), Metadata: map[string]string{kind: name}}
 }
 
 func toJSON(v any) string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -13,7 +14,7 @@ type agentCmd struct {
 	Create agentCreate `cmd:"" help:"Make an agent known."`
 	List   agentList   `cmd:"" default:"withargs" help:"List agents."`
 	Get    agentGet    `cmd:"" help:"Show one agent."`
-	Update agentUpdate `cmd:"" help:"Change what is given; the rest stays."`
+	Update agentUpdate `cmd:"" help:"Change what is given; the rest stays. The ceiling is one thing: its flags replace it whole."`
 	Delete agentDelete `cmd:"" help:"Forget an agent with its grants, and end its tasks."`
 }
 
@@ -32,7 +33,22 @@ type agentDefinition struct {
 	JWKS        string  `name:"jwks" help:"File of its public keys, a JSON Web Key Set." placeholder:"FILE" xor:"keys"`
 	NewKey      string  `help:"File to write a new private key for it to (Ed25519, PKCS #8); its public part is registered." placeholder:"FILE" xor:"keys"`
 
-	Ceiling scopeFlags `embed:"" prefix:"ceiling-" group:"What it may touch at most, whatever it is granted (no bound of its own, if none is given):"`
+	Ceiling scopeFlags `embed:"" prefix:"ceiling-" group:"What it may touch at most, whatever it is granted (no bound of its own, if none is given; the flags given are the whole ceiling, in place of an earlier one):"`
+}
+
+// ceiling is what the flags say, nil if none was given. One without tables or without
+// subjects would allow nothing, and is more likely meant to change a part of one.
+func (d agentDefinition) ceiling() (*v1.Scope, error) {
+	m := d.Ceiling.message()
+	switch {
+	case m == nil:
+		return nil, nil
+	case !m.GetAllTables() && len(m.GetTables()) == 0:
+		return nil, errors.New("the ceiling is replaced whole, and this one has no tables: give all of it, with --ceiling-table or --ceiling-all-tables")
+	case !m.GetAllSubjects() && len(m.GetSubjects()) == 0:
+		return nil, errors.New("the ceiling is replaced whole, and this one has no subjects: give all of it, with --ceiling-subject or --ceiling-all-subjects")
+	}
+	return m, nil
 }
 
 // keys returns the public keys to register, nil for none. The file of a new key that
@@ -61,12 +77,16 @@ func (c *agentCreate) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	ceiling, err := c.ceiling()
+	if err != nil {
+		return err
+	}
 	keys, undo, err := c.keys()
 	if err != nil {
 		return err
 	}
 	res, err := client.CreateAgent(ctx, &v1.CreateAgentRequest{Name: c.Name, Tenant: c.Tenant, Description: given(c.Description),
-		Issuer: given(c.Issuer), Subject: given(c.Subject), Jwks: given(keys), Ceiling: c.Ceiling.message()})
+		Issuer: given(c.Issuer), Subject: given(c.Subject), Jwks: given(keys), Ceiling: ceiling})
 	if err != nil {
 		if certainly(err) {
 			undo()
@@ -133,12 +153,16 @@ func (c *agentUpdate) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
+	ceiling, err := c.ceiling()
+	if err != nil {
+		return err
+	}
 	keys, undo, err := c.keys()
 	if err != nil {
 		return err
 	}
 	res, err := client.UpdateAgent(ctx, &v1.UpdateAgentRequest{Name: c.Name, Tenant: c.Tenant, Description: c.Description,
-		Issuer: c.Issuer, Subject: c.Subject, Jwks: keys, Ceiling: c.Ceiling.message()})
+		Issuer: c.Issuer, Subject: c.Subject, Jwks: keys, Ceiling: ceiling})
 	if err != nil {
 		if certainly(err) {
 			undo()

@@ -20,7 +20,7 @@ func (w *running) testAuthority(t *testing.T) {
 	key := filepath.Join(t.TempDir(), "scrivener.pem")
 	w.cli(t, "issuer", "create", "scriptorium", "https://id.example.org", "--audience", "whence", "--algorithm", "ES256,EdDSA",
 		"--jwks-url", "https://id.example.org/keys", "--operator", "abbots=admin", "--all-tables", "--all-subjects").
-		is(t, 0, "scriptorium", "https://id.example.org", "ES256 EdDSA", "abbots=admin", "all tables; all subjects; memory:read")
+		is(t, 0, "scriptorium", "https://id.example.org", "audience: whence", "keys: https://id.example.org/keys", "groups by groups", "ES256 EdDSA", "abbots=admin", "all tables; all subjects; memory:read")
 	w.cli(t, "agent", "create", "scrivener", "--issuer", "nobody", "--subject", "s-1", "--new-key", key).is(t, 1, "ISSUER_NOT_FOUND")
 	if _, err := os.Stat(key); !os.IsNotExist(err) {
 		t.Errorf("a key that was not registered is left behind: %v", err)
@@ -36,8 +36,18 @@ func (w *running) testAuthority(t *testing.T) {
 	if after, err := os.ReadFile(key); err != nil || string(after) != string(before) {
 		t.Errorf("the private key was written over: %v", err)
 	}
+	w.cli(t, "agent", "create", "scrivener").is(t, 1, "there is an agent", "AGENT_EXISTS")
 	w.cli(t, "agent", "update", "scrivener", "--description", "copies and binds").is(t, 0, "copies and binds", "its keys, issuer scriptorium", "but heresy")
-	w.cli(t, "agent", "get", "scrivener").is(t, 0, "copies and binds")
+	for _, part := range [][]string{{"--ceiling-top-k", "5"}, {"--ceiling-all-tables"}, {"--ceiling-subject", "ann"}, {"--ceiling-action", "memory:write"}} {
+		unused := filepath.Join(t.TempDir(), "unused.pem")
+		w.cli(t, append([]string{"agent", "update", "scrivener", "--new-key", unused}, part...)...).is(t, 1, "replaced whole", "give all of it")
+		if _, err := os.Stat(unused); !os.IsNotExist(err) {
+			t.Errorf("%v: a key is made for nothing: %v", part, err)
+		}
+	}
+	w.cli(t, "agent", "get", "scrivener").is(t, 0, "copies and binds", "all tables; all subjects but heresy")
+	w.cli(t, "agent", "update", "scrivener", "--ceiling-all-tables", "--ceiling-all-subjects", "--ceiling-top-k", "5").is(t, 0, "all tables; all subjects;", "at most 5 hits")
+	w.cli(t, "agent", "get", "scrivener").is(t, 0, "at most 5 hits")
 	w.cli(t, "agent", "create", "scrivener", "--tenant", "abbey").is(t, 0, "abbey", "no bound")
 	w.cli(t, "agent", "list", "--tenant", "abbey").is(t, 0, "scrivener")
 	w.cli(t, "issuer", "delete", "scriptorium").is(t, 1, "ISSUER_IN_USE")
@@ -45,7 +55,7 @@ func (w *running) testAuthority(t *testing.T) {
 	w.cli(t, "grant", "create", "nobody", "--user", "anselm", "--all-tables", "--all-subjects").is(t, 1, "AGENT_NOT_FOUND")
 	w.cli(t, "grant", "create", "scrivener", "--user", "anselm", "--group", "monks").is(t, 2)
 	var made v1.CreateGrantResponse
-	w.cli(t, "grant", "create", "scrivener", "--user", "anselm", "--table", "app.public.psalter", "--subject", "Anselm, of Bec", "--action", "memory:read,task:delegate",
+	w.cli(t, "grant", "create", "scrivener", "--user", "anselm", "--table", "app.public.psalter", "--subject", "Anselm, of Bec", "--top-k", "9", "--action", "memory:read,task:delegate",
 		"--calls", "40", "--lifetime", "10m", "--max-depth", "1", "--proof", "--expires", time.Now().Add(time.Hour).UTC().Format(time.RFC3339), "--json").message(t, &made)
 	g := made.GetGrant()
 	if g.GetBudget().GetCalls() != 40 || g.GetTaskLifetime().AsDuration() != 10*time.Minute || g.GetMaxDepth() != 1 || !g.GetProofOfPossession() ||
@@ -54,19 +64,22 @@ func (w *running) testAuthority(t *testing.T) {
 	}
 	w.cli(t, "grant", "create", "scrivener", "--group", "monks", "--tenant", "abbey", "--all-tables", "--all-subjects").is(t, 0, "group monks", "abbey", "1000", "1h0m0s", "never")
 	w.cli(t, "grant", "list", "--user", "anselm").is(t, 0, g.GetId(), "user anselm")
-	w.cli(t, "grant", "get", g.GetId()).is(t, 0, "app.public.psalter", "Anselm, of Bec")
+	w.cli(t, "grant", "get", g.GetId()).is(t, 0, "DEPTH", "PROOF", "10m0s       1      DPoP", "app.public.psalter", "Anselm, of Bec", "at most 9 hits")
+	w.cli(t, "audit", "list", "--call", "whence.v1.AdminService/CreateGrant").is(t, 0, "ABOUT", "grant "+g.GetId(), "agent scrivener", "user anselm")
+	w.cli(t, "grant", "create", "scrivener", "--user", "anselm", "--expires", "tomorrow").is(t, 2, "--expires", "2006-01-02T15:04:05Z")
+	w.cli(t, "grant", "create", "scrivener", "--user", "anselm", "--lifetime", "30").is(t, 2, "--lifetime", "30m")
 	w.cli(t, "grant", "delete", g.GetId()).is(t, 0, "taken back")
-	w.cli(t, "grant", "get", g.GetId()).is(t, 1, "GRANT_NOT_FOUND")
+	w.cli(t, "grant", "get", g.GetId()).is(t, 1, "GRANT_NOT_FOUND", "whence grant list")
 	for _, of := range []string{"issuer", "agent", "grant", "key"} {
 		w.cli(t, of, "list", "--json").is(t, 0, "{")
 		w.cli(t, of).is(t, 0, strings.ToUpper(of))
 	}
 	w.cli(t, "agent", "delete", "scrivener", "--tenant", "abbey").is(t, 0, "deleted")
-	w.cli(t, "agent", "get", "scrivener", "--tenant", "abbey").is(t, 1, "AGENT_NOT_FOUND")
+	w.cli(t, "agent", "get", "scrivener", "--tenant", "abbey").is(t, 1, "AGENT_NOT_FOUND", "there is no agent", "whence agent list")
 	w.cli(t, "grant", "list", "--tenant", "abbey", "--json").is(t, 0, `"grants":`, "[]")
 	w.cli(t, "agent", "delete", "scrivener").is(t, 0, "deleted")
 	w.cli(t, "issuer", "delete", "scriptorium").is(t, 0)
-	w.cli(t, "issuer", "get", "scriptorium").is(t, 1, "ISSUER_NOT_FOUND")
+	w.cli(t, "issuer", "get", "scriptorium").is(t, 1, "ISSUER_NOT_FOUND", "whence issuer list")
 }
 
 // user is a caller with a user's own credential, signed by the server's key.
@@ -153,6 +166,7 @@ func (w *running) testStopButton(t *testing.T) {
 		Scope: &v1.Scope{AllTables: true, AllSubjects: true, Actions: []string{"memory:read"}}}); r.reason() != "AGENT_REVOKED" {
 		t.Errorf("a revoked agent gets a task: %v", r)
 	}
+	w.cli(t, "audit", "list", "--call", "whence.v1.AdminService/Revoke").is(t, 0, "AGENT runner-3", "TASK "+task)
 	w.cli(t, "revoke", "list").is(t, 0, "runner-3", "AGENT", "hijacked", task, "went astray")
 	w.cli(t, "reinstate", "agent", "runner-3").is(t, 0, "let in again")
 	w.cli(t, "reinstate", "agent", "runner-3").is(t, 1, "NOT_REVOKED")
@@ -175,7 +189,7 @@ func (w *running) testRevokedStream(t *testing.T) {
 	w.exec(t, `create table public.brook (id int primary key, what text)`)
 	w.register(t, &v1.RegisterTableRequest{Table: "public.brook", TextColumns: []string{"what"}})
 	token := signed(t, w, authz.RoleViewer, time.Now, w.env["WHENCE_ISSUER"])
-	client, err := dial(w.url, token, "")
+	client, err := dial(w.url, token, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,16 +40,16 @@ type agentFlags struct {
 }
 
 func (f operatorFlags) client() (*connect.Client, error) {
-	return dial(f.URL, f.Token, "WHENCE_OPERATOR_TOKEN")
+	return dial(f.URL, f.Token, "WHENCE_OPERATOR_TOKEN", "whence token login signs in; on the server, whence token operator makes the first")
 }
 
 func (f agentFlags) client() (*connect.Client, error) {
-	return dial(f.URL, f.Token, "WHENCE_AGENT_TOKEN")
+	return dial(f.URL, f.Token, "WHENCE_AGENT_TOKEN", "whence token exchange gets one for a task")
 }
 
-func dial(url, token, variable string) (*connect.Client, error) {
+func dial(url, token, variable, source string) (*connect.Client, error) {
 	if token == "" {
-		return nil, fmt.Errorf("no credential: set %s or give --token (whence dev writes both tokens to dev.env in its data folder; elsewhere, whence token operator makes the first)", variable)
+		return nil, fmt.Errorf("no credential: set %s or give --token: %s (whence dev writes one to dev.env in its data folder)", variable, source)
 	}
 	authorize := func(next connect.ClientFunc) connect.ClientFunc {
 		return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {

@@ -115,17 +115,20 @@ func (c *grantDelete) Run(ctx context.Context, a *app) error {
 }
 
 func printGrants(a *app, grants ...*v1.Grant) {
-	columns(a, "GRANT\tAGENT\tFOR\tTENANT\tCALLS\tTASKS LAST\tENDS\tMAY TOUCH", func(w *tabwriter.Writer) {
+	columns(a, "GRANT\tAGENT\tFOR\tTENANT\tCALLS\tTASKS LAST\tDEPTH\tPROOF\tENDS\tMAY TOUCH", func(w *tabwriter.Writer) {
 		for _, g := range grants {
-			whom, ends := "user "+g.GetUser(), "never"
+			whom, ends, proof := "user "+g.GetUser(), "never", "none"
 			if g.GetGroup() != "" {
 				whom = "group " + g.GetGroup()
+			}
+			if g.GetProofOfPossession() {
+				proof = "DPoP"
 			}
 			if g.ExpireTime != nil {
 				ends = g.GetExpireTime().AsTime().Format(time.RFC3339)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", g.GetId(), g.GetAgent(), whom, g.GetTenant(), g.GetBudget().GetCalls(),
-				g.GetTaskLifetime().AsDuration(), ends, scopeText(g.GetScope()))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%s\t%s\t%s\n", g.GetId(), g.GetAgent(), whom, g.GetTenant(), g.GetBudget().GetCalls(),
+				g.GetTaskLifetime().AsDuration(), g.GetMaxDepth(), proof, ends, scopeText(g.GetScope()))
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -45,7 +46,7 @@ func (c *issuerCreate) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	return show(a, res, func() { printIssuers(a, res.GetIssuer()) })
+	return show(a, res, func() { printIssuer(a, res.GetIssuer()) })
 }
 
 type issuerList struct {
@@ -83,7 +84,7 @@ func (c *issuerGet) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	return show(a, res, func() { printIssuers(a, res.GetIssuer()) })
+	return show(a, res, func() { printIssuer(a, res.GetIssuer()) })
 }
 
 type issuerDelete struct {
@@ -116,6 +117,15 @@ func printIssuers(a *app, issuers ...*v1.Issuer) {
 				rolesText(i.GetOperators()), scopeText(i.GetUserScope()))
 		}
 	})
+}
+
+// printIssuer shows all of one.
+func printIssuer(a *app, i *v1.Issuer) {
+	printIssuers(a, i)
+	a.printf("audience: %s\n", i.GetAudience())
+	a.printf("keys: %s\n", cmp.Or(i.GetJwksUrl(), "where its discovery document says"))
+	a.printf("claims: who it is by %s, groups by %s, tenant by %s\n", cmp.Or(i.GetSubjectClaim(), "sub"), cmp.Or(i.GetGroupsClaim(), "groups"),
+		cmp.Or(i.GetTenantClaim(), "none"))
 }
 
 func rolesText(roles map[string]string) string {

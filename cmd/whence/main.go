@@ -10,8 +10,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"reflect"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -67,7 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	exited, status := false, 0
 	parser, err := kong.New(&c, kong.Name("whence"),
 		kong.Description("A provenance-first memory database server for AI agents."),
-		kong.UsageOnError(), kong.Writers(stdout, stderr),
+		kong.UsageOnError(), kong.TypeMapper(reflect.TypeFor[time.Time](), readTime), kong.TypeMapper(reflect.TypeFor[time.Duration](), readDuration), kong.Writers(stdout, stderr),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Exit(func(code int) { exited, status = true, code }))
 	if err != nil {

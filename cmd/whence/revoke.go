@@ -89,7 +89,7 @@ func (c *revokeToken) Run(ctx context.Context, a *app) error {
 
 type revokeKey struct {
 	stop   `embed:""`
-	Target string `arg:"" help:"The key's ID (kid), from key list."`
+	Target string `arg:"" help:"The key's ID (kid), from key list; of one that begins with - put -- in front."`
 }
 
 func (c *revokeKey) Run(ctx context.Context, a *app) error {

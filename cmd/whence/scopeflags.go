@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/whence-db/whence"
@@ -78,7 +79,11 @@ func scopeText(s *v1.Scope) string {
 	if len(s.GetFilter()) > 0 {
 		text += "; filtered"
 	}
-	return line(text, 160)
+	text = line(text, 160)
+	if s.GetTopK() > 0 {
+		text += fmt.Sprintf("; at most %d hits", s.GetTopK())
+	}
+	return text
 }
 
 func partText(kind string, all bool, named, denied []string) string {

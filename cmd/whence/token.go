@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -10,6 +11,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/whence-db/whence/internal/login"
 )
@@ -46,33 +49,62 @@ func (c *tokenLogin) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	return exchange(ctx, a, c.URL, url.Values{"subject_token": {id}, "subject_token_type": {typeIDToken}, "scope": {c.Role}})
+	out, err := exchange(ctx, c.URL, url.Values{"subject_token": {id}, "subject_token_type": {typeIDToken}, "scope": {c.Role}})
+	if err != nil {
+		if out.Reason == "ROLE_MISSING" {
+			err = fmt.Errorf("%w; --role user signs in as a user", err)
+		}
+		return err
+	}
+	fmt.Fprintf(a.err, "signed in as %s, %s\n", subjectOf(out.Token), cmp.Or(out.Role, out.Scope))
+	return out.print(a)
 }
 
-// exchange asks for a token and prints it.
-func exchange(ctx context.Context, a *app, base string, form url.Values) error {
+// subjectOf is whom a token that the server gave is for.
+func subjectOf(token string) string {
+	var said jwt.RegisteredClaims
+	if _, _, err := jwt.NewParser().ParseUnverified(token, &said); err != nil {
+		return "somebody"
+	}
+	return said.Subject
+}
+
+// exchanged is what the token endpoint answers.
+type exchanged struct {
+	Token       string     `json:"access_token"`
+	Role        string     `json:"role"`
+	Scope       string     `json:"scope"`
+	Details     []taskWish `json:"authorization_details"`
+	Error       string     `json:"error"`
+	Description string     `json:"error_description"`
+	Reason      string     `json:"reason"`
+
+	body []byte
+}
+
+// exchange asks for a token. A refusal is an error; what is returned then has its reason.
+func exchange(ctx context.Context, base string, form url.Values) (out exchanged, err error) {
 	form.Set("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange")
 	body, status, err := post(ctx, base, "/oauth/token", "", form)
 	if err != nil {
-		return err
-	}
-	var out struct {
-		Token       string `json:"access_token"`
-		Error       string `json:"error"`
-		Description string `json:"error_description"`
-		Reason      string `json:"reason"`
+		return out, err
 	}
 	if err := json.Unmarshal(body, &out); err != nil {
-		return fmt.Errorf("the server answered %s with something that is not JSON", status)
+		return out, fmt.Errorf("the server answered %s with something that is not JSON", status)
 	}
-	switch {
-	case out.Token == "":
-		return fmt.Errorf("%s: %s (%s)", out.Error, out.Description, out.Reason)
-	case a.json:
-		_, err = a.out.Write(append(body, '\n'))
+	if out.Token == "" {
+		return out, fmt.Errorf("%s: %s (%s)", out.Error, out.Description, out.Reason)
+	}
+	out.body = body
+	return out, nil
+}
+
+func (e exchanged) print(a *app) error {
+	if a.json {
+		_, err := a.out.Write(append(e.body, '\n'))
 		return err
 	}
-	a.printf("%s\n", out.Token)
+	a.printf("%s\n", e.Token)
 	return nil
 }
 

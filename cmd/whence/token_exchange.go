@@ -17,8 +17,6 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-
-	"github.com/whence-db/whence/authz"
 )
 
 // Names of RFC 8693 and RFC 7523.
@@ -34,7 +32,7 @@ type tokenExchange struct {
 	scopeFlags   `embed:""`
 	Agent        string        `arg:"" help:"The agent that gets the task."`
 	Purpose      string        `arg:"" optional:"" help:"What the task is for."`
-	Installation string        `name:"issuer" env:"WHENCE_ISSUER" help:"Public URL of the installation, which the agent signs for; default the server's URL." placeholder:"URL"`
+	Installation string        `name:"issuer" env:"WHENCE_ISSUER" help:"Public URL of the installation, as its server has it: the agent signs for no other; default the server's URL." placeholder:"URL"`
 	Key          string        `required:"" env:"WHENCE_AGENT_KEY" type:"path" help:"File with the agent's private key (PEM, PKCS #8)." placeholder:"FILE"`
 	SubjectToken string        `env:"WHENCE_SUBJECT_TOKEN" help:"The user's token by a trusted issuer, instead of signing in." placeholder:"TOKEN"`
 	Renew        string        `help:"Get another token for the task of this one." placeholder:"TOKEN"`
@@ -56,7 +54,11 @@ func (c *tokenExchange) Run(ctx context.Context, a *app) error {
 	case c.Renew != "":
 		form.Set("subject_token", c.Renew)
 		form.Set("subject_token_type", typeAccessToken)
-		return exchange(ctx, a, c.URL, form)
+		out, err := exchange(ctx, c.URL, form)
+		if err != nil {
+			return err
+		}
+		return out.print(a)
 	case c.Purpose == "":
 		return errors.New("say what the task is for: whence token exchange AGENT PURPOSE")
 	}
@@ -67,33 +69,27 @@ func (c *tokenExchange) Run(ctx context.Context, a *app) error {
 			return err
 		}
 	}
-	details, err := c.details()
+	asked := c.wish()
+	details, err := json.Marshal([]taskWish{asked})
 	if err != nil {
 		return err
 	}
 	form.Set("subject_token", subject)
 	form.Set("subject_token_type", kind)
-	form.Set("authorization_details", details)
-	return exchange(ctx, a, c.URL, form)
-}
-
-// details is the wish as authorization_details say it.
-func (c *tokenExchange) details() (string, error) {
-	wish := struct {
-		authz.ScopeSpec
-		Budget   map[string]int64 `json:"budget,omitempty"`
-		Purpose  string           `json:"purpose"`
-		Lifetime string           `json:"lifetime,omitempty"`
-	}{ScopeSpec: c.spec(), Purpose: c.Purpose}
-	wish.Type = authz.DetailType
-	if c.Calls != 0 {
-		wish.Budget = map[string]int64{"calls": c.Calls}
+	form.Set("authorization_details", string(details))
+	out, err := exchange(ctx, c.URL, form)
+	if err != nil {
+		return err
 	}
-	if c.Lifetime != 0 {
-		wish.Lifetime = c.Lifetime.String()
+	if user := subjectOf(out.Token); c.SubjectToken == "" && c.User != "" && user != c.User {
+		fmt.Fprintf(a.err, "signed in as %s\n", user)
 	}
-	b, err := json.Marshal([]any{wish})
-	return string(b), err
+	if len(out.Details) == 1 {
+		if less := lessThan(asked, out.Details[0]); less != "" {
+			fmt.Fprintf(a.err, "granted less than asked: %s\n", less)
+		}
+	}
+	return out.print(a)
 }
 
 // assert signs that the holder of the key is the agent (private_key_jwt, RFC 7523),

@@ -203,7 +203,9 @@ func TestUsersDoNotLiftBounds(t *testing.T) {
 	var theirs, own v1.CreateGrantResponse
 	admin.must(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", User: "ann", Scope: readingMessage(), ProofOfPossession: true}, &theirs)
 	user.must(t, "CreateGrant", &v1.CreateGrantRequest{Agent: "clerk", Scope: readingMessage(), ProofOfPossession: true}, &own)
-	lift := func(id string) *v1.UpdateGrantRequest { return &v1.UpdateGrantRequest{Id: id, ProofOfPossession: proto.Bool(false)} }
+	lift := func(id string) *v1.UpdateGrantRequest {
+		return &v1.UpdateGrantRequest{Id: id, ProofOfPossession: proto.Bool(false)}
+	}
 	user.refused(t, "UpdateGrant", lift(theirs.GetGrant().GetId()), "GRANT_NOT_YOURS")
 	user.must(t, "UpdateGrant", lift(own.GetGrant().GetId()), nil)
 	user.must(t, "DeleteGrant", &v1.DeleteGrantRequest{Id: theirs.GetGrant().GetId()}, nil)

@@ -232,30 +232,30 @@ returning id`
 // It does so in the transaction that records the call, and done is told then.
 func (g *Gateway) EndTask(s *Session, done func(task Task, below int64)) {
 	p := s.Principal
-	effect := func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+	end := func(ctx context.Context, tx pgx.Tx) error {
 		args := pgx.NamedArgs{"id": p.Task, "root": p.Root, "now": g.now()}
 		// Delegation locks the path above the new task, so from here on nothing
 		// more comes to hang below this one.
 		if _, err := tx.Exec(ctx, lockTaskSQL, args); err != nil {
-			return nil, fmt.Errorf("end a task: %w", err)
+			return fmt.Errorf("end a task: %w", err)
 		}
 		rows, err := tx.Query(ctx, endTreeSQL, args)
 		if err != nil {
-			return nil, fmt.Errorf("end a task: %w", err)
+			return fmt.Errorf("end a task: %w", err)
 		}
 		ended, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 		if err != nil {
-			return nil, fmt.Errorf("end a task: %w", err)
+			return fmt.Errorf("end a task: %w", err)
 		}
 		task, err := g.getTask(ctx, tx, p.Task)
 		if err == nil {
 			done(task, int64(len(slices.DeleteFunc(ended, func(id uuid.UUID) bool { return id == p.Task }))))
 		}
-		return nil, err
+		return err
 	}
 	// Ending what has ended changes nothing, so a replay is the same again.
-	s.Write(Write{Effect: effect, Replay: func(ctx context.Context, tx pgx.Tx, _ []byte) error {
-		_, err := effect(ctx, tx)
-		return err
-	}})
+	s.Write(Write{
+		Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) { return nil, end(ctx, tx) },
+		Replay: func(ctx context.Context, tx pgx.Tx, _ []byte) error { return end(ctx, tx) },
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"regexp"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -86,13 +87,19 @@ func (s *source) win1252() {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
-		// A slot would keep the database.
-		_, err := pool.Exec(context.Background(), `select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = $1 and not active`, name)
 		pool.Close()
-		_, dropErr := outer.Pool.Exec(context.Background(), fmt.Sprintf(`drop database %q with (force)`, name))
-		if err := errors.Join(err, dropErr); err != nil {
-			s.t.Error(err)
+		// A slot would keep the database, and its process may take a moment to leave it.
+		var err error
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			_, err = outer.Pool.Exec(context.Background(), `select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = $1 and not active`, name)
+			if err == nil {
+				_, err = outer.Pool.Exec(context.Background(), fmt.Sprintf(`drop database %q with (force)`, name))
+			}
+			if err == nil {
+				return
+			}
 		}
+		s.t.Error(err)
 	})
 	s.db, s.cfg.ConnString = &pgtest.DB{Pool: pool, DSN: u.String(), Name: name}, u.String()
 }

@@ -102,7 +102,8 @@ const standingPause = 400 * time.Millisecond
 // whileGood runs a stream until its credential is revoked, or can no longer be
 // vouched for.
 func (d *door) whileGood(ctx context.Context, token string, stream func(context.Context) error) error {
-	ctx, stop := context.WithCancelCause(ctx)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	var watch errgroup.Group
 	watch.Go(func() error {
 		t := time.NewTicker(standingPause)
@@ -113,14 +114,14 @@ func (d *door) whileGood(ctx context.Context, token string, stream func(context.
 				return nil
 			case <-t.C:
 				if err := d.gateway.Stands(ctx, token); err != nil && ctx.Err() == nil {
-					stop(err)
+					stop()
 					return err
 				}
 			}
 		}
 	})
 	err := stream(ctx)
-	stop(nil)
+	stop()
 	if revoked := watch.Wait(); revoked != nil {
 		return revoked
 	}

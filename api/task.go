@@ -26,7 +26,7 @@ func (t *tasks) GetTask(ctx context.Context, req *v1.GetTaskRequest) (*v1.GetTas
 		id = own
 	}
 	task, err := t.gateway.GetTask(ctx, id)
-	for above := task; err == nil && above.ID != own; { // at most gateway.MaxDepth steps
+	for above := task; err == nil && above.ID != own; { // at most registry.MaxDepth steps
 		if above.Parent == uuid.Nil {
 			return nil, notYours(req.GetId())
 		}

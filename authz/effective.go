@@ -16,19 +16,20 @@ type Bound struct {
 	Spec ScopeSpec
 }
 
-// Effective is what is left of a wish within all bounds at once. When a part is
+// Effective is what is left of a wish within all bounds at once, written down: what a
+// token may be issued for, and no authority by itself. When a part is
 // left with nothing it is refused as SCOPE_NOT_GRANTED, and the message and the
 // metadata name all that is missing, in every part, and which bound lacks it.
-func Effective(want ScopeSpec, bounds []Bound) (Scope, error) {
+func Effective(want ScopeSpec, bounds []Bound) (ScopeSpec, error) {
 	s, err := newScope(want)
 	if err != nil {
-		return Scope{}, err
+		return ScopeSpec{}, err
 	}
 	asked, missing := s, map[string][]string{}
 	for _, b := range bounds {
 		o, err := newScope(b.Spec)
 		if err != nil {
-			return Scope{}, fmt.Errorf("%s: %w", b.Name, err)
+			return ScopeSpec{}, fmt.Errorf("%s: %w", b.Name, err)
 		}
 		for part, what := range asked.lacks(o) {
 			missing[part] = append(missing[part], what+" ("+b.Name+")")
@@ -42,13 +43,13 @@ func Effective(want ScopeSpec, bounds []Bound) (Scope, error) {
 		}
 	}
 	if !s.tables.empty() && !s.subjects.empty() && len(s.actions) > 0 {
-		return s, nil
+		return s.Spec(), nil
 	}
 	over := map[string]string{}
 	for part, what := range missing {
 		over[part] = strings.Join(what, ", ")
 	}
-	return Scope{}, &whence.Error{Kind: whence.ErrDenied, Reason: "SCOPE_NOT_GRANTED", Metadata: over,
+	return ScopeSpec{}, &whence.Error{Kind: whence.ErrDenied, Reason: "SCOPE_NOT_GRANTED", Metadata: over,
 		Message: "nothing is left of what was asked for; missing are " + listParts(over) + "; ask for what is granted, or have an operator grant it"}
 }
 

@@ -162,7 +162,6 @@ func (r *Revocations) refresh(ctx context.Context) error {
 	if done, err := r.recent(); done {
 		return err
 	}
-	// Those who waited get the failure of the one who tried, and do not try in turn.
 	select {
 	case r.reading <- struct{}{}:
 		defer func() { <-r.reading }()
@@ -178,9 +177,13 @@ func (r *Revocations) refresh(ctx context.Context) error {
 // Refresh reads what has changed, however new what is known is: after a change by
 // this process.
 func (r *Revocations) Refresh(ctx context.Context) error {
-	r.reading <- struct{}{} // for as long as one reading takes at most
-	defer func() { <-r.reading }()
-	return r.read(ctx)
+	select {
+	case r.reading <- struct{}{}:
+		defer func() { <-r.reading }()
+		return r.read(ctx)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (r *Revocations) recent() (done bool, err error) {
@@ -195,8 +198,8 @@ func (r *Revocations) recent() (done bool, err error) {
 
 // read brings what is known up to date; r.reading is held.
 func (r *Revocations) read(ctx context.Context) error {
-	// What is learned is for all callers, so one caller's end must not end it.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revocationTimeout)
+	caller := ctx
+	ctx, cancel := context.WithTimeout(ctx, revocationTimeout)
 	defer cancel()
 	r.mu.RLock()
 	change := r.change
@@ -220,8 +223,12 @@ func (r *Revocations) read(ctx context.Context) error {
 			return nil
 		})
 	}
+	if err != nil && caller.Err() != nil {
+		return caller.Err() // says nothing of the database; whoever waits tries
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// Those who waited get this failure too, and do not try in turn.
 	r.tried, r.failure = r.clock(), pg.Translate(err)
 	if err != nil {
 		return r.failure

@@ -68,8 +68,7 @@ func TestADatabaseThatHangs(t *testing.T) {
 		})
 	}
 	_ = group.Wait()
-	// One of them tries, for the five seconds that a try takes; none tries after it.
-	if took := time.Since(began); took > 9*time.Second {
+	if took := time.Since(began); took > 4*time.Second { // less than one try may take
 		t.Errorf("eight callers who would wait 0.3 s each took %v", took)
 	}
 	pool.Close()

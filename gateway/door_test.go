@@ -130,7 +130,7 @@ func TestRefuse(t *testing.T) {
 	if err := g.Refuse(t.Context(), gateway.Call{Name: "known", Presented: authz.Presented{Token: token}}, why); !errors.Is(err, why) {
 		t.Error(err)
 	}
-	if err := g.RefuseExchange(t.Context(), why); !errors.Is(err, why) {
+	if err := g.RefuseUnread(t.Context(), "oauth/token", why); !errors.Is(err, why) {
 		t.Error(err)
 	}
 	if n := w.number(t, "select count(*) from whence.entries where call = 'known' and task_id = $1 and reason = 'UNKNOWN_CALL'", task); n != 1 {

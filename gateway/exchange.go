@@ -74,17 +74,6 @@ func (g *Gateway) Exchange(ctx context.Context, x Exchange) (out Exchanged, err 
 	return out, nil
 }
 
-// RefuseExchange records a request for a credential that could not be read. It
-// returns the reason.
-func (g *Gateway) RefuseExchange(ctx context.Context, reason error) error {
-	leave, err := g.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	return g.record(ctx, Call{Name: exchangeCall}, &Session{Started: g.now()}, false, reason)
-}
-
 // exchange settles what is given. What is written is left to the transaction that
 // records the call.
 func (g *Gateway) exchange(ctx context.Context, x Exchange, s *Session, out *Exchanged) error {
@@ -252,7 +241,7 @@ func (g *Gateway) under(grant registry.Grant, now time.Time, want authz.TaskRequ
 		return t, &whence.Error{Kind: whence.ErrDenied, Reason: "PROOF_REQUIRED", Metadata: map[string]string{"grant": grant.ID.String()},
 			Message: "the grant gives tokens only to the holder of a key; send a proof of yours in the header DPoP (RFC 9449)"}
 	}
-	want.Scope = scope.Spec()
+	want.Scope = scope
 	want.Calls = leastOf(want.Calls, grant.Calls)
 	want.Lifetime = leastOf(want.Lifetime, grant.Lifetime)
 	if !grant.Expires.IsZero() {
@@ -298,10 +287,10 @@ func (g *Gateway) insertGranted(ctx context.Context, tx pgx.Tx, t Task, grant re
 // of a task below it.
 func (g *Gateway) exchangeOwn(ctx context.Context, x Exchange, s *Session, out *Exchanged) error {
 	p, err := g.verifier.Verify(ctx, x.Subject)
+	s.Principal = p
 	if err != nil {
 		return err
 	}
-	s.Principal = p
 	if p.IsOperator() || x.Role != "" {
 		return &whence.Error{Kind: whence.ErrDenied, Reason: "WRONG_CREDENTIAL_KIND",
 			Message: "a token that this server gave an operator or a user stands for nobody else; send the token of the user's own issuer"}

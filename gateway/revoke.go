@@ -40,8 +40,8 @@ update whence.tasks t set state = 'REVOKED', ended_at = @now from stopped s wher
 	ofGrant  = `grant_id = @task`
 )
 
-// meant says which tasks a revocation ends; those of a token or a key live on, for
-// their agents may come for another token.
+// meant says which tasks a revocation ends; those of a token or a key live on, with
+// whatever other tokens they have.
 var meant = map[authz.RevocationKind]string{authz.RevokedTask: ofTask, authz.RevokedAgent: ofAgent, authz.RevokedUser: ofUser, authz.RevokedTenant: ofTenant}
 
 // Revoke is the stop button. The call's entry, the revocation and the end of the

@@ -37,9 +37,8 @@ const (
 // it did is durable when it returns. Errors that the caller may see are *whence.Error.
 type Door interface {
 	Exchange(ctx context.Context, x gateway.Exchange) (gateway.Exchanged, error)
-	// RefuseExchange records a request that could not be read, and RefuseUnread one of
-	// another call. They return the reason, unless that could not be recorded.
-	RefuseExchange(ctx context.Context, reason error) error
+	// RefuseUnread records a request that could not be read. It returns the reason,
+	// unless that could not be recorded.
 	RefuseUnread(ctx context.Context, call string, reason error) error
 	// RevokeToken ends a token; one that is none is no error.
 	RevokeToken(ctx context.Context, token string) error

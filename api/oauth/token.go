@@ -33,7 +33,7 @@ func (s *server) token(w http.ResponseWriter, r *http.Request) {
 	}
 	var got gateway.Exchanged
 	if err != nil {
-		err = s.Door.RefuseExchange(r.Context(), err)
+		err = s.Door.RefuseUnread(r.Context(), "oauth/token", err)
 	} else {
 		got, err = s.Door.Exchange(r.Context(), x)
 	}

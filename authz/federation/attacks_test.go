@@ -19,6 +19,7 @@ import (
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/authz/authztest/forge"
 )
 
 // attack is one line of testdata/attacks.json: what is changed in a good token.
@@ -79,8 +80,8 @@ func (p *provider) make(t testing.TB, a attack) string {
 	}
 	p.merge(header, a.Header)
 	p.merge(claims, a.Claims)
-	h := spell(t, header, a.InsertHeader, a.ReplaceHeader)
-	c := spell(t, claims, strings.ReplaceAll(a.InsertClaims, "$deep", `"x":`+strings.Repeat("[", 60)+strings.Repeat("]", 60)+","), a.ReplaceClaims)
+	h := forge.Spell(t, header, a.InsertHeader, a.ReplaceHeader)
+	c := forge.Spell(t, claims, strings.ReplaceAll(a.InsertClaims, "$deep", `"x":`+strings.Repeat("[", 60)+strings.Repeat("]", 60)+","), a.ReplaceClaims)
 	if a.Latin1 {
 		c = strings.ReplaceAll(c, "\u00ff", "\xff")
 	}
@@ -151,47 +152,18 @@ func signature(t testing.TB, how, algorithm, signed string) []byte {
 	return s
 }
 
-func spell(t testing.TB, members map[string]any, insert, replace string) string {
-	t.Helper()
-	if replace != "" {
-		return replace
-	}
-	b, err := json.Marshal(members)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "{" + insert + string(b[1:])
-}
-
 func damage(t testing.TB, token, how string) string {
 	t.Helper()
-	last := strings.LastIndexByte(token, '.')
 	switch how {
-	case "":
-		return token
-	case "drop-signature":
-		return token[:last]
 	case "change-claims":
-		h := strings.IndexByte(token, '.')
+		h, last := strings.IndexByte(token, '.'), strings.LastIndexByte(token, '.')
 		claims, _ := base64.RawURLEncoding.DecodeString(token[h+1 : last])
 		claims = bytes.Replace(claims, []byte(`"sub":"ada"`), []byte(`"sub":"eve"`), 1)
 		return token[:h+1] + base64.RawURLEncoding.EncodeToString(claims) + token[last:]
-	case "spare-bits":
-		// 64 bytes take 85 characters and 2 bits more; the other 4 bits must be 0.
-		alphabet := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-		n := strings.IndexByte(alphabet, token[len(token)-1])
-		return token[:len(token)-1] + string(alphabet[n|1])
-	case "pad":
-		return token + "=="
-	case "line-break":
-		return token[:last+5] + "\r\n" + token[last+5:]
-	case "space":
-		return " " + token
 	case "encrypted":
 		return token + ".AA.AA"
 	}
-	t.Fatalf("no damage is called %q", how)
-	return ""
+	return forge.Damage(t, token, how)
 }
 
 func attacks(t testing.TB) []attack {

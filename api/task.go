@@ -48,11 +48,11 @@ func (t *tasks) Delegate(ctx context.Context, req *v1.DelegateRequest) (*v1.Dele
 		return nil, whence.Invalid("budget.calls", "BUDGET_INVALID", "a task needs a budget of at least one call; leave the budget out to hand on all that is left")
 	}
 	out := &v1.DelegateResponse{}
-	err := t.gateway.Delegate(ctx, s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
+	t.gateway.Delegate(s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
 		Scope: scopeSpec(req.GetScope()), Calls: int64(req.GetBudget().GetCalls()), Lifetime: req.GetLifetime().AsDuration()}, func(s gateway.Started) {
 		out.Task, out.Token, out.TokenExpireTime = taskMessage(s.Task), s.Token, timestamp(s.Expires)
 	})
-	return out, err
+	return out, nil
 }
 
 // EndTask ends the caller's own task and what was delegated from it.

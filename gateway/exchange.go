@@ -313,9 +313,6 @@ func (g *Gateway) exchangeOwn(ctx context.Context, x Exchange, s *Session, out *
 		return err
 	}
 	x.Want.Agent = agent.Name
-	if x.Want.Scope, err = g.narrow(ctx, p, *x.Want); err != nil {
-		return err
-	}
 	s.Write(Write{Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 		started, err := g.startBelow(ctx, tx, p, *x.Want)
 		if err == nil {

@@ -238,3 +238,72 @@ func TestWorkloadsOfOtherTenants(t *testing.T) {
 		}
 	}
 }
+
+// TestACeilingThatComesMeanwhile narrows the named agent's ceiling between a
+// delegation's request and its task's start.
+func TestACeilingThatComesMeanwhile(t *testing.T) {
+	t.Parallel()
+	w := gatewaytest.NewWorld(t)
+	w.AddAgent("worker")
+	w.AddAgent("helper")
+	w.AddGrant("worker", "ada")
+	root := w.Task("worker", "ada")
+	for _, c := range []struct{ change, want string }{
+		{`select`, ""},
+		{`update whence.agents set ceiling = '{"type":"whence","tables":["app.public.a"],"allSubjects":true,"actions":["memory:read"]}' where name = 'helper'`, "SCOPE_WIDENED"},
+	} {
+		tx, err := w.Pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Revocations.Lock(t.Context(), tx); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		var group errgroup.Group
+		group.Go(func() error {
+			_, err := delegate(t, w.Gateway, root.Token, authz.TaskRequest{Agent: "helper", Purpose: "a test", Calls: 1, Lifetime: time.Minute,
+				Scope: authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: []authz.Action{authz.MemoryRead}}})
+			done <- err
+			return nil
+		})
+		for waiting := 0; waiting == 0; time.Sleep(5 * time.Millisecond) {
+			if err := w.Pool.QueryRow(t.Context(), `select count(*) from pg_locks where locktype = 'advisory' and not granted
+				and database = (select oid from pg_database where datname = current_database())`).Scan(&waiting); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := tx.Exec(t.Context(), c.change); err != nil {
+			t.Fatal(err)
+		}
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; reason(err) != c.want {
+			t.Errorf("%v, want %q", err, c.want)
+		}
+		_ = group.Wait()
+	}
+}
+
+// TestOldRevocationsAreForgotten holds that of revocations only those go that nothing
+// can come up against any more.
+func TestOldRevocationsAreForgotten(t *testing.T) {
+	t.Parallel()
+	w := gatewaytest.NewWorld(t)
+	w.Revoke(authz.RevokedToken, "", "a-token")
+	w.Revoke(authz.RevokedAgent, authz.DefaultTenant, "worker")
+	for _, c := range []struct {
+		ahead time.Duration
+		want  int
+	}{{0, 2}, {26 * time.Hour, 2}, {26 * time.Hour, 1}} {
+		w.Advance(c.ahead)
+		if err := w.Revocations.Drop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		left, _, err := w.Revocations.List(t.Context(), 10, "")
+		if err != nil || len(left) != c.want {
+			t.Errorf("%s later: %+v, %v", c.ahead, left, err)
+		}
+	}
+}

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -64,11 +63,8 @@ func (g *Gateway) StartOwn(ctx context.Context, user string, r authz.TaskRequest
 //
 // The task starts in the transaction that records the call, and done is told of it
 // then. The same idempotency key starts one task, and gives another token of it.
-func (g *Gateway) Delegate(ctx context.Context, s *Session, r authz.TaskRequest, done func(Started)) (err error) {
+func (g *Gateway) Delegate(s *Session, r authz.TaskRequest, done func(Started)) {
 	p := s.Principal
-	if r.Scope, err = g.narrow(ctx, p, r); err != nil {
-		return err
-	}
 	s.Write(Write{
 		Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 			out, err := g.startBelow(ctx, tx, p, r)
@@ -93,7 +89,6 @@ func (g *Gateway) Delegate(ctx context.Context, s *Session, r authz.TaskRequest,
 			return nil
 		},
 	})
-	return nil
 }
 
 // again gives another token of a task, as the task is.
@@ -110,18 +105,16 @@ func (g *Gateway) again(ctx context.Context, db querier, id uuid.UUID) (Started,
 }
 
 // narrow is the scope of a task to be delegated, which lies within the caller's own
-// and within the agent's ceiling, if it is one that is known here.
-func (g *Gateway) narrow(ctx context.Context, p *authz.Principal, r authz.TaskRequest) (none authz.ScopeSpec, err error) {
+// and within the agent's ceiling, if it is one that is known here; that stays as it is
+// until tx ends.
+func (g *Gateway) narrow(ctx context.Context, tx pgx.Tx, p *authz.Principal, r authz.TaskRequest) (none authz.ScopeSpec, err error) {
 	scope, err := p.Scope.Narrow(r.Scope)
 	if err != nil {
 		return none, err
 	}
-	agent, err := g.known.Agent(ctx, p.Tenant, r.Agent)
-	switch {
-	case errors.Is(err, whence.ErrNotFound) || err == nil && agent.Ceiling == nil:
-		return scope.Spec(), nil
-	case err != nil:
-		return none, err
+	agent, found, err := g.known.HoldAgent(ctx, tx, p.Tenant, r.Agent)
+	if err != nil || !found || agent.Ceiling == nil {
+		return scope.Spec(), err
 	}
 	return scope.Spec(), authz.Within(*agent.Ceiling, scope.Spec(), r.Agent)
 }
@@ -138,6 +131,9 @@ func (g *Gateway) startBelow(ctx context.Context, tx pgx.Tx, p *authz.Principal,
 	}
 	up, err := all.path(p.Task, g.now())
 	if err != nil {
+		return out, err
+	}
+	if r.Scope, err = g.narrow(ctx, tx, p, r); err != nil {
 		return out, err
 	}
 	if p.Depth >= up[0].maxDepth {

@@ -55,6 +55,7 @@ from whence.agents a`
 
 	agentSQL          = agentsSQL + ` where a.tenant = @tenant and a.name = @name`
 	lockAgentSQL      = agentSQL + ` for no key update of a`
+	holdAgentSQL      = agentSQL + ` for share of a`
 	agentBySubjectSQL = agentsSQL + ` where a.issuer = @issuer and a.subject = @subject`
 	listAgentsSQL     = agentsSQL + ` where (@tenant = '' or a.tenant = @tenant) and a.tenant || chr(1) || a.name > @after
 order by a.tenant || chr(1) || a.name limit @limit`
@@ -151,6 +152,12 @@ func (r *Registry) DeleteAgent(ctx context.Context, tx pgx.Tx, tenant, name stri
 // Agent returns the agent of a name.
 func (r *Registry) Agent(ctx context.Context, tenant, name string) (Agent, error) {
 	return r.agent(ctx, name, agentSQL, pgx.NamedArgs{"tenant": tenant, "name": name})
+}
+
+// HoldAgent reads an agent and keeps it as it is until tx ends.
+func (r *Registry) HoldAgent(ctx context.Context, tx pgx.Tx, tenant, name string) (a Agent, found bool, err error) {
+	a, found, err = one(ctx, tx, scanAgent, holdAgentSQL, pgx.NamedArgs{"tenant": tenant, "name": name})
+	return a, found, pg.Translate(err)
 }
 
 // AgentBySubject returns the agent that an issuer knows as subject.

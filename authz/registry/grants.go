@@ -203,20 +203,20 @@ func (r *Registry) Grant(ctx context.Context, id uuid.UUID) (Grant, error) {
 }
 
 const (
-	holdAgentSQL  = agentsSQL + ` where a.tenant = @tenant and a.name = @name for share of a`
+	holdGrantSQL  = grantSQL + ` for share`
 	holdIssuerSQL = issuerByNameSQL + ` for share`
 )
 
 // Hold tells whether a grant, an agent and an issuer are still as they were read, and
 // keeps them so until tx ends.
 func (r *Registry) Hold(ctx context.Context, tx pgx.Tx, g Grant, a Agent, i federation.Issuer) (same bool, err error) {
-	held, found, err := one(ctx, tx, scanGrant, grantSQL+` for share`, pgx.NamedArgs{"id": g.ID})
+	held, found, err := one(ctx, tx, scanGrant, holdGrantSQL, pgx.NamedArgs{"id": g.ID})
 	if err != nil || !found || !reflect.DeepEqual(held, g) {
 		return false, pg.Translate(err)
 	}
-	agent, found, err := one(ctx, tx, scanAgent, holdAgentSQL, pgx.NamedArgs{"tenant": a.Tenant, "name": a.Name})
+	agent, found, err := r.HoldAgent(ctx, tx, a.Tenant, a.Name)
 	if err != nil || !found || !reflect.DeepEqual(agent, a) {
-		return false, pg.Translate(err)
+		return false, err
 	}
 	issuer, found, err := one(ctx, tx, scanIssuer, holdIssuerSQL, pgx.NamedArgs{"name": i.Name})
 	return err == nil && found && reflect.DeepEqual(issuer.Issuer, i), pg.Translate(err)

@@ -75,6 +75,21 @@ func TestForgedTokens(t *testing.T) {
 		t.Errorf("a call that there is not: %+v", got)
 	}
 	w.hasEntry(t, "a call that there is not", before, "unknown", "TOKEN_MISSING")
+	for name, header := range map[string]http.Header{
+		"two tokens": {"Authorization": {"Bearer " + w.env["WHENCE_AGENT_TOKEN"], "Bearer x"}},
+		"two proofs": {"Authorization": {"Bearer " + w.env["WHENCE_AGENT_TOKEN"]}, "Dpop": {"x", "y"}},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.url+"/whence.v1.TaskService/GetTask", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = header
+		req.Header.Set("Content-Type", "application/json")
+		var r *refusal
+		if _, err := (caller{http: w.http}).do(req); !errors.As(err, &r) || r.reason() != "TOKEN_MISSING" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	if skipped > 8 {
 		t.Errorf("%d attacks were left out", skipped)
 	}

@@ -27,7 +27,7 @@ func (i *Issuer) newAuthRequest(query url.Values) (authRequest, error) {
 		}
 	}
 	if !slices.Contains(i.c.Clients, query.Get("client_id")) {
-		return authRequest{}, errors.New("the client_id is not known to the development issuer; use one of: " + strings.Join(i.c.Clients, ", "))
+		return authRequest{}, errors.New("the client_id is not known to the development issuer; use the one that whoever runs it has")
 	}
 	u, err := url.Parse(query.Get("redirect_uri"))
 	if err != nil || u.Scheme != "http" || !loopbackHost(u.Hostname()) || u.User != nil ||

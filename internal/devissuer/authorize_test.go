@@ -39,6 +39,10 @@ func TestNobodyIsSentAway(t *testing.T) {
 		if res.StatusCode != http.StatusBadRequest || res.Header.Get("Location") != "" {
 			t.Errorf("%s: %s to %q: %s", name, res.Status, res.Header.Get("Location"), body)
 		}
+		// Who does not know a client is told of none, such as start's second.
+		if strings.Contains(body, "other") {
+			t.Errorf("%s: told %q", name, body)
+		}
 		res, body = p.post("/signin?"+q.Encode(), url.Values{"user": {"ada"}})
 		if res.StatusCode != http.StatusBadRequest || res.Header.Get("Location") != "" {
 			t.Errorf("%s, from the page: %s to %q: %s", name, res.Status, res.Header.Get("Location"), body)

@@ -39,7 +39,8 @@ type Config struct {
 	// URL is the issuer: http or https, on a loopback host, with any path that does
 	// not end in a slash. Requests for other hosts are refused.
 	URL string
-	// Clients are the client_ids that may ask. They have no secrets.
+	// Clients are the client_ids that may ask. They have no secrets, and are told to
+	// nobody: one that cannot be guessed keeps out who does not know it.
 	Clients []string
 	// Users are offered in this order.
 	Users []User

@@ -93,9 +93,14 @@ func taskMessage(t gateway.Task) *v1.Task {
 
 func budget(b gateway.Budget) *v1.Budget {
 	return &v1.Budget{
-		Calls:      &v1.Meter{Limit: count(b.Limit), Used: count(b.Used), Remaining: count(b.Remaining)},
+		Calls:      meter(b.Limit, b.Used, b.Remaining),
 		ExpireTime: timestamp(b.Deadline),
 	}
+}
+
+func meter(limit, used, remaining int64) *v1.Meter {
+	of := count(limit)
+	return &v1.Meter{Limit: &of, Used: count(used), Remaining: count(remaining)}
 }
 
 func scopeSpec(s *v1.Scope) authz.ScopeSpec {

@@ -45,6 +45,8 @@ const (
 	ExecutionState_EXECUTION_STATE_DENIED ExecutionState = 6
 	// Took effect and was undone.
 	ExecutionState_EXECUTION_STATE_UNDONE ExecutionState = 7
+	// Is being undone, or a saga's steps are being taken back.
+	ExecutionState_EXECUTION_STATE_UNDOING ExecutionState = 8
 )
 
 // Enum value maps for ExecutionState.
@@ -58,6 +60,7 @@ var (
 		5: "EXECUTION_STATE_UNCERTAIN",
 		6: "EXECUTION_STATE_DENIED",
 		7: "EXECUTION_STATE_UNDONE",
+		8: "EXECUTION_STATE_UNDOING",
 	}
 	ExecutionState_value = map[string]int32{
 		"EXECUTION_STATE_UNSPECIFIED":       0,
@@ -68,6 +71,7 @@ var (
 		"EXECUTION_STATE_UNCERTAIN":         5,
 		"EXECUTION_STATE_DENIED":            6,
 		"EXECUTION_STATE_UNDONE":            7,
+		"EXECUTION_STATE_UNDOING":           8,
 	}
 )
 
@@ -169,7 +173,13 @@ type ActionSummary struct {
 	// Whether an operator must approve each execution.
 	ApprovalRequired bool `protobuf:"varint,5,opt,name=approval_required,json=approvalRequired,proto3" json:"approval_required,omitempty"`
 	// How long an execution can be undone; absent for one that cannot.
-	UndoWindow    *durationpb.Duration `protobuf:"bytes,6,opt,name=undo_window,json=undoWindow,proto3" json:"undo_window,omitempty"`
+	UndoWindow *durationpb.Duration `protobuf:"bytes,6,opt,name=undo_window,json=undoWindow,proto3" json:"undo_window,omitempty"`
+	// Why it cannot be undone; empty for one that can.
+	IrreversibleBecause string `protobuf:"bytes,7,opt,name=irreversible_because,json=irreversibleBecause,proto3" json:"irreversible_because,omitempty"`
+	// What an execution costs of the task's budget of money, in millionths.
+	CostMicros int64 `protobuf:"varint,8,opt,name=cost_micros,json=costMicros,proto3" json:"cost_micros,omitempty"`
+	// Counts the definitions under this name from 1.
+	Version       uint32 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -244,6 +254,27 @@ func (x *ActionSummary) GetUndoWindow() *durationpb.Duration {
 		return x.UndoWindow
 	}
 	return nil
+}
+
+func (x *ActionSummary) GetIrreversibleBecause() string {
+	if x != nil {
+		return x.IrreversibleBecause
+	}
+	return ""
+}
+
+func (x *ActionSummary) GetCostMicros() int64 {
+	if x != nil {
+		return x.CostMicros
+	}
+	return 0
+}
+
+func (x *ActionSummary) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 // Effect is what an execution does to one row.
@@ -350,7 +381,7 @@ type Execution struct {
 	State ExecutionState `protobuf:"varint,4,opt,name=state,proto3,enum=whence.v1.ExecutionState" json:"state,omitempty"`
 	// The arguments.
 	Arguments *structpb.Struct `protobuf:"bytes,5,opt,name=arguments,proto3" json:"arguments,omitempty"`
-	// SHA-256 of action and canonical arguments, in lower-case hexadecimal.
+	// SHA-256 of action, version and canonical arguments, in lower-case hexadecimal.
 	Digest string `protobuf:"bytes,6,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The key it was executed under.
 	IdempotencyKey string `protobuf:"bytes,7,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
@@ -366,6 +397,12 @@ type Execution struct {
 	UndoUntil *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=undo_until,json=undoUntil,proto3" json:"undo_until,omitempty"`
 	// The task it ran for.
 	Task string `protobuf:"bytes,13,opt,name=task,proto3" json:"task,omitempty"`
+	// The action's version that it ran.
+	ActionVersion uint32 `protobuf:"varint,16,opt,name=action_version,json=actionVersion,proto3" json:"action_version,omitempty"`
+	// Token for consistency.atLeast: a query with it sees the rows written.
+	Token string `protobuf:"bytes,17,opt,name=token,proto3" json:"token,omitempty"`
+	// Whether this reply was given before, under the same key.
+	Replayed bool `protobuf:"varint,18,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	// When it was asked for.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When it came to its final state; absent while it did not.
@@ -493,6 +530,27 @@ func (x *Execution) GetTask() string {
 		return x.Task
 	}
 	return ""
+}
+
+func (x *Execution) GetActionVersion() uint32 {
+	if x != nil {
+		return x.ActionVersion
+	}
+	return 0
+}
+
+func (x *Execution) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *Execution) GetReplayed() bool {
+	if x != nil {
+		return x.Replayed
+	}
+	return false
 }
 
 func (x *Execution) GetCreateTime() *timestamppb.Timestamp {
@@ -665,10 +723,23 @@ type PreviewResponse struct {
 	Effects []*Effect `protobuf:"bytes,2,rep,name=effects,proto3" json:"effects,omitempty"`
 	// Whether an operator would have to approve it.
 	ApprovalRequired bool `protobuf:"varint,3,opt,name=approval_required,json=approvalRequired,proto3" json:"approval_required,omitempty"`
-	// SHA-256 of action and canonical arguments, in lower-case hexadecimal.
+	// SHA-256 of all that Execute can demand to be as previewed: the action and its
+	// version, the arguments and the effects. In lower-case hexadecimal.
 	Digest string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	// What the task has left.
-	Budget        *Budget `protobuf:"bytes,5,opt,name=budget,proto3" json:"budget,omitempty"`
+	Budget *Budget `protobuf:"bytes,5,opt,name=budget,proto3" json:"budget,omitempty"`
+	// Whether Execute needs an Idempotency-Key header.
+	IdempotencyKeyRequired bool `protobuf:"varint,6,opt,name=idempotency_key_required,json=idempotencyKeyRequired,proto3" json:"idempotency_key_required,omitempty"`
+	// What it would cost of the task's budget of money, in millionths.
+	CostMicros int64 `protobuf:"varint,7,opt,name=cost_micros,json=costMicros,proto3" json:"cost_micros,omitempty"`
+	// The requests that it would send to an upstream, without credentials.
+	Requests []*RenderedRequest `protobuf:"bytes,8,rep,name=requests,proto3" json:"requests,omitempty"`
+	// What it would return, where that is known without doing it.
+	Result *structpb.Struct `protobuf:"bytes,9,opt,name=result,proto3" json:"result,omitempty"`
+	// The action's version.
+	ActionVersion uint32 `protobuf:"varint,10,opt,name=action_version,json=actionVersion,proto3" json:"action_version,omitempty"`
+	// How many rows it would touch.
+	Rows          uint32 `protobuf:"varint,11,opt,name=rows,proto3" json:"rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -738,6 +809,112 @@ func (x *PreviewResponse) GetBudget() *Budget {
 	return nil
 }
 
+func (x *PreviewResponse) GetIdempotencyKeyRequired() bool {
+	if x != nil {
+		return x.IdempotencyKeyRequired
+	}
+	return false
+}
+
+func (x *PreviewResponse) GetCostMicros() int64 {
+	if x != nil {
+		return x.CostMicros
+	}
+	return 0
+}
+
+func (x *PreviewResponse) GetRequests() []*RenderedRequest {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+func (x *PreviewResponse) GetResult() *structpb.Struct {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *PreviewResponse) GetActionVersion() uint32 {
+	if x != nil {
+		return x.ActionVersion
+	}
+	return 0
+}
+
+func (x *PreviewResponse) GetRows() uint32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+// RenderedRequest is an HTTP request as it would be sent.
+type RenderedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its method.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// Where to, in full.
+	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	// Its body; empty: none.
+	Body          string `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenderedRequest) Reset() {
+	*x = RenderedRequest{}
+	mi := &file_whence_v1_action_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenderedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenderedRequest) ProtoMessage() {}
+
+func (x *RenderedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_action_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenderedRequest.ProtoReflect.Descriptor instead.
+func (*RenderedRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_action_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RenderedRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *RenderedRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *RenderedRequest) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
 // ExecuteRequest is an action to run.
 type ExecuteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -746,7 +923,7 @@ type ExecuteRequest struct {
 	// Its arguments, by its schema.
 	Arguments *structpb.Struct `protobuf:"bytes,2,opt,name=arguments,proto3" json:"arguments,omitempty"`
 	// Digest from a preview; when given, anything but what was previewed fails
-	// with failed_precondition.
+	// with failed_precondition, PREVIEW_STALE.
 	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -754,7 +931,7 @@ type ExecuteRequest struct {
 
 func (x *ExecuteRequest) Reset() {
 	*x = ExecuteRequest{}
-	mi := &file_whence_v1_action_proto_msgTypes[7]
+	mi := &file_whence_v1_action_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +943,7 @@ func (x *ExecuteRequest) String() string {
 func (*ExecuteRequest) ProtoMessage() {}
 
 func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_action_proto_msgTypes[7]
+	mi := &file_whence_v1_action_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +956,7 @@ func (x *ExecuteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteRequest.ProtoReflect.Descriptor instead.
 func (*ExecuteRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_action_proto_rawDescGZIP(), []int{7}
+	return file_whence_v1_action_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ExecuteRequest) GetAction() string {
@@ -816,7 +993,7 @@ type ExecuteResponse struct {
 
 func (x *ExecuteResponse) Reset() {
 	*x = ExecuteResponse{}
-	mi := &file_whence_v1_action_proto_msgTypes[8]
+	mi := &file_whence_v1_action_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +1005,7 @@ func (x *ExecuteResponse) String() string {
 func (*ExecuteResponse) ProtoMessage() {}
 
 func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_action_proto_msgTypes[8]
+	mi := &file_whence_v1_action_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +1018,7 @@ func (x *ExecuteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecuteResponse.ProtoReflect.Descriptor instead.
 func (*ExecuteResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_action_proto_rawDescGZIP(), []int{8}
+	return file_whence_v1_action_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExecuteResponse) GetExecution() *Execution {
@@ -869,7 +1046,7 @@ type GetExecutionRequest struct {
 
 func (x *GetExecutionRequest) Reset() {
 	*x = GetExecutionRequest{}
-	mi := &file_whence_v1_action_proto_msgTypes[9]
+	mi := &file_whence_v1_action_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1058,7 @@ func (x *GetExecutionRequest) String() string {
 func (*GetExecutionRequest) ProtoMessage() {}
 
 func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_action_proto_msgTypes[9]
+	mi := &file_whence_v1_action_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1071,7 @@ func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionRequest.ProtoReflect.Descriptor instead.
 func (*GetExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_action_proto_rawDescGZIP(), []int{9}
+	return file_whence_v1_action_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetExecutionRequest) GetId() string {
@@ -917,7 +1094,7 @@ type GetExecutionResponse struct {
 
 func (x *GetExecutionResponse) Reset() {
 	*x = GetExecutionResponse{}
-	mi := &file_whence_v1_action_proto_msgTypes[10]
+	mi := &file_whence_v1_action_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1106,7 @@ func (x *GetExecutionResponse) String() string {
 func (*GetExecutionResponse) ProtoMessage() {}
 
 func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_action_proto_msgTypes[10]
+	mi := &file_whence_v1_action_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1119,7 @@ func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionResponse.ProtoReflect.Descriptor instead.
 func (*GetExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_action_proto_rawDescGZIP(), []int{10}
+	return file_whence_v1_action_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetExecutionResponse) GetExecution() *Execution {
@@ -970,7 +1147,7 @@ type UndoRequest struct {
 
 func (x *UndoRequest) Reset() {
 	*x = UndoRequest{}
-	mi := &file_whence_v1_action_proto_msgTypes[11]
+	mi := &file_whence_v1_action_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1159,7 @@ func (x *UndoRequest) String() string {
 func (*UndoRequest) ProtoMessage() {}
 
 func (x *UndoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_action_proto_msgTypes[11]
+	mi := &file_whence_v1_action_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1172,7 @@ func (x *UndoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRequest.ProtoReflect.Descriptor instead.
 func (*UndoRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_action_proto_rawDescGZIP(), []int{11}
+	return file_whence_v1_action_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UndoRequest) GetId() string {
@@ -1018,7 +1195,7 @@ type UndoResponse struct {
 
 func (x *UndoResponse) Reset() {
 	*x = UndoResponse{}
-	mi := &file_whence_v1_action_proto_msgTypes[12]
+	mi := &file_whence_v1_action_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1207,7 @@ func (x *UndoResponse) String() string {
 func (*UndoResponse) ProtoMessage() {}
 
 func (x *UndoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_action_proto_msgTypes[12]
+	mi := &file_whence_v1_action_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1220,7 @@ func (x *UndoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoResponse.ProtoReflect.Descriptor instead.
 func (*UndoResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_action_proto_rawDescGZIP(), []int{12}
+	return file_whence_v1_action_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UndoResponse) GetExecution() *Execution {
@@ -1064,7 +1241,7 @@ var File_whence_v1_action_proto protoreflect.FileDescriptor
 
 const file_whence_v1_action_proto_rawDesc = "" +
 	"\n" +
-	"\x16whence/v1/action.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15whence/v1/scope.proto\"\x8f\x02\n" +
+	"\x16whence/v1/action.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15whence/v1/scope.proto\"\xfd\x02\n" +
 	"\rActionSummary\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12#\n" +
@@ -1072,14 +1249,18 @@ const file_whence_v1_action_proto_rawDesc = "" +
 	"\finput_schema\x18\x04 \x01(\v2\x17.google.protobuf.StructR\vinputSchema\x12+\n" +
 	"\x11approval_required\x18\x05 \x01(\bR\x10approvalRequired\x12:\n" +
 	"\vundo_window\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"undoWindow\"\xec\x01\n" +
+	"undoWindow\x121\n" +
+	"\x14irreversible_because\x18\a \x01(\tR\x13irreversibleBecause\x12\x1f\n" +
+	"\vcost_micros\x18\b \x01(\x03R\n" +
+	"costMicros\x12\x18\n" +
+	"\aversion\x18\t \x01(\rR\aversion\"\xec\x01\n" +
 	"\x06Effect\x12)\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x15.whence.v1.EffectKindR\x04kind\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x14\n" +
 	"\x05table\x18\x03 \x01(\tR\x05table\x12)\n" +
 	"\x03key\x18\x04 \x01(\v2\x17.google.protobuf.StructR\x03key\x12/\n" +
 	"\x06before\x18\x05 \x01(\v2\x17.google.protobuf.StructR\x06before\x12-\n" +
-	"\x05after\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x05after\"\xd9\x04\n" +
+	"\x05after\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x05after\"\xb2\x05\n" +
 	"\tExecution\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12#\n" +
@@ -1096,7 +1277,10 @@ const file_whence_v1_action_proto_rawDesc = "" +
 	"approvalId\x129\n" +
 	"\n" +
 	"undo_until\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tundoUntil\x12\x12\n" +
-	"\x04task\x18\r \x01(\tR\x04task\x12;\n" +
+	"\x04task\x18\r \x01(\tR\x04task\x12%\n" +
+	"\x0eaction_version\x18\x10 \x01(\rR\ractionVersion\x12\x14\n" +
+	"\x05token\x18\x11 \x01(\tR\x05token\x12\x1a\n" +
+	"\breplayed\x18\x12 \x01(\bR\breplayed\x12;\n" +
 	"\vcreate_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x125\n" +
 	"\bend_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\x14\n" +
@@ -1107,13 +1291,25 @@ const file_whence_v1_action_proto_rawDesc = "" +
 	"\x0ePreviewRequest\x12\"\n" +
 	"\x06action\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06action\x125\n" +
-	"\targuments\x18\x02 \x01(\v2\x17.google.protobuf.StructR\targuments\"\xd3\x01\n" +
+	"\targuments\x18\x02 \x01(\v2\x17.google.protobuf.StructR\targuments\"\xd2\x03\n" +
 	"\x0fPreviewResponse\x12#\n" +
 	"\x04tier\x18\x01 \x01(\x0e2\x0f.whence.v1.TierR\x04tier\x12+\n" +
 	"\aeffects\x18\x02 \x03(\v2\x11.whence.v1.EffectR\aeffects\x12+\n" +
 	"\x11approval_required\x18\x03 \x01(\bR\x10approvalRequired\x12\x16\n" +
 	"\x06digest\x18\x04 \x01(\tR\x06digest\x12)\n" +
-	"\x06budget\x18\x05 \x01(\v2\x11.whence.v1.BudgetR\x06budget\"\x9d\x01\n" +
+	"\x06budget\x18\x05 \x01(\v2\x11.whence.v1.BudgetR\x06budget\x128\n" +
+	"\x18idempotency_key_required\x18\x06 \x01(\bR\x16idempotencyKeyRequired\x12\x1f\n" +
+	"\vcost_micros\x18\a \x01(\x03R\n" +
+	"costMicros\x126\n" +
+	"\brequests\x18\b \x03(\v2\x1a.whence.v1.RenderedRequestR\brequests\x12/\n" +
+	"\x06result\x18\t \x01(\v2\x17.google.protobuf.StructR\x06result\x12%\n" +
+	"\x0eaction_version\x18\n" +
+	" \x01(\rR\ractionVersion\x12\x12\n" +
+	"\x04rows\x18\v \x01(\rR\x04rows\"O\n" +
+	"\x0fRenderedRequest\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\tR\x04body\"\x9d\x01\n" +
 	"\x0eExecuteRequest\x12\"\n" +
 	"\x06action\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06action\x125\n" +
@@ -1133,7 +1329,7 @@ const file_whence_v1_action_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\"m\n" +
 	"\fUndoResponse\x122\n" +
 	"\texecution\x18\x01 \x01(\v2\x14.whence.v1.ExecutionR\texecution\x12)\n" +
-	"\x06budget\x18\x02 \x01(\v2\x11.whence.v1.BudgetR\x06budget*\x87\x02\n" +
+	"\x06budget\x18\x02 \x01(\v2\x11.whence.v1.BudgetR\x06budget*\xa4\x02\n" +
 	"\x0eExecutionState\x12\x1f\n" +
 	"\x1bEXECUTION_STATE_UNSPECIFIED\x10\x00\x12%\n" +
 	"!EXECUTION_STATE_AWAITING_APPROVAL\x10\x01\x12\x1b\n" +
@@ -1142,7 +1338,8 @@ const file_whence_v1_action_proto_rawDesc = "" +
 	"\x16EXECUTION_STATE_FAILED\x10\x04\x12\x1d\n" +
 	"\x19EXECUTION_STATE_UNCERTAIN\x10\x05\x12\x1a\n" +
 	"\x16EXECUTION_STATE_DENIED\x10\x06\x12\x1a\n" +
-	"\x16EXECUTION_STATE_UNDONE\x10\a*q\n" +
+	"\x16EXECUTION_STATE_UNDONE\x10\a\x12\x1b\n" +
+	"\x17EXECUTION_STATE_UNDOING\x10\b*q\n" +
 	"\n" +
 	"EffectKind\x12\x1b\n" +
 	"\x17EFFECT_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -1169,7 +1366,7 @@ func file_whence_v1_action_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_action_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_whence_v1_action_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_whence_v1_action_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_whence_v1_action_proto_goTypes = []any{
 	(ExecutionState)(0),           // 0: whence.v1.ExecutionState
 	(EffectKind)(0),               // 1: whence.v1.EffectKind
@@ -1180,62 +1377,65 @@ var file_whence_v1_action_proto_goTypes = []any{
 	(*ListActionsResponse)(nil),   // 6: whence.v1.ListActionsResponse
 	(*PreviewRequest)(nil),        // 7: whence.v1.PreviewRequest
 	(*PreviewResponse)(nil),       // 8: whence.v1.PreviewResponse
-	(*ExecuteRequest)(nil),        // 9: whence.v1.ExecuteRequest
-	(*ExecuteResponse)(nil),       // 10: whence.v1.ExecuteResponse
-	(*GetExecutionRequest)(nil),   // 11: whence.v1.GetExecutionRequest
-	(*GetExecutionResponse)(nil),  // 12: whence.v1.GetExecutionResponse
-	(*UndoRequest)(nil),           // 13: whence.v1.UndoRequest
-	(*UndoResponse)(nil),          // 14: whence.v1.UndoResponse
-	(Tier)(0),                     // 15: whence.v1.Tier
-	(*structpb.Struct)(nil),       // 16: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*Budget)(nil),                // 19: whence.v1.Budget
+	(*RenderedRequest)(nil),       // 9: whence.v1.RenderedRequest
+	(*ExecuteRequest)(nil),        // 10: whence.v1.ExecuteRequest
+	(*ExecuteResponse)(nil),       // 11: whence.v1.ExecuteResponse
+	(*GetExecutionRequest)(nil),   // 12: whence.v1.GetExecutionRequest
+	(*GetExecutionResponse)(nil),  // 13: whence.v1.GetExecutionResponse
+	(*UndoRequest)(nil),           // 14: whence.v1.UndoRequest
+	(*UndoResponse)(nil),          // 15: whence.v1.UndoResponse
+	(Tier)(0),                     // 16: whence.v1.Tier
+	(*structpb.Struct)(nil),       // 17: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Budget)(nil),                // 20: whence.v1.Budget
 }
 var file_whence_v1_action_proto_depIdxs = []int32{
-	15, // 0: whence.v1.ActionSummary.tier:type_name -> whence.v1.Tier
-	16, // 1: whence.v1.ActionSummary.input_schema:type_name -> google.protobuf.Struct
-	17, // 2: whence.v1.ActionSummary.undo_window:type_name -> google.protobuf.Duration
+	16, // 0: whence.v1.ActionSummary.tier:type_name -> whence.v1.Tier
+	17, // 1: whence.v1.ActionSummary.input_schema:type_name -> google.protobuf.Struct
+	18, // 2: whence.v1.ActionSummary.undo_window:type_name -> google.protobuf.Duration
 	1,  // 3: whence.v1.Effect.kind:type_name -> whence.v1.EffectKind
-	16, // 4: whence.v1.Effect.key:type_name -> google.protobuf.Struct
-	16, // 5: whence.v1.Effect.before:type_name -> google.protobuf.Struct
-	16, // 6: whence.v1.Effect.after:type_name -> google.protobuf.Struct
-	15, // 7: whence.v1.Execution.tier:type_name -> whence.v1.Tier
+	17, // 4: whence.v1.Effect.key:type_name -> google.protobuf.Struct
+	17, // 5: whence.v1.Effect.before:type_name -> google.protobuf.Struct
+	17, // 6: whence.v1.Effect.after:type_name -> google.protobuf.Struct
+	16, // 7: whence.v1.Execution.tier:type_name -> whence.v1.Tier
 	0,  // 8: whence.v1.Execution.state:type_name -> whence.v1.ExecutionState
-	16, // 9: whence.v1.Execution.arguments:type_name -> google.protobuf.Struct
-	16, // 10: whence.v1.Execution.result:type_name -> google.protobuf.Struct
+	17, // 9: whence.v1.Execution.arguments:type_name -> google.protobuf.Struct
+	17, // 10: whence.v1.Execution.result:type_name -> google.protobuf.Struct
 	3,  // 11: whence.v1.Execution.effects:type_name -> whence.v1.Effect
-	18, // 12: whence.v1.Execution.undo_until:type_name -> google.protobuf.Timestamp
-	18, // 13: whence.v1.Execution.create_time:type_name -> google.protobuf.Timestamp
-	18, // 14: whence.v1.Execution.end_time:type_name -> google.protobuf.Timestamp
+	19, // 12: whence.v1.Execution.undo_until:type_name -> google.protobuf.Timestamp
+	19, // 13: whence.v1.Execution.create_time:type_name -> google.protobuf.Timestamp
+	19, // 14: whence.v1.Execution.end_time:type_name -> google.protobuf.Timestamp
 	2,  // 15: whence.v1.ListActionsResponse.actions:type_name -> whence.v1.ActionSummary
-	19, // 16: whence.v1.ListActionsResponse.budget:type_name -> whence.v1.Budget
-	16, // 17: whence.v1.PreviewRequest.arguments:type_name -> google.protobuf.Struct
-	15, // 18: whence.v1.PreviewResponse.tier:type_name -> whence.v1.Tier
+	20, // 16: whence.v1.ListActionsResponse.budget:type_name -> whence.v1.Budget
+	17, // 17: whence.v1.PreviewRequest.arguments:type_name -> google.protobuf.Struct
+	16, // 18: whence.v1.PreviewResponse.tier:type_name -> whence.v1.Tier
 	3,  // 19: whence.v1.PreviewResponse.effects:type_name -> whence.v1.Effect
-	19, // 20: whence.v1.PreviewResponse.budget:type_name -> whence.v1.Budget
-	16, // 21: whence.v1.ExecuteRequest.arguments:type_name -> google.protobuf.Struct
-	4,  // 22: whence.v1.ExecuteResponse.execution:type_name -> whence.v1.Execution
-	19, // 23: whence.v1.ExecuteResponse.budget:type_name -> whence.v1.Budget
-	4,  // 24: whence.v1.GetExecutionResponse.execution:type_name -> whence.v1.Execution
-	19, // 25: whence.v1.GetExecutionResponse.budget:type_name -> whence.v1.Budget
-	4,  // 26: whence.v1.UndoResponse.execution:type_name -> whence.v1.Execution
-	19, // 27: whence.v1.UndoResponse.budget:type_name -> whence.v1.Budget
-	5,  // 28: whence.v1.ActionService.ListActions:input_type -> whence.v1.ListActionsRequest
-	7,  // 29: whence.v1.ActionService.Preview:input_type -> whence.v1.PreviewRequest
-	9,  // 30: whence.v1.ActionService.Execute:input_type -> whence.v1.ExecuteRequest
-	11, // 31: whence.v1.ActionService.GetExecution:input_type -> whence.v1.GetExecutionRequest
-	13, // 32: whence.v1.ActionService.Undo:input_type -> whence.v1.UndoRequest
-	6,  // 33: whence.v1.ActionService.ListActions:output_type -> whence.v1.ListActionsResponse
-	8,  // 34: whence.v1.ActionService.Preview:output_type -> whence.v1.PreviewResponse
-	10, // 35: whence.v1.ActionService.Execute:output_type -> whence.v1.ExecuteResponse
-	12, // 36: whence.v1.ActionService.GetExecution:output_type -> whence.v1.GetExecutionResponse
-	14, // 37: whence.v1.ActionService.Undo:output_type -> whence.v1.UndoResponse
-	33, // [33:38] is the sub-list for method output_type
-	28, // [28:33] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	20, // 20: whence.v1.PreviewResponse.budget:type_name -> whence.v1.Budget
+	9,  // 21: whence.v1.PreviewResponse.requests:type_name -> whence.v1.RenderedRequest
+	17, // 22: whence.v1.PreviewResponse.result:type_name -> google.protobuf.Struct
+	17, // 23: whence.v1.ExecuteRequest.arguments:type_name -> google.protobuf.Struct
+	4,  // 24: whence.v1.ExecuteResponse.execution:type_name -> whence.v1.Execution
+	20, // 25: whence.v1.ExecuteResponse.budget:type_name -> whence.v1.Budget
+	4,  // 26: whence.v1.GetExecutionResponse.execution:type_name -> whence.v1.Execution
+	20, // 27: whence.v1.GetExecutionResponse.budget:type_name -> whence.v1.Budget
+	4,  // 28: whence.v1.UndoResponse.execution:type_name -> whence.v1.Execution
+	20, // 29: whence.v1.UndoResponse.budget:type_name -> whence.v1.Budget
+	5,  // 30: whence.v1.ActionService.ListActions:input_type -> whence.v1.ListActionsRequest
+	7,  // 31: whence.v1.ActionService.Preview:input_type -> whence.v1.PreviewRequest
+	10, // 32: whence.v1.ActionService.Execute:input_type -> whence.v1.ExecuteRequest
+	12, // 33: whence.v1.ActionService.GetExecution:input_type -> whence.v1.GetExecutionRequest
+	14, // 34: whence.v1.ActionService.Undo:input_type -> whence.v1.UndoRequest
+	6,  // 35: whence.v1.ActionService.ListActions:output_type -> whence.v1.ListActionsResponse
+	8,  // 36: whence.v1.ActionService.Preview:output_type -> whence.v1.PreviewResponse
+	11, // 37: whence.v1.ActionService.Execute:output_type -> whence.v1.ExecuteResponse
+	13, // 38: whence.v1.ActionService.GetExecution:output_type -> whence.v1.GetExecutionResponse
+	15, // 39: whence.v1.ActionService.Undo:output_type -> whence.v1.UndoResponse
+	35, // [35:40] is the sub-list for method output_type
+	30, // [30:35] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_action_proto_init() }
@@ -1250,7 +1450,7 @@ func file_whence_v1_action_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_action_proto_rawDesc), len(file_whence_v1_action_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

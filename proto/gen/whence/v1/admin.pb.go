@@ -25,6 +25,193 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ParameterType is what an argument of an action is.
+type ParameterType int32
+
+const (
+	// Not set; refused in requests.
+	ParameterType_PARAMETER_TYPE_UNSPECIFIED ParameterType = 0
+	// Text.
+	ParameterType_PARAMETER_TYPE_TEXT ParameterType = 1
+	// A whole number; in JSON a number, or a string where 53 bits are too few.
+	ParameterType_PARAMETER_TYPE_INTEGER ParameterType = 2
+	// A number; in JSON a number, or a string where it must stay exact.
+	ParameterType_PARAMETER_TYPE_NUMBER ParameterType = 3
+	// True or false.
+	ParameterType_PARAMETER_TYPE_BOOLEAN ParameterType = 4
+	// A time, as RFC 3339 writes it.
+	ParameterType_PARAMETER_TYPE_TIME ParameterType = 5
+	// A UUID.
+	ParameterType_PARAMETER_TYPE_UUID ParameterType = 6
+	// Any JSON value.
+	ParameterType_PARAMETER_TYPE_JSON ParameterType = 7
+)
+
+// Enum value maps for ParameterType.
+var (
+	ParameterType_name = map[int32]string{
+		0: "PARAMETER_TYPE_UNSPECIFIED",
+		1: "PARAMETER_TYPE_TEXT",
+		2: "PARAMETER_TYPE_INTEGER",
+		3: "PARAMETER_TYPE_NUMBER",
+		4: "PARAMETER_TYPE_BOOLEAN",
+		5: "PARAMETER_TYPE_TIME",
+		6: "PARAMETER_TYPE_UUID",
+		7: "PARAMETER_TYPE_JSON",
+	}
+	ParameterType_value = map[string]int32{
+		"PARAMETER_TYPE_UNSPECIFIED": 0,
+		"PARAMETER_TYPE_TEXT":        1,
+		"PARAMETER_TYPE_INTEGER":     2,
+		"PARAMETER_TYPE_NUMBER":      3,
+		"PARAMETER_TYPE_BOOLEAN":     4,
+		"PARAMETER_TYPE_TIME":        5,
+		"PARAMETER_TYPE_UUID":        6,
+		"PARAMETER_TYPE_JSON":        7,
+	}
+)
+
+func (x ParameterType) Enum() *ParameterType {
+	p := new(ParameterType)
+	*p = x
+	return p
+}
+
+func (x ParameterType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ParameterType) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (ParameterType) Type() protoreflect.EnumType {
+	return &file_whence_v1_admin_proto_enumTypes[0]
+}
+
+func (x ParameterType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ParameterType.Descriptor instead.
+func (ParameterType) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+// RowOperation is what a row action does.
+type RowOperation int32
+
+const (
+	// Not set; refused in requests.
+	RowOperation_ROW_OPERATION_UNSPECIFIED RowOperation = 0
+	// Reads rows from the source as they are now.
+	RowOperation_ROW_OPERATION_SELECT RowOperation = 1
+	// Makes one row.
+	RowOperation_ROW_OPERATION_INSERT RowOperation = 2
+	// Changes rows.
+	RowOperation_ROW_OPERATION_UPDATE RowOperation = 3
+	// Removes rows.
+	RowOperation_ROW_OPERATION_DELETE RowOperation = 4
+)
+
+// Enum value maps for RowOperation.
+var (
+	RowOperation_name = map[int32]string{
+		0: "ROW_OPERATION_UNSPECIFIED",
+		1: "ROW_OPERATION_SELECT",
+		2: "ROW_OPERATION_INSERT",
+		3: "ROW_OPERATION_UPDATE",
+		4: "ROW_OPERATION_DELETE",
+	}
+	RowOperation_value = map[string]int32{
+		"ROW_OPERATION_UNSPECIFIED": 0,
+		"ROW_OPERATION_SELECT":      1,
+		"ROW_OPERATION_INSERT":      2,
+		"ROW_OPERATION_UPDATE":      3,
+		"ROW_OPERATION_DELETE":      4,
+	}
+)
+
+func (x RowOperation) Enum() *RowOperation {
+	p := new(RowOperation)
+	*p = x
+	return p
+}
+
+func (x RowOperation) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RowOperation) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_admin_proto_enumTypes[1].Descriptor()
+}
+
+func (RowOperation) Type() protoreflect.EnumType {
+	return &file_whence_v1_admin_proto_enumTypes[1]
+}
+
+func (x RowOperation) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RowOperation.Descriptor instead.
+func (RowOperation) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+// MemoryOperation is what a memory action does.
+type MemoryOperation int32
+
+const (
+	// Not set; refused in requests.
+	MemoryOperation_MEMORY_OPERATION_UNSPECIFIED MemoryOperation = 0
+	// Writes a note; to undo it forgets the note.
+	MemoryOperation_MEMORY_OPERATION_REMEMBER MemoryOperation = 1
+	// Forgets a note, for good.
+	MemoryOperation_MEMORY_OPERATION_FORGET MemoryOperation = 2
+)
+
+// Enum value maps for MemoryOperation.
+var (
+	MemoryOperation_name = map[int32]string{
+		0: "MEMORY_OPERATION_UNSPECIFIED",
+		1: "MEMORY_OPERATION_REMEMBER",
+		2: "MEMORY_OPERATION_FORGET",
+	}
+	MemoryOperation_value = map[string]int32{
+		"MEMORY_OPERATION_UNSPECIFIED": 0,
+		"MEMORY_OPERATION_REMEMBER":    1,
+		"MEMORY_OPERATION_FORGET":      2,
+	}
+)
+
+func (x MemoryOperation) Enum() *MemoryOperation {
+	p := new(MemoryOperation)
+	*p = x
+	return p
+}
+
+func (x MemoryOperation) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MemoryOperation) Descriptor() protoreflect.EnumDescriptor {
+	return file_whence_v1_admin_proto_enumTypes[2].Descriptor()
+}
+
+func (MemoryOperation) Type() protoreflect.EnumType {
+	return &file_whence_v1_admin_proto_enumTypes[2]
+}
+
+func (x MemoryOperation) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MemoryOperation.Descriptor instead.
+func (MemoryOperation) EnumDescriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
 // RevocationKind is what a revocation stops.
 type RevocationKind int32
 
@@ -78,11 +265,11 @@ func (x RevocationKind) String() string {
 }
 
 func (RevocationKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_admin_proto_enumTypes[0].Descriptor()
+	return file_whence_v1_admin_proto_enumTypes[3].Descriptor()
 }
 
 func (RevocationKind) Type() protoreflect.EnumType {
-	return &file_whence_v1_admin_proto_enumTypes[0]
+	return &file_whence_v1_admin_proto_enumTypes[3]
 }
 
 func (x RevocationKind) Number() protoreflect.EnumNumber {
@@ -91,7 +278,7 @@ func (x RevocationKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RevocationKind.Descriptor instead.
 func (RevocationKind) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{0}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 // SigningKeyState is where a signing key stands.
@@ -139,11 +326,11 @@ func (x SigningKeyState) String() string {
 }
 
 func (SigningKeyState) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_admin_proto_enumTypes[1].Descriptor()
+	return file_whence_v1_admin_proto_enumTypes[4].Descriptor()
 }
 
 func (SigningKeyState) Type() protoreflect.EnumType {
-	return &file_whence_v1_admin_proto_enumTypes[1]
+	return &file_whence_v1_admin_proto_enumTypes[4]
 }
 
 func (x SigningKeyState) Number() protoreflect.EnumNumber {
@@ -152,7 +339,7 @@ func (x SigningKeyState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SigningKeyState.Descriptor instead.
 func (SigningKeyState) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 // SpaceState is what a space is there for.
@@ -196,11 +383,11 @@ func (x SpaceState) String() string {
 }
 
 func (SpaceState) Descriptor() protoreflect.EnumDescriptor {
-	return file_whence_v1_admin_proto_enumTypes[2].Descriptor()
+	return file_whence_v1_admin_proto_enumTypes[5].Descriptor()
 }
 
 func (SpaceState) Type() protoreflect.EnumType {
-	return &file_whence_v1_admin_proto_enumTypes[2]
+	return &file_whence_v1_admin_proto_enumTypes[5]
 }
 
 func (x SpaceState) Number() protoreflect.EnumNumber {
@@ -209,7 +396,7 @@ func (x SpaceState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SpaceState.Descriptor instead.
 func (SpaceState) EnumDescriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 // Agent is a program that acts for users.
@@ -2344,34 +2531,44 @@ func (*DeleteIssuerResponse) Descriptor() ([]byte, []int) {
 	return file_whence_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
-// SqlAction runs one statement in a source.
-type SqlAction struct {
+// Parameter is one argument that an action takes.
+type Parameter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the source.
-	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
-	// The statement; arguments stand in it as "@name".
-	Statement string `protobuf:"bytes,2,opt,name=statement,proto3" json:"statement,omitempty"`
-	// The most rows that it may touch; more fails without effect. At most
-	// 10,000; 0: 1.
-	MaxRows       uint32 `protobuf:"varint,3,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"`
+	// The argument's name: a lower-case letter, then letters, digits or "_"; at
+	// most 63.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it is.
+	Type ParameterType `protobuf:"varint,2,opt,name=type,proto3,enum=whence.v1.ParameterType" json:"type,omitempty"`
+	// What it means, in words that an agent can fill it in by.
+	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	// Whether an execution must give it.
+	Required bool `protobuf:"varint,4,opt,name=required,proto3" json:"required,omitempty"`
+	// For text: the most characters; 0: 65,536.
+	MaxLength uint32 `protobuf:"varint,5,opt,name=max_length,json=maxLength,proto3" json:"max_length,omitempty"`
+	// For text: the only values that it can have; empty: any.
+	Values []string `protobuf:"bytes,6,rep,name=values,proto3" json:"values,omitempty"`
+	// For whole and other numbers: the least that it can be; absent: any.
+	Minimum *float64 `protobuf:"fixed64,7,opt,name=minimum,proto3,oneof" json:"minimum,omitempty"`
+	// For whole and other numbers: the most that it can be; absent: any.
+	Maximum       *float64 `protobuf:"fixed64,8,opt,name=maximum,proto3,oneof" json:"maximum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SqlAction) Reset() {
-	*x = SqlAction{}
+func (x *Parameter) Reset() {
+	*x = Parameter{}
 	mi := &file_whence_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SqlAction) String() string {
+func (x *Parameter) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SqlAction) ProtoMessage() {}
+func (*Parameter) ProtoMessage() {}
 
-func (x *SqlAction) ProtoReflect() protoreflect.Message {
+func (x *Parameter) ProtoReflect() protoreflect.Message {
 	mi := &file_whence_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -2383,61 +2580,327 @@ func (x *SqlAction) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SqlAction.ProtoReflect.Descriptor instead.
-func (*SqlAction) Descriptor() ([]byte, []int) {
+// Deprecated: Use Parameter.ProtoReflect.Descriptor instead.
+func (*Parameter) Descriptor() ([]byte, []int) {
 	return file_whence_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *SqlAction) GetSource() string {
+func (x *Parameter) GetName() string {
 	if x != nil {
-		return x.Source
+		return x.Name
 	}
 	return ""
 }
 
-func (x *SqlAction) GetStatement() string {
+func (x *Parameter) GetType() ParameterType {
 	if x != nil {
-		return x.Statement
+		return x.Type
+	}
+	return ParameterType_PARAMETER_TYPE_UNSPECIFIED
+}
+
+func (x *Parameter) GetDescription() string {
+	if x != nil {
+		return x.Description
 	}
 	return ""
 }
 
-func (x *SqlAction) GetMaxRows() uint32 {
+func (x *Parameter) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
+}
+
+func (x *Parameter) GetMaxLength() uint32 {
+	if x != nil {
+		return x.MaxLength
+	}
+	return 0
+}
+
+func (x *Parameter) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *Parameter) GetMinimum() float64 {
+	if x != nil && x.Minimum != nil {
+		return *x.Minimum
+	}
+	return 0
+}
+
+func (x *Parameter) GetMaximum() float64 {
+	if x != nil && x.Maximum != nil {
+		return *x.Maximum
+	}
+	return 0
+}
+
+// Operand is where an action takes one value from.
+type Operand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where from.
+	//
+	// Types that are valid to be assigned to From:
+	//
+	//	*Operand_Parameter
+	//	*Operand_Constant
+	//	*Operand_Credential
+	//	*Operand_Result
+	From          isOperand_From `protobuf_oneof:"from"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operand) Reset() {
+	*x = Operand{}
+	mi := &file_whence_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operand) ProtoMessage() {}
+
+func (x *Operand) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operand.ProtoReflect.Descriptor instead.
+func (*Operand) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Operand) GetFrom() isOperand_From {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Operand) GetParameter() string {
+	if x != nil {
+		if x, ok := x.From.(*Operand_Parameter); ok {
+			return x.Parameter
+		}
+	}
+	return ""
+}
+
+func (x *Operand) GetConstant() *structpb.Value {
+	if x != nil {
+		if x, ok := x.From.(*Operand_Constant); ok {
+			return x.Constant
+		}
+	}
+	return nil
+}
+
+func (x *Operand) GetCredential() string {
+	if x != nil {
+		if x, ok := x.From.(*Operand_Credential); ok {
+			return x.Credential
+		}
+	}
+	return ""
+}
+
+func (x *Operand) GetResult() string {
+	if x != nil {
+		if x, ok := x.From.(*Operand_Result); ok {
+			return x.Result
+		}
+	}
+	return ""
+}
+
+type isOperand_From interface {
+	isOperand_From()
+}
+
+type Operand_Parameter struct {
+	// The argument of this name.
+	Parameter string `protobuf:"bytes,1,opt,name=parameter,proto3,oneof"`
+}
+
+type Operand_Constant struct {
+	// Always this.
+	Constant *structpb.Value `protobuf:"bytes,2,opt,name=constant,proto3,oneof"`
+}
+
+type Operand_Credential struct {
+	// The credential: "user", "agent", "task" or "execution".
+	Credential string `protobuf:"bytes,3,opt,name=credential,proto3,oneof"`
+}
+
+type Operand_Result struct {
+	// The reply to the request that is taken back: a JSON Pointer (RFC 6901).
+	// Only in an inverse or a compensation.
+	Result string `protobuf:"bytes,4,opt,name=result,proto3,oneof"`
+}
+
+func (*Operand_Parameter) isOperand_From() {}
+
+func (*Operand_Constant) isOperand_From() {}
+
+func (*Operand_Credential) isOperand_From() {}
+
+func (*Operand_Result) isOperand_From() {}
+
+// RowAction reads or writes rows of a registered table in its source. It only
+// ever touches rows within the caller's scope, before and after.
+type RowAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The registered table, "source.schema.name".
+	Table string `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	// What to do.
+	Operation RowOperation `protobuf:"varint,2,opt,name=operation,proto3,enum=whence.v1.RowOperation" json:"operation,omitempty"`
+	// Which rows: column to the value that it must equal, all of them. Needed for
+	// all but an insert.
+	Where map[string]*Operand `protobuf:"bytes,3,rep,name=where,proto3" json:"where,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What to write: column to value, for an insert and an update. An argument
+	// that is not given leaves its column alone.
+	Set map[string]*Operand `protobuf:"bytes,4,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The columns that are shown of the rows, beside the key; empty: none.
+	Columns []string `protobuf:"bytes,5,rep,name=columns,proto3" json:"columns,omitempty"`
+	// The most rows that it may touch; more fails without effect. At most 1,000;
+	// 0: 1.
+	MaxRows uint32 `protobuf:"varint,6,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"`
+	// That triggers on the table change nothing but the row itself, and so need
+	// not stand in the way of undo.
+	TriggersStayWithinRow bool `protobuf:"varint,7,opt,name=triggers_stay_within_row,json=triggersStayWithinRow,proto3" json:"triggers_stay_within_row,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *RowAction) Reset() {
+	*x = RowAction{}
+	mi := &file_whence_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RowAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RowAction) ProtoMessage() {}
+
+func (x *RowAction) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RowAction.ProtoReflect.Descriptor instead.
+func (*RowAction) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RowAction) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *RowAction) GetOperation() RowOperation {
+	if x != nil {
+		return x.Operation
+	}
+	return RowOperation_ROW_OPERATION_UNSPECIFIED
+}
+
+func (x *RowAction) GetWhere() map[string]*Operand {
+	if x != nil {
+		return x.Where
+	}
+	return nil
+}
+
+func (x *RowAction) GetSet() map[string]*Operand {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *RowAction) GetColumns() []string {
+	if x != nil {
+		return x.Columns
+	}
+	return nil
+}
+
+func (x *RowAction) GetMaxRows() uint32 {
 	if x != nil {
 		return x.MaxRows
 	}
 	return 0
 }
 
-// UpstreamAction makes one HTTP request to an upstream.
-type UpstreamAction struct {
+func (x *RowAction) GetTriggersStayWithinRow() bool {
+	if x != nil {
+		return x.TriggersStayWithinRow
+	}
+	return false
+}
+
+// HttpRequest is one HTTP request to a registered upstream.
+type HttpRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the upstream.
-	Upstream string `protobuf:"bytes,1,opt,name=upstream,proto3" json:"upstream,omitempty"`
 	// The request's method.
-	Method string `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
-	// The request's path below the upstream's URL; arguments stand in it as
-	// "{name}", the others are the JSON body or, for GET, the query.
-	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// The request's path below the upstream's URL; operands stand in it as
+	// "{name}", where name is of `path_operands` or else of a parameter.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Operands of the path that are not just parameters.
+	PathOperands map[string]*Operand `protobuf:"bytes,3,rep,name=path_operands,json=pathOperands,proto3" json:"path_operands,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The query string: name to value.
+	Query map[string]*Operand `protobuf:"bytes,4,rep,name=query,proto3" json:"query,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The members of the JSON body: name to value; empty: no body.
+	Body          map[string]*Operand `protobuf:"bytes,5,rep,name=body,proto3" json:"body,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *UpstreamAction) Reset() {
-	*x = UpstreamAction{}
-	mi := &file_whence_v1_admin_proto_msgTypes[32]
+func (x *HttpRequest) Reset() {
+	*x = HttpRequest{}
+	mi := &file_whence_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *UpstreamAction) String() string {
+func (x *HttpRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*UpstreamAction) ProtoMessage() {}
+func (*HttpRequest) ProtoMessage() {}
 
-func (x *UpstreamAction) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[32]
+func (x *HttpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,30 +2911,331 @@ func (x *UpstreamAction) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use UpstreamAction.ProtoReflect.Descriptor instead.
-func (*UpstreamAction) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{32}
+// Deprecated: Use HttpRequest.ProtoReflect.Descriptor instead.
+func (*HttpRequest) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
-func (x *UpstreamAction) GetUpstream() string {
-	if x != nil {
-		return x.Upstream
-	}
-	return ""
-}
-
-func (x *UpstreamAction) GetMethod() string {
+func (x *HttpRequest) GetMethod() string {
 	if x != nil {
 		return x.Method
 	}
 	return ""
 }
 
-func (x *UpstreamAction) GetPath() string {
+func (x *HttpRequest) GetPath() string {
 	if x != nil {
 		return x.Path
 	}
 	return ""
+}
+
+func (x *HttpRequest) GetPathOperands() map[string]*Operand {
+	if x != nil {
+		return x.PathOperands
+	}
+	return nil
+}
+
+func (x *HttpRequest) GetQuery() map[string]*Operand {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+func (x *HttpRequest) GetBody() map[string]*Operand {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+// HttpAction makes one HTTP request to a registered upstream.
+type HttpAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the upstream.
+	Upstream string `protobuf:"bytes,1,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	// The request.
+	Request *HttpRequest `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
+	// The request that takes it back; needed for TIER_REVERSIBLE.
+	Inverse *HttpRequest `protobuf:"bytes,3,opt,name=inverse,proto3" json:"inverse,omitempty"`
+	// The header in which the upstream takes an idempotency key, if it takes any:
+	// then a request whose fate is not known is sent again.
+	IdempotencyHeader string `protobuf:"bytes,4,opt,name=idempotency_header,json=idempotencyHeader,proto3" json:"idempotency_header,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *HttpAction) Reset() {
+	*x = HttpAction{}
+	mi := &file_whence_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HttpAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HttpAction) ProtoMessage() {}
+
+func (x *HttpAction) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HttpAction.ProtoReflect.Descriptor instead.
+func (*HttpAction) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *HttpAction) GetUpstream() string {
+	if x != nil {
+		return x.Upstream
+	}
+	return ""
+}
+
+func (x *HttpAction) GetRequest() *HttpRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *HttpAction) GetInverse() *HttpRequest {
+	if x != nil {
+		return x.Inverse
+	}
+	return nil
+}
+
+func (x *HttpAction) GetIdempotencyHeader() string {
+	if x != nil {
+		return x.IdempotencyHeader
+	}
+	return ""
+}
+
+// MemoryAction writes or forgets a note.
+type MemoryAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to do.
+	Operation MemoryOperation `protobuf:"varint,1,opt,name=operation,proto3,enum=whence.v1.MemoryOperation" json:"operation,omitempty"`
+	// To remember: "text", and "kind", "subject", "key". To forget: "id".
+	Fields        map[string]*Operand `protobuf:"bytes,2,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryAction) Reset() {
+	*x = MemoryAction{}
+	mi := &file_whence_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryAction) ProtoMessage() {}
+
+func (x *MemoryAction) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryAction.ProtoReflect.Descriptor instead.
+func (*MemoryAction) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *MemoryAction) GetOperation() MemoryOperation {
+	if x != nil {
+		return x.Operation
+	}
+	return MemoryOperation_MEMORY_OPERATION_UNSPECIFIED
+}
+
+func (x *MemoryAction) GetFields() map[string]*Operand {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+// Step is one action among others.
+type Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The action's name.
+	Action string `protobuf:"bytes,1,opt,name=action,proto3" json:"action,omitempty"`
+	// Its arguments: parameter of that action to value.
+	Arguments     map[string]*Operand `protobuf:"bytes,2,rep,name=arguments,proto3" json:"arguments,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_whence_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Step) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Step) GetArguments() map[string]*Operand {
+	if x != nil {
+		return x.Arguments
+	}
+	return nil
+}
+
+// SagaStep is one step of a saga, and how it is taken back.
+type SagaStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to do.
+	Step *Step `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"`
+	// What to do to take it back when a later step fails; absent: the step's own
+	// inverse.
+	Compensation  *Step `protobuf:"bytes,2,opt,name=compensation,proto3" json:"compensation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SagaStep) Reset() {
+	*x = SagaStep{}
+	mi := &file_whence_v1_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SagaStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SagaStep) ProtoMessage() {}
+
+func (x *SagaStep) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SagaStep.ProtoReflect.Descriptor instead.
+func (*SagaStep) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *SagaStep) GetStep() *Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *SagaStep) GetCompensation() *Step {
+	if x != nil {
+		return x.Compensation
+	}
+	return nil
+}
+
+// SagaAction runs actions one after the other. When one fails, those before it
+// are taken back, the last first.
+type SagaAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The steps, at most 16.
+	Steps         []*SagaStep `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SagaAction) Reset() {
+	*x = SagaAction{}
+	mi := &file_whence_v1_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SagaAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SagaAction) ProtoMessage() {}
+
+func (x *SagaAction) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SagaAction.ProtoReflect.Descriptor instead.
+func (*SagaAction) Descriptor() ([]byte, []int) {
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *SagaAction) GetSteps() []*SagaStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
 }
 
 // Action is a registered operation.
@@ -2484,31 +3248,47 @@ type Action struct {
 	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	// What it takes to take it back.
 	Tier Tier `protobuf:"varint,3,opt,name=tier,proto3,enum=whence.v1.Tier" json:"tier,omitempty"`
-	// JSON Schema of the arguments; absent: none are taken.
-	InputSchema *structpb.Struct `protobuf:"bytes,4,opt,name=input_schema,json=inputSchema,proto3" json:"input_schema,omitempty"`
+	// Its parameters, at most 64; none: it takes no arguments.
+	Parameters []*Parameter `protobuf:"bytes,4,rep,name=parameters,proto3" json:"parameters,omitempty"`
 	// What it runs.
 	//
 	// Types that are valid to be assigned to Run:
 	//
-	//	*Action_Sql
-	//	*Action_Upstream
+	//	*Action_Row
+	//	*Action_Http
+	//	*Action_Memory
+	//	*Action_Saga
 	Run isAction_Run `protobuf_oneof:"run"`
-	// Whether an operator must approve each execution; always so for
-	// TIER_IRREVERSIBLE.
-	ApprovalRequired bool `protobuf:"varint,7,opt,name=approval_required,json=approvalRequired,proto3" json:"approval_required,omitempty"`
+	// For TIER_IRREVERSIBLE: why there is no inverse.
+	IrreversibleBecause string `protobuf:"bytes,9,opt,name=irreversible_because,json=irreversibleBecause,proto3" json:"irreversible_because,omitempty"`
+	// For TIER_IRREVERSIBLE: the action that makes up for it. With one, no
+	// approval is needed unless `approvals` asks for it, and undo runs it.
+	Compensation *Step `protobuf:"bytes,10,opt,name=compensation,proto3" json:"compensation,omitempty"`
+	// How many people must approve each execution, at most 2; 0: one where it is
+	// irreversible without compensation, else none.
+	Approvals uint32 `protobuf:"varint,11,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	// How long an approval may be waited for, and used once given; absent: 1 hour.
+	// At most 7 days.
+	ApprovalWindow *durationpb.Duration `protobuf:"bytes,12,opt,name=approval_window,json=approvalWindow,proto3" json:"approval_window,omitempty"`
 	// How long an execution can be undone; absent: 1 day. At most 1 year.
-	UndoWindow *durationpb.Duration `protobuf:"bytes,8,opt,name=undo_window,json=undoWindow,proto3" json:"undo_window,omitempty"`
-	// How long an execution may run; absent: 30 seconds. At most 1 hour.
-	Timeout *durationpb.Duration `protobuf:"bytes,9,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// When it was registered; ignored in requests.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	UndoWindow *durationpb.Duration `protobuf:"bytes,13,opt,name=undo_window,json=undoWindow,proto3" json:"undo_window,omitempty"`
+	// How long an execution may run; absent: 30 seconds. At most 5 minutes.
+	Timeout *durationpb.Duration `protobuf:"bytes,14,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// What an execution costs of the task's budget of money, in millionths.
+	CostMicros int64 `protobuf:"varint,15,opt,name=cost_micros,json=costMicros,proto3" json:"cost_micros,omitempty"`
+	// Counts the definitions under this name from 1; ignored in requests.
+	Version uint32 `protobuf:"varint,16,opt,name=version,proto3" json:"version,omitempty"`
+	// SHA-256 of the definition, in lower-case hexadecimal; ignored in requests.
+	Digest string `protobuf:"bytes,17,opt,name=digest,proto3" json:"digest,omitempty"`
+	// When this version was registered; ignored in requests.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Action) Reset() {
 	*x = Action{}
-	mi := &file_whence_v1_admin_proto_msgTypes[33]
+	mi := &file_whence_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2520,7 +3300,7 @@ func (x *Action) String() string {
 func (*Action) ProtoMessage() {}
 
 func (x *Action) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[33]
+	mi := &file_whence_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2533,7 +3313,7 @@ func (x *Action) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Action.ProtoReflect.Descriptor instead.
 func (*Action) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Action) GetName() string {
@@ -2557,9 +3337,9 @@ func (x *Action) GetTier() Tier {
 	return Tier_TIER_UNSPECIFIED
 }
 
-func (x *Action) GetInputSchema() *structpb.Struct {
+func (x *Action) GetParameters() []*Parameter {
 	if x != nil {
-		return x.InputSchema
+		return x.Parameters
 	}
 	return nil
 }
@@ -2571,29 +3351,68 @@ func (x *Action) GetRun() isAction_Run {
 	return nil
 }
 
-func (x *Action) GetSql() *SqlAction {
+func (x *Action) GetRow() *RowAction {
 	if x != nil {
-		if x, ok := x.Run.(*Action_Sql); ok {
-			return x.Sql
+		if x, ok := x.Run.(*Action_Row); ok {
+			return x.Row
 		}
 	}
 	return nil
 }
 
-func (x *Action) GetUpstream() *UpstreamAction {
+func (x *Action) GetHttp() *HttpAction {
 	if x != nil {
-		if x, ok := x.Run.(*Action_Upstream); ok {
-			return x.Upstream
+		if x, ok := x.Run.(*Action_Http); ok {
+			return x.Http
 		}
 	}
 	return nil
 }
 
-func (x *Action) GetApprovalRequired() bool {
+func (x *Action) GetMemory() *MemoryAction {
 	if x != nil {
-		return x.ApprovalRequired
+		if x, ok := x.Run.(*Action_Memory); ok {
+			return x.Memory
+		}
 	}
-	return false
+	return nil
+}
+
+func (x *Action) GetSaga() *SagaAction {
+	if x != nil {
+		if x, ok := x.Run.(*Action_Saga); ok {
+			return x.Saga
+		}
+	}
+	return nil
+}
+
+func (x *Action) GetIrreversibleBecause() string {
+	if x != nil {
+		return x.IrreversibleBecause
+	}
+	return ""
+}
+
+func (x *Action) GetCompensation() *Step {
+	if x != nil {
+		return x.Compensation
+	}
+	return nil
+}
+
+func (x *Action) GetApprovals() uint32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+func (x *Action) GetApprovalWindow() *durationpb.Duration {
+	if x != nil {
+		return x.ApprovalWindow
+	}
+	return nil
 }
 
 func (x *Action) GetUndoWindow() *durationpb.Duration {
@@ -2610,6 +3429,27 @@ func (x *Action) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *Action) GetCostMicros() int64 {
+	if x != nil {
+		return x.CostMicros
+	}
+	return 0
+}
+
+func (x *Action) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Action) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 func (x *Action) GetCreateTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CreateTime
@@ -2621,19 +3461,33 @@ type isAction_Run interface {
 	isAction_Run()
 }
 
-type Action_Sql struct {
-	// One statement in a source.
-	Sql *SqlAction `protobuf:"bytes,5,opt,name=sql,proto3,oneof"`
+type Action_Row struct {
+	// Rows of a registered table.
+	Row *RowAction `protobuf:"bytes,5,opt,name=row,proto3,oneof"`
 }
 
-type Action_Upstream struct {
+type Action_Http struct {
 	// One HTTP request to an upstream.
-	Upstream *UpstreamAction `protobuf:"bytes,6,opt,name=upstream,proto3,oneof"`
+	Http *HttpAction `protobuf:"bytes,6,opt,name=http,proto3,oneof"`
 }
 
-func (*Action_Sql) isAction_Run() {}
+type Action_Memory struct {
+	// A note.
+	Memory *MemoryAction `protobuf:"bytes,7,opt,name=memory,proto3,oneof"`
+}
 
-func (*Action_Upstream) isAction_Run() {}
+type Action_Saga struct {
+	// Other actions, one after the other.
+	Saga *SagaAction `protobuf:"bytes,8,opt,name=saga,proto3,oneof"`
+}
+
+func (*Action_Row) isAction_Run() {}
+
+func (*Action_Http) isAction_Run() {}
+
+func (*Action_Memory) isAction_Run() {}
+
+func (*Action_Saga) isAction_Run() {}
 
 // RegisterActionRequest defines an action.
 type RegisterActionRequest struct {
@@ -2646,7 +3500,7 @@ type RegisterActionRequest struct {
 
 func (x *RegisterActionRequest) Reset() {
 	*x = RegisterActionRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[34]
+	mi := &file_whence_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +3512,7 @@ func (x *RegisterActionRequest) String() string {
 func (*RegisterActionRequest) ProtoMessage() {}
 
 func (x *RegisterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[34]
+	mi := &file_whence_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +3525,7 @@ func (x *RegisterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterActionRequest.ProtoReflect.Descriptor instead.
 func (*RegisterActionRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RegisterActionRequest) GetAction() *Action {
@@ -2692,7 +3546,7 @@ type RegisterActionResponse struct {
 
 func (x *RegisterActionResponse) Reset() {
 	*x = RegisterActionResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[35]
+	mi := &file_whence_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +3558,7 @@ func (x *RegisterActionResponse) String() string {
 func (*RegisterActionResponse) ProtoMessage() {}
 
 func (x *RegisterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[35]
+	mi := &file_whence_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +3571,7 @@ func (x *RegisterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterActionResponse.ProtoReflect.Descriptor instead.
 func (*RegisterActionResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RegisterActionResponse) GetAction() *Action {
@@ -2740,7 +3594,7 @@ type ListRegisteredActionsRequest struct {
 
 func (x *ListRegisteredActionsRequest) Reset() {
 	*x = ListRegisteredActionsRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[36]
+	mi := &file_whence_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +3606,7 @@ func (x *ListRegisteredActionsRequest) String() string {
 func (*ListRegisteredActionsRequest) ProtoMessage() {}
 
 func (x *ListRegisteredActionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[36]
+	mi := &file_whence_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +3619,7 @@ func (x *ListRegisteredActionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegisteredActionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRegisteredActionsRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListRegisteredActionsRequest) GetPageSize() uint32 {
@@ -2795,7 +3649,7 @@ type ListRegisteredActionsResponse struct {
 
 func (x *ListRegisteredActionsResponse) Reset() {
 	*x = ListRegisteredActionsResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[37]
+	mi := &file_whence_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +3661,7 @@ func (x *ListRegisteredActionsResponse) String() string {
 func (*ListRegisteredActionsResponse) ProtoMessage() {}
 
 func (x *ListRegisteredActionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[37]
+	mi := &file_whence_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +3674,7 @@ func (x *ListRegisteredActionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRegisteredActionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRegisteredActionsResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListRegisteredActionsResponse) GetActions() []*Action {
@@ -2848,7 +3702,7 @@ type GetRegisteredActionRequest struct {
 
 func (x *GetRegisteredActionRequest) Reset() {
 	*x = GetRegisteredActionRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[38]
+	mi := &file_whence_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +3714,7 @@ func (x *GetRegisteredActionRequest) String() string {
 func (*GetRegisteredActionRequest) ProtoMessage() {}
 
 func (x *GetRegisteredActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[38]
+	mi := &file_whence_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +3727,7 @@ func (x *GetRegisteredActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRegisteredActionRequest.ProtoReflect.Descriptor instead.
 func (*GetRegisteredActionRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetRegisteredActionRequest) GetName() string {
@@ -2894,7 +3748,7 @@ type GetRegisteredActionResponse struct {
 
 func (x *GetRegisteredActionResponse) Reset() {
 	*x = GetRegisteredActionResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[39]
+	mi := &file_whence_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3760,7 @@ func (x *GetRegisteredActionResponse) String() string {
 func (*GetRegisteredActionResponse) ProtoMessage() {}
 
 func (x *GetRegisteredActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[39]
+	mi := &file_whence_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3773,7 @@ func (x *GetRegisteredActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRegisteredActionResponse.ProtoReflect.Descriptor instead.
 func (*GetRegisteredActionResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetRegisteredActionResponse) GetAction() *Action {
@@ -2940,7 +3794,7 @@ type UnregisterActionRequest struct {
 
 func (x *UnregisterActionRequest) Reset() {
 	*x = UnregisterActionRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[40]
+	mi := &file_whence_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3806,7 @@ func (x *UnregisterActionRequest) String() string {
 func (*UnregisterActionRequest) ProtoMessage() {}
 
 func (x *UnregisterActionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[40]
+	mi := &file_whence_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3819,7 @@ func (x *UnregisterActionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterActionRequest.ProtoReflect.Descriptor instead.
 func (*UnregisterActionRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UnregisterActionRequest) GetName() string {
@@ -2984,7 +3838,7 @@ type UnregisterActionResponse struct {
 
 func (x *UnregisterActionResponse) Reset() {
 	*x = UnregisterActionResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[41]
+	mi := &file_whence_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2996,7 +3850,7 @@ func (x *UnregisterActionResponse) String() string {
 func (*UnregisterActionResponse) ProtoMessage() {}
 
 func (x *UnregisterActionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[41]
+	mi := &file_whence_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3009,7 +3863,7 @@ func (x *UnregisterActionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnregisterActionResponse.ProtoReflect.Descriptor instead.
 func (*UnregisterActionResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 // UpstreamRule sorts requests to an upstream into a tier.
@@ -3017,17 +3871,26 @@ type UpstreamRule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The requests' method; empty: any.
 	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
-	// What their path begins with.
-	PathPrefix string `protobuf:"bytes,2,opt,name=path_prefix,json=pathPrefix,proto3" json:"path_prefix,omitempty"`
-	// Their tier.
-	Tier          Tier `protobuf:"varint,3,opt,name=tier,proto3,enum=whence.v1.Tier" json:"tier,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Their path below the upstream's URL: "{name}" stands for one segment, and
+	// "**" at the end for any rest.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Their tier. A reversible request runs with an idempotency key, an irreversible
+	// one with an approval too.
+	Tier Tier `protobuf:"varint,3,opt,name=tier,proto3,enum=whence.v1.Tier" json:"tier,omitempty"`
+	// What such a request costs at most of the task's budget of money, in
+	// millionths. It is what it costs where `spend_header` tells no less.
+	CostMicros int64 `protobuf:"varint,4,opt,name=cost_micros,json=costMicros,proto3" json:"cost_micros,omitempty"`
+	// The header of the reply that tells what the request did cost; empty: none.
+	SpendHeader string `protobuf:"bytes,5,opt,name=spend_header,json=spendHeader,proto3" json:"spend_header,omitempty"`
+	// What one unit of that header is in millionths; 0: 1.
+	SpendUnitMicros int64 `protobuf:"varint,6,opt,name=spend_unit_micros,json=spendUnitMicros,proto3" json:"spend_unit_micros,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *UpstreamRule) Reset() {
 	*x = UpstreamRule{}
-	mi := &file_whence_v1_admin_proto_msgTypes[42]
+	mi := &file_whence_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3902,7 @@ func (x *UpstreamRule) String() string {
 func (*UpstreamRule) ProtoMessage() {}
 
 func (x *UpstreamRule) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[42]
+	mi := &file_whence_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3915,7 @@ func (x *UpstreamRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamRule.ProtoReflect.Descriptor instead.
 func (*UpstreamRule) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *UpstreamRule) GetMethod() string {
@@ -3062,9 +3925,9 @@ func (x *UpstreamRule) GetMethod() string {
 	return ""
 }
 
-func (x *UpstreamRule) GetPathPrefix() string {
+func (x *UpstreamRule) GetPath() string {
 	if x != nil {
-		return x.PathPrefix
+		return x.Path
 	}
 	return ""
 }
@@ -3076,31 +3939,60 @@ func (x *UpstreamRule) GetTier() Tier {
 	return Tier_TIER_UNSPECIFIED
 }
 
+func (x *UpstreamRule) GetCostMicros() int64 {
+	if x != nil {
+		return x.CostMicros
+	}
+	return 0
+}
+
+func (x *UpstreamRule) GetSpendHeader() string {
+	if x != nil {
+		return x.SpendHeader
+	}
+	return ""
+}
+
+func (x *UpstreamRule) GetSpendUnitMicros() int64 {
+	if x != nil {
+		return x.SpendUnitMicros
+	}
+	return 0
+}
+
 // Upstream is an HTTP service that agents reach at "/up/NAME/".
 type Upstream struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The upstream's name: a lower-case letter, then letters, digits, "_" or "-";
 	// at most 63.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What paths are below.
+	// What paths are below: http or https, host and perhaps port and path.
 	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	// Environment variable of the server that holds the Authorization header to
 	// send; empty: none is sent. The caller's own is never passed on.
 	AuthorizationEnv string `protobuf:"bytes,3,opt,name=authorization_env,json=authorizationEnv,proto3" json:"authorization_env,omitempty"`
-	// What may be asked of it, first match first, at most 256; what no rule
-	// matches is refused.
+	// What may be asked of it, first match first, at most 256. What no rule
+	// matches reads where its method is GET or HEAD, and is irreversible
+	// otherwise.
 	Rules []*UpstreamRule `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`
 	// How long a request may take; absent: 30 seconds. At most 1 hour.
 	Timeout *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// When it was created; ignored in requests.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Address ranges that its host may be in though they are private, such as
+	// "10.1.0.0/16" or "127.0.0.1/32"; at most 16.
+	PrivateRanges []string `protobuf:"bytes,7,rep,name=private_ranges,json=privateRanges,proto3" json:"private_ranges,omitempty"`
+	// The most bytes of one request's body; 0: 1 MiB. At most 64 MiB.
+	MaxRequestBytes uint32 `protobuf:"varint,8,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
+	// The most bytes of one reply's body; 0: 16 MiB. At most 1 GiB.
+	MaxResponseBytes uint32 `protobuf:"varint,9,opt,name=max_response_bytes,json=maxResponseBytes,proto3" json:"max_response_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_whence_v1_admin_proto_msgTypes[43]
+	mi := &file_whence_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +4004,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[43]
+	mi := &file_whence_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3125,7 +4017,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Upstream) GetName() string {
@@ -3170,6 +4062,27 @@ func (x *Upstream) GetCreateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Upstream) GetPrivateRanges() []string {
+	if x != nil {
+		return x.PrivateRanges
+	}
+	return nil
+}
+
+func (x *Upstream) GetMaxRequestBytes() uint32 {
+	if x != nil {
+		return x.MaxRequestBytes
+	}
+	return 0
+}
+
+func (x *Upstream) GetMaxResponseBytes() uint32 {
+	if x != nil {
+		return x.MaxResponseBytes
+	}
+	return 0
+}
+
 // CreateUpstreamRequest defines an upstream.
 type CreateUpstreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3181,7 +4094,7 @@ type CreateUpstreamRequest struct {
 
 func (x *CreateUpstreamRequest) Reset() {
 	*x = CreateUpstreamRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[44]
+	mi := &file_whence_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +4106,7 @@ func (x *CreateUpstreamRequest) String() string {
 func (*CreateUpstreamRequest) ProtoMessage() {}
 
 func (x *CreateUpstreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[44]
+	mi := &file_whence_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +4119,7 @@ func (x *CreateUpstreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUpstreamRequest.ProtoReflect.Descriptor instead.
 func (*CreateUpstreamRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateUpstreamRequest) GetUpstream() *Upstream {
@@ -3227,7 +4140,7 @@ type CreateUpstreamResponse struct {
 
 func (x *CreateUpstreamResponse) Reset() {
 	*x = CreateUpstreamResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[45]
+	mi := &file_whence_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +4152,7 @@ func (x *CreateUpstreamResponse) String() string {
 func (*CreateUpstreamResponse) ProtoMessage() {}
 
 func (x *CreateUpstreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[45]
+	mi := &file_whence_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +4165,7 @@ func (x *CreateUpstreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUpstreamResponse.ProtoReflect.Descriptor instead.
 func (*CreateUpstreamResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateUpstreamResponse) GetUpstream() *Upstream {
@@ -3275,7 +4188,7 @@ type ListUpstreamsRequest struct {
 
 func (x *ListUpstreamsRequest) Reset() {
 	*x = ListUpstreamsRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[46]
+	mi := &file_whence_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +4200,7 @@ func (x *ListUpstreamsRequest) String() string {
 func (*ListUpstreamsRequest) ProtoMessage() {}
 
 func (x *ListUpstreamsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[46]
+	mi := &file_whence_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3300,7 +4213,7 @@ func (x *ListUpstreamsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUpstreamsRequest.ProtoReflect.Descriptor instead.
 func (*ListUpstreamsRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListUpstreamsRequest) GetPageSize() uint32 {
@@ -3330,7 +4243,7 @@ type ListUpstreamsResponse struct {
 
 func (x *ListUpstreamsResponse) Reset() {
 	*x = ListUpstreamsResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[47]
+	mi := &file_whence_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3342,7 +4255,7 @@ func (x *ListUpstreamsResponse) String() string {
 func (*ListUpstreamsResponse) ProtoMessage() {}
 
 func (x *ListUpstreamsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[47]
+	mi := &file_whence_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +4268,7 @@ func (x *ListUpstreamsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUpstreamsResponse.ProtoReflect.Descriptor instead.
 func (*ListUpstreamsResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListUpstreamsResponse) GetUpstreams() []*Upstream {
@@ -3383,7 +4296,7 @@ type GetUpstreamRequest struct {
 
 func (x *GetUpstreamRequest) Reset() {
 	*x = GetUpstreamRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[48]
+	mi := &file_whence_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3395,7 +4308,7 @@ func (x *GetUpstreamRequest) String() string {
 func (*GetUpstreamRequest) ProtoMessage() {}
 
 func (x *GetUpstreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[48]
+	mi := &file_whence_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3408,7 +4321,7 @@ func (x *GetUpstreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpstreamRequest.ProtoReflect.Descriptor instead.
 func (*GetUpstreamRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetUpstreamRequest) GetName() string {
@@ -3429,7 +4342,7 @@ type GetUpstreamResponse struct {
 
 func (x *GetUpstreamResponse) Reset() {
 	*x = GetUpstreamResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[49]
+	mi := &file_whence_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3441,7 +4354,7 @@ func (x *GetUpstreamResponse) String() string {
 func (*GetUpstreamResponse) ProtoMessage() {}
 
 func (x *GetUpstreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[49]
+	mi := &file_whence_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3454,7 +4367,7 @@ func (x *GetUpstreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUpstreamResponse.ProtoReflect.Descriptor instead.
 func (*GetUpstreamResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetUpstreamResponse) GetUpstream() *Upstream {
@@ -3475,7 +4388,7 @@ type UpdateUpstreamRequest struct {
 
 func (x *UpdateUpstreamRequest) Reset() {
 	*x = UpdateUpstreamRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[50]
+	mi := &file_whence_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +4400,7 @@ func (x *UpdateUpstreamRequest) String() string {
 func (*UpdateUpstreamRequest) ProtoMessage() {}
 
 func (x *UpdateUpstreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[50]
+	mi := &file_whence_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +4413,7 @@ func (x *UpdateUpstreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateUpstreamRequest.ProtoReflect.Descriptor instead.
 func (*UpdateUpstreamRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *UpdateUpstreamRequest) GetUpstream() *Upstream {
@@ -3521,7 +4434,7 @@ type UpdateUpstreamResponse struct {
 
 func (x *UpdateUpstreamResponse) Reset() {
 	*x = UpdateUpstreamResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[51]
+	mi := &file_whence_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3533,7 +4446,7 @@ func (x *UpdateUpstreamResponse) String() string {
 func (*UpdateUpstreamResponse) ProtoMessage() {}
 
 func (x *UpdateUpstreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[51]
+	mi := &file_whence_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3546,7 +4459,7 @@ func (x *UpdateUpstreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateUpstreamResponse.ProtoReflect.Descriptor instead.
 func (*UpdateUpstreamResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{51}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *UpdateUpstreamResponse) GetUpstream() *Upstream {
@@ -3567,7 +4480,7 @@ type DeleteUpstreamRequest struct {
 
 func (x *DeleteUpstreamRequest) Reset() {
 	*x = DeleteUpstreamRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[52]
+	mi := &file_whence_v1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3579,7 +4492,7 @@ func (x *DeleteUpstreamRequest) String() string {
 func (*DeleteUpstreamRequest) ProtoMessage() {}
 
 func (x *DeleteUpstreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[52]
+	mi := &file_whence_v1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3592,7 +4505,7 @@ func (x *DeleteUpstreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUpstreamRequest.ProtoReflect.Descriptor instead.
 func (*DeleteUpstreamRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{52}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DeleteUpstreamRequest) GetName() string {
@@ -3611,7 +4524,7 @@ type DeleteUpstreamResponse struct {
 
 func (x *DeleteUpstreamResponse) Reset() {
 	*x = DeleteUpstreamResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[53]
+	mi := &file_whence_v1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3623,7 +4536,7 @@ func (x *DeleteUpstreamResponse) String() string {
 func (*DeleteUpstreamResponse) ProtoMessage() {}
 
 func (x *DeleteUpstreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[53]
+	mi := &file_whence_v1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3636,7 +4549,7 @@ func (x *DeleteUpstreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteUpstreamResponse.ProtoReflect.Descriptor instead.
 func (*DeleteUpstreamResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{53}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 // ListTasksRequest asks for tasks.
@@ -3662,7 +4575,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[54]
+	mi := &file_whence_v1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3674,7 +4587,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[54]
+	mi := &file_whence_v1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3687,7 +4600,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{54}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListTasksRequest) GetTenant() string {
@@ -3752,7 +4665,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[55]
+	mi := &file_whence_v1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3764,7 +4677,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[55]
+	mi := &file_whence_v1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3777,7 +4690,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{55}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListTasksResponse) GetTasks() []*Task {
@@ -3818,7 +4731,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[56]
+	mi := &file_whence_v1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3830,7 +4743,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[56]
+	mi := &file_whence_v1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3843,7 +4756,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{56}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RevokeRequest) GetTarget() isRevokeRequest_Target {
@@ -3982,7 +4895,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[57]
+	mi := &file_whence_v1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3994,7 +4907,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[57]
+	mi := &file_whence_v1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4007,7 +4920,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{57}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RevokeResponse) GetRevokeTime() *timestamppb.Timestamp {
@@ -4049,7 +4962,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	mi := &file_whence_v1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4061,7 +4974,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[58]
+	mi := &file_whence_v1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4074,7 +4987,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{58}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *Revocation) GetId() int64 {
@@ -4146,7 +5059,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	mi := &file_whence_v1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4158,7 +5071,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[59]
+	mi := &file_whence_v1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4171,7 +5084,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{59}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListRevocationsRequest) GetPageSize() uint32 {
@@ -4201,7 +5114,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	mi := &file_whence_v1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4213,7 +5126,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[60]
+	mi := &file_whence_v1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4226,7 +5139,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{60}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -4262,7 +5175,7 @@ type ReinstateRequest struct {
 
 func (x *ReinstateRequest) Reset() {
 	*x = ReinstateRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	mi := &file_whence_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4274,7 +5187,7 @@ func (x *ReinstateRequest) String() string {
 func (*ReinstateRequest) ProtoMessage() {}
 
 func (x *ReinstateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[61]
+	mi := &file_whence_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4287,7 +5200,7 @@ func (x *ReinstateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReinstateRequest.ProtoReflect.Descriptor instead.
 func (*ReinstateRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{61}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReinstateRequest) GetTarget() isReinstateRequest_Target {
@@ -4368,7 +5281,7 @@ type ReinstateResponse struct {
 
 func (x *ReinstateResponse) Reset() {
 	*x = ReinstateResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	mi := &file_whence_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4380,7 +5293,7 @@ func (x *ReinstateResponse) String() string {
 func (*ReinstateResponse) ProtoMessage() {}
 
 func (x *ReinstateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[62]
+	mi := &file_whence_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4393,7 +5306,7 @@ func (x *ReinstateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReinstateResponse.ProtoReflect.Descriptor instead.
 func (*ReinstateResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{62}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ReinstateResponse) GetReinstateTime() *timestamppb.Timestamp {
@@ -4424,7 +5337,7 @@ type SigningKey struct {
 
 func (x *SigningKey) Reset() {
 	*x = SigningKey{}
-	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	mi := &file_whence_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4436,7 +5349,7 @@ func (x *SigningKey) String() string {
 func (*SigningKey) ProtoMessage() {}
 
 func (x *SigningKey) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[63]
+	mi := &file_whence_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4449,7 +5362,7 @@ func (x *SigningKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SigningKey.ProtoReflect.Descriptor instead.
 func (*SigningKey) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{63}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SigningKey) GetId() string {
@@ -4503,7 +5416,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	mi := &file_whence_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4515,7 +5428,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[64]
+	mi := &file_whence_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4528,7 +5441,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{64}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 // ListKeysResponse holds the signing keys, newest first.
@@ -4542,7 +5455,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	mi := &file_whence_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4554,7 +5467,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[65]
+	mi := &file_whence_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4567,7 +5480,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{65}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListKeysResponse) GetKeys() []*SigningKey {
@@ -4586,7 +5499,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	mi := &file_whence_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4598,7 +5511,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[66]
+	mi := &file_whence_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4611,7 +5524,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{66}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 // RotateKeyResponse returns the new key, which is published at once and signs
@@ -4626,7 +5539,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	mi := &file_whence_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4638,7 +5551,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[67]
+	mi := &file_whence_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4651,7 +5564,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RotateKeyResponse) GetKey() *SigningKey {
@@ -4691,7 +5604,7 @@ type Space struct {
 
 func (x *Space) Reset() {
 	*x = Space{}
-	mi := &file_whence_v1_admin_proto_msgTypes[68]
+	mi := &file_whence_v1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4703,7 +5616,7 @@ func (x *Space) String() string {
 func (*Space) ProtoMessage() {}
 
 func (x *Space) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[68]
+	mi := &file_whence_v1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4716,7 +5629,7 @@ func (x *Space) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Space.ProtoReflect.Descriptor instead.
 func (*Space) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{68}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Space) GetId() uint32 {
@@ -4804,7 +5717,7 @@ type SpaceEstimate struct {
 
 func (x *SpaceEstimate) Reset() {
 	*x = SpaceEstimate{}
-	mi := &file_whence_v1_admin_proto_msgTypes[69]
+	mi := &file_whence_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4816,7 +5729,7 @@ func (x *SpaceEstimate) String() string {
 func (*SpaceEstimate) ProtoMessage() {}
 
 func (x *SpaceEstimate) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[69]
+	mi := &file_whence_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4829,7 +5742,7 @@ func (x *SpaceEstimate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SpaceEstimate.ProtoReflect.Descriptor instead.
 func (*SpaceEstimate) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{69}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *SpaceEstimate) GetTexts() int64 {
@@ -4862,7 +5775,7 @@ type ListSpacesRequest struct {
 
 func (x *ListSpacesRequest) Reset() {
 	*x = ListSpacesRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[70]
+	mi := &file_whence_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4874,7 +5787,7 @@ func (x *ListSpacesRequest) String() string {
 func (*ListSpacesRequest) ProtoMessage() {}
 
 func (x *ListSpacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[70]
+	mi := &file_whence_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4887,7 +5800,7 @@ func (x *ListSpacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSpacesRequest.ProtoReflect.Descriptor instead.
 func (*ListSpacesRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{70}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 // ListSpacesResponse lists spaces.
@@ -4901,7 +5814,7 @@ type ListSpacesResponse struct {
 
 func (x *ListSpacesResponse) Reset() {
 	*x = ListSpacesResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[71]
+	mi := &file_whence_v1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4913,7 +5826,7 @@ func (x *ListSpacesResponse) String() string {
 func (*ListSpacesResponse) ProtoMessage() {}
 
 func (x *ListSpacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[71]
+	mi := &file_whence_v1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4926,7 +5839,7 @@ func (x *ListSpacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSpacesResponse.ProtoReflect.Descriptor instead.
 func (*ListSpacesResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{71}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListSpacesResponse) GetSpaces() []*Space {
@@ -4950,7 +5863,7 @@ type CreateSpaceRequest struct {
 
 func (x *CreateSpaceRequest) Reset() {
 	*x = CreateSpaceRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[72]
+	mi := &file_whence_v1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4962,7 +5875,7 @@ func (x *CreateSpaceRequest) String() string {
 func (*CreateSpaceRequest) ProtoMessage() {}
 
 func (x *CreateSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[72]
+	mi := &file_whence_v1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4975,7 +5888,7 @@ func (x *CreateSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSpaceRequest.ProtoReflect.Descriptor instead.
 func (*CreateSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{72}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *CreateSpaceRequest) GetModel() string {
@@ -5005,7 +5918,7 @@ type CreateSpaceResponse struct {
 
 func (x *CreateSpaceResponse) Reset() {
 	*x = CreateSpaceResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[73]
+	mi := &file_whence_v1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5017,7 +5930,7 @@ func (x *CreateSpaceResponse) String() string {
 func (*CreateSpaceResponse) ProtoMessage() {}
 
 func (x *CreateSpaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[73]
+	mi := &file_whence_v1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5030,7 +5943,7 @@ func (x *CreateSpaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSpaceResponse.ProtoReflect.Descriptor instead.
 func (*CreateSpaceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{73}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *CreateSpaceResponse) GetSpace() *Space {
@@ -5061,7 +5974,7 @@ type SwitchSpaceRequest struct {
 
 func (x *SwitchSpaceRequest) Reset() {
 	*x = SwitchSpaceRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[74]
+	mi := &file_whence_v1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5073,7 +5986,7 @@ func (x *SwitchSpaceRequest) String() string {
 func (*SwitchSpaceRequest) ProtoMessage() {}
 
 func (x *SwitchSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[74]
+	mi := &file_whence_v1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5086,7 +5999,7 @@ func (x *SwitchSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchSpaceRequest.ProtoReflect.Descriptor instead.
 func (*SwitchSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{74}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *SwitchSpaceRequest) GetId() uint32 {
@@ -5114,7 +6027,7 @@ type SwitchSpaceResponse struct {
 
 func (x *SwitchSpaceResponse) Reset() {
 	*x = SwitchSpaceResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[75]
+	mi := &file_whence_v1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5126,7 +6039,7 @@ func (x *SwitchSpaceResponse) String() string {
 func (*SwitchSpaceResponse) ProtoMessage() {}
 
 func (x *SwitchSpaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[75]
+	mi := &file_whence_v1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5139,7 +6052,7 @@ func (x *SwitchSpaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SwitchSpaceResponse.ProtoReflect.Descriptor instead.
 func (*SwitchSpaceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{75}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SwitchSpaceResponse) GetSpace() *Space {
@@ -5160,7 +6073,7 @@ type DeleteSpaceRequest struct {
 
 func (x *DeleteSpaceRequest) Reset() {
 	*x = DeleteSpaceRequest{}
-	mi := &file_whence_v1_admin_proto_msgTypes[76]
+	mi := &file_whence_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5172,7 +6085,7 @@ func (x *DeleteSpaceRequest) String() string {
 func (*DeleteSpaceRequest) ProtoMessage() {}
 
 func (x *DeleteSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[76]
+	mi := &file_whence_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5185,7 +6098,7 @@ func (x *DeleteSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSpaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{76}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *DeleteSpaceRequest) GetId() uint32 {
@@ -5206,7 +6119,7 @@ type DeleteSpaceResponse struct {
 
 func (x *DeleteSpaceResponse) Reset() {
 	*x = DeleteSpaceResponse{}
-	mi := &file_whence_v1_admin_proto_msgTypes[77]
+	mi := &file_whence_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5218,7 +6131,7 @@ func (x *DeleteSpaceResponse) String() string {
 func (*DeleteSpaceResponse) ProtoMessage() {}
 
 func (x *DeleteSpaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_whence_v1_admin_proto_msgTypes[77]
+	mi := &file_whence_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5231,7 +6144,7 @@ func (x *DeleteSpaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSpaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSpaceResponse) Descriptor() ([]byte, []int) {
-	return file_whence_v1_admin_proto_rawDescGZIP(), []int{77}
+	return file_whence_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *DeleteSpaceResponse) GetSpace() *Space {
@@ -5430,33 +6343,118 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x13DeleteIssuerRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x16\n" +
-	"\x14DeleteIssuerResponse\"~\n" +
-	"\tSqlAction\x12!\n" +
-	"\x06source\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06source\x12)\n" +
-	"\tstatement\x18\x02 \x01(\tB\v\xbaH\br\x06\x10\x01\x18\x80\x80\x04R\tstatement\x12#\n" +
-	"\bmax_rows\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\amaxRows\"\x97\x01\n" +
-	"\x0eUpstreamAction\x12&\n" +
-	"\bupstream\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\bupstream\x12<\n" +
-	"\x06method\x18\x02 \x01(\tB$\xbaH!r\x1fR\x03GETR\x04POSTR\x03PUTR\x05PATCHR\x06DELETER\x06method\x12\x1f\n" +
-	"\x04path\x18\x03 \x01(\tB\v\xbaH\br\x06\x18\x80\x10:\x01/R\x04path\"\xac\x05\n" +
+	"\x14DeleteIssuerResponse\"\xe8\x02\n" +
+	"\tParameter\x124\n" +
+	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z][A-Za-z0-9_]{0,62}$R\x04name\x128\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x18.whence.v1.ParameterTypeB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04type\x12*\n" +
+	"\vdescription\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\vdescription\x12\x1a\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\x12(\n" +
+	"\n" +
+	"max_length\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80@R\tmaxLength\x12#\n" +
+	"\x06values\x18\x06 \x03(\tB\v\xbaH\b\x92\x01\x05\x10\x80\x02\x18\x01R\x06values\x12\x1d\n" +
+	"\aminimum\x18\a \x01(\x01H\x00R\aminimum\x88\x01\x01\x12\x1d\n" +
+	"\amaximum\x18\b \x01(\x01H\x01R\amaximum\x88\x01\x01B\n" +
+	"\n" +
+	"\b_minimumB\n" +
+	"\n" +
+	"\b_maximum\"\xe2\x01\n" +
+	"\aOperand\x12'\n" +
+	"\tparameter\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01H\x00R\tparameter\x124\n" +
+	"\bconstant\x18\x02 \x01(\v2\x16.google.protobuf.ValueH\x00R\bconstant\x12E\n" +
+	"\n" +
+	"credential\x18\x03 \x01(\tB#\xbaH r\x1eR\x04userR\x05agentR\x04taskR\texecutionH\x00R\n" +
+	"credential\x12\"\n" +
+	"\x06result\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bH\x00R\x06resultB\r\n" +
+	"\x04from\x12\x05\xbaH\x02\b\x01\"\x8a\x04\n" +
+	"\tRowAction\x12 \n" +
+	"\x05table\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01(\xff\x01R\x05table\x12A\n" +
+	"\toperation\x18\x02 \x01(\x0e2\x17.whence.v1.RowOperationB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\toperation\x12?\n" +
+	"\x05where\x18\x03 \x03(\v2\x1f.whence.v1.RowAction.WhereEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x05where\x12:\n" +
+	"\x03set\x18\x04 \x03(\v2\x1d.whence.v1.RowAction.SetEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x02R\x03set\x12#\n" +
+	"\acolumns\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\acolumns\x12#\n" +
+	"\bmax_rows\x18\x06 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\amaxRows\x127\n" +
+	"\x18triggers_stay_within_row\x18\a \x01(\bR\x15triggersStayWithinRow\x1aL\n" +
+	"\n" +
+	"WhereEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.whence.v1.OperandR\x05value:\x028\x01\x1aJ\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.whence.v1.OperandR\x05value:\x028\x01\"\xb9\x04\n" +
+	"\vHttpRequest\x12<\n" +
+	"\x06method\x18\x01 \x01(\tB$\xbaH!r\x1fR\x03GETR\x04POSTR\x03PUTR\x05PATCHR\x06DELETER\x06method\x12\x1f\n" +
+	"\x04path\x18\x02 \x01(\tB\v\xbaH\br\x06\x18\x80\x10:\x01/R\x04path\x12W\n" +
+	"\rpath_operands\x18\x03 \x03(\v2(.whence.v1.HttpRequest.PathOperandsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\fpathOperands\x12A\n" +
+	"\x05query\x18\x04 \x03(\v2!.whence.v1.HttpRequest.QueryEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x05query\x12?\n" +
+	"\x04body\x18\x05 \x03(\v2 .whence.v1.HttpRequest.BodyEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x02R\x04body\x1aS\n" +
+	"\x11PathOperandsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.whence.v1.OperandR\x05value:\x028\x01\x1aL\n" +
+	"\n" +
+	"QueryEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.whence.v1.OperandR\x05value:\x028\x01\x1aK\n" +
+	"\tBodyEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.whence.v1.OperandR\x05value:\x028\x01\"\xf6\x01\n" +
+	"\n" +
+	"HttpAction\x12%\n" +
+	"\bupstream\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bupstream\x128\n" +
+	"\arequest\x18\x02 \x01(\v2\x16.whence.v1.HttpRequestB\x06\xbaH\x03\xc8\x01\x01R\arequest\x120\n" +
+	"\ainverse\x18\x03 \x01(\v2\x16.whence.v1.HttpRequestR\ainverse\x12U\n" +
+	"\x12idempotency_header\x18\x04 \x01(\tB&\xbaH#\xd8\x01\x01r\x1e2\x1c^[A-Za-z][A-Za-z0-9-]{0,63}$R\x11idempotencyHeader\"\xea\x01\n" +
+	"\fMemoryAction\x12D\n" +
+	"\toperation\x18\x01 \x01(\x0e2\x1a.whence.v1.MemoryOperationB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\toperation\x12E\n" +
+	"\x06fields\x18\x02 \x03(\v2#.whence.v1.MemoryAction.FieldsEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\x06fields\x1aM\n" +
+	"\vFieldsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.whence.v1.OperandR\x05value:\x028\x01\"\xc4\x01\n" +
+	"\x04Step\x12\"\n" +
+	"\x06action\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06action\x12F\n" +
+	"\targuments\x18\x02 \x03(\v2\x1e.whence.v1.Step.ArgumentsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\targuments\x1aP\n" +
+	"\x0eArgumentsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12(\n" +
+	"\x05value\x18\x02 \x01(\v2\x12.whence.v1.OperandR\x05value:\x028\x01\"l\n" +
+	"\bSagaStep\x12+\n" +
+	"\x04step\x18\x01 \x01(\v2\x0f.whence.v1.StepB\x06\xbaH\x03\xc8\x01\x01R\x04step\x123\n" +
+	"\fcompensation\x18\x02 \x01(\v2\x0f.whence.v1.StepR\fcompensation\"C\n" +
+	"\n" +
+	"SagaAction\x125\n" +
+	"\x05steps\x18\x01 \x03(\v2\x13.whence.v1.SagaStepB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10\x10R\x05steps\"\xa0\b\n" +
 	"\x06Action\x12\x9a\x01\n" +
 	"\x04name\x18\x01 \x01(\tB\x85\x01\xbaH\x81\x01\xba\x01a\n" +
 	"\x14action.name.reserved\x12,names that begin with \"whence.\" are reserved\x1a\x1b!this.startsWith('whence.')r\x1b2\x19^[a-z][a-z0-9._-]{0,127}$R\x04name\x12,\n" +
 	"\vdescription\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\vdescription\x12/\n" +
 	"\x04tier\x18\x03 \x01(\x0e2\x0f.whence.v1.TierB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04tier\x12:\n" +
-	"\finput_schema\x18\x04 \x01(\v2\x17.google.protobuf.StructR\vinputSchema\x12(\n" +
-	"\x03sql\x18\x05 \x01(\v2\x14.whence.v1.SqlActionH\x00R\x03sql\x127\n" +
-	"\bupstream\x18\x06 \x01(\v2\x19.whence.v1.UpstreamActionH\x00R\bupstream\x12+\n" +
-	"\x11approval_required\x18\a \x01(\bR\x10approvalRequired\x12K\n" +
-	"\vundo_window\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f*\x00R\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04tier\x12>\n" +
+	"\n" +
+	"parameters\x18\x04 \x03(\v2\x14.whence.v1.ParameterB\b\xbaH\x05\x92\x01\x02\x10@R\n" +
+	"parameters\x12(\n" +
+	"\x03row\x18\x05 \x01(\v2\x14.whence.v1.RowActionH\x00R\x03row\x12+\n" +
+	"\x04http\x18\x06 \x01(\v2\x15.whence.v1.HttpActionH\x00R\x04http\x121\n" +
+	"\x06memory\x18\a \x01(\v2\x17.whence.v1.MemoryActionH\x00R\x06memory\x12+\n" +
+	"\x04saga\x18\b \x01(\v2\x15.whence.v1.SagaActionH\x00R\x04saga\x12;\n" +
+	"\x14irreversible_because\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x13irreversibleBecause\x123\n" +
+	"\fcompensation\x18\n" +
+	" \x01(\v2\x0f.whence.v1.StepR\fcompensation\x12%\n" +
+	"\tapprovals\x18\v \x01(\rB\a\xbaH\x04*\x02\x18\x02R\tapprovals\x12R\n" +
+	"\x0fapproval_window\x18\f \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xf5$*\x00R\x0eapprovalWindow\x12K\n" +
+	"\vundo_window\x18\r \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f*\x00R\n" +
 	"undoWindow\x12B\n" +
-	"\atimeout\x18\t \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\atimeout\x12;\n" +
-	"\vcreate_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"\atimeout\x18\x0e \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xac\x02*\x00R\atimeout\x12(\n" +
+	"\vcost_micros\x18\x0f \x01(\x03B\a\xbaH\x04\"\x02(\x00R\n" +
+	"costMicros\x12\x18\n" +
+	"\aversion\x18\x10 \x01(\rR\aversion\x12\x16\n" +
+	"\x06digest\x18\x11 \x01(\tR\x06digest\x12;\n" +
+	"\vcreate_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTimeB\f\n" +
 	"\x03run\x12\x05\xbaH\x02\b\x01\"J\n" +
 	"\x15RegisterActionRequest\x121\n" +
@@ -5478,13 +6476,16 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x17UnregisterActionRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x04name\"\x1a\n" +
-	"\x18UnregisterActionResponse\"\x8e\x01\n" +
+	"\x18UnregisterActionResponse\"\xab\x02\n" +
 	"\fUpstreamRule\x12\x1f\n" +
-	"\x06method\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x06method\x12,\n" +
-	"\vpath_prefix\x18\x02 \x01(\tB\v\xbaH\br\x06\x18\x80\x10:\x01/R\n" +
-	"pathPrefix\x12/\n" +
+	"\x06method\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x06method\x12\x1f\n" +
+	"\x04path\x18\x02 \x01(\tB\v\xbaH\br\x06\x18\x80\x10:\x01/R\x04path\x12/\n" +
 	"\x04tier\x18\x03 \x01(\x0e2\x0f.whence.v1.TierB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04tier\"\xef\x02\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04tier\x12(\n" +
+	"\vcost_micros\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\n" +
+	"costMicros\x12I\n" +
+	"\fspend_header\x18\x05 \x01(\tB&\xbaH#\xd8\x01\x01r\x1e2\x1c^[A-Za-z][A-Za-z0-9-]{0,63}$R\vspendHeader\x123\n" +
+	"\x11spend_unit_micros\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x0fspendUnitMicros\"\x99\x04\n" +
 	"\bUpstream\x122\n" +
 	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[a-z][a-z0-9_-]{0,62}$R\x04name\x12\x1d\n" +
 	"\x03url\x18\x02 \x01(\tB\v\xbaH\br\x06\x18\x80\x10\x88\x01\x01R\x03url\x12U\n" +
@@ -5493,7 +6494,11 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\atimeout\x12;\n" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"P\n" +
+	"createTime\x125\n" +
+	"\x0eprivate_ranges\x18\a \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18@R\rprivateRanges\x126\n" +
+	"\x11max_request_bytes\x18\b \x01(\rB\n" +
+	"\xbaH\a*\x05\x18\x80\x80\x80 R\x0fmaxRequestBytes\x129\n" +
+	"\x12max_response_bytes\x18\t \x01(\rB\v\xbaH\b*\x06\x18\x80\x80\x80\x80\x04R\x10maxResponseBytes\"P\n" +
 	"\x15CreateUpstreamRequest\x127\n" +
 	"\bupstream\x18\x01 \x01(\v2\x13.whence.v1.UpstreamB\x06\xbaH\x03\xc8\x01\x01R\bupstream\"I\n" +
 	"\x16CreateUpstreamResponse\x12/\n" +
@@ -5635,7 +6640,26 @@ const file_whence_v1_admin_proto_rawDesc = "" +
 	"\x12DeleteSpaceRequest\x12\x1b\n" +
 	"\x02id\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x01 \x00R\x02id\"=\n" +
 	"\x13DeleteSpaceResponse\x12&\n" +
-	"\x05space\x18\x01 \x01(\v2\x10.whence.v1.SpaceR\x05space*\xd0\x01\n" +
+	"\x05space\x18\x01 \x01(\v2\x10.whence.v1.SpaceR\x05space*\xe6\x01\n" +
+	"\rParameterType\x12\x1e\n" +
+	"\x1aPARAMETER_TYPE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13PARAMETER_TYPE_TEXT\x10\x01\x12\x1a\n" +
+	"\x16PARAMETER_TYPE_INTEGER\x10\x02\x12\x19\n" +
+	"\x15PARAMETER_TYPE_NUMBER\x10\x03\x12\x1a\n" +
+	"\x16PARAMETER_TYPE_BOOLEAN\x10\x04\x12\x17\n" +
+	"\x13PARAMETER_TYPE_TIME\x10\x05\x12\x17\n" +
+	"\x13PARAMETER_TYPE_UUID\x10\x06\x12\x17\n" +
+	"\x13PARAMETER_TYPE_JSON\x10\a*\x95\x01\n" +
+	"\fRowOperation\x12\x1d\n" +
+	"\x19ROW_OPERATION_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14ROW_OPERATION_SELECT\x10\x01\x12\x18\n" +
+	"\x14ROW_OPERATION_INSERT\x10\x02\x12\x18\n" +
+	"\x14ROW_OPERATION_UPDATE\x10\x03\x12\x18\n" +
+	"\x14ROW_OPERATION_DELETE\x10\x04*o\n" +
+	"\x0fMemoryOperation\x12 \n" +
+	"\x1cMEMORY_OPERATION_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19MEMORY_OPERATION_REMEMBER\x10\x01\x12\x1b\n" +
+	"\x17MEMORY_OPERATION_FORGET\x10\x02*\xd0\x01\n" +
 	"\x0eRevocationKind\x12\x1f\n" +
 	"\x1bREVOCATION_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REVOCATION_KIND_TASK\x10\x01\x12\x19\n" +
@@ -5706,248 +6730,292 @@ func file_whence_v1_admin_proto_rawDescGZIP() []byte {
 	return file_whence_v1_admin_proto_rawDescData
 }
 
-var file_whence_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_whence_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_whence_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_whence_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
 var file_whence_v1_admin_proto_goTypes = []any{
-	(RevocationKind)(0),                   // 0: whence.v1.RevocationKind
-	(SigningKeyState)(0),                  // 1: whence.v1.SigningKeyState
-	(SpaceState)(0),                       // 2: whence.v1.SpaceState
-	(*Agent)(nil),                         // 3: whence.v1.Agent
-	(*CreateAgentRequest)(nil),            // 4: whence.v1.CreateAgentRequest
-	(*CreateAgentResponse)(nil),           // 5: whence.v1.CreateAgentResponse
-	(*ListAgentsRequest)(nil),             // 6: whence.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),            // 7: whence.v1.ListAgentsResponse
-	(*GetAgentRequest)(nil),               // 8: whence.v1.GetAgentRequest
-	(*GetAgentResponse)(nil),              // 9: whence.v1.GetAgentResponse
-	(*UpdateAgentRequest)(nil),            // 10: whence.v1.UpdateAgentRequest
-	(*UpdateAgentResponse)(nil),           // 11: whence.v1.UpdateAgentResponse
-	(*DeleteAgentRequest)(nil),            // 12: whence.v1.DeleteAgentRequest
-	(*DeleteAgentResponse)(nil),           // 13: whence.v1.DeleteAgentResponse
-	(*Grant)(nil),                         // 14: whence.v1.Grant
-	(*CreateGrantRequest)(nil),            // 15: whence.v1.CreateGrantRequest
-	(*CreateGrantResponse)(nil),           // 16: whence.v1.CreateGrantResponse
-	(*ListGrantsRequest)(nil),             // 17: whence.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),            // 18: whence.v1.ListGrantsResponse
-	(*GetGrantRequest)(nil),               // 19: whence.v1.GetGrantRequest
-	(*GetGrantResponse)(nil),              // 20: whence.v1.GetGrantResponse
-	(*UpdateGrantRequest)(nil),            // 21: whence.v1.UpdateGrantRequest
-	(*UpdateGrantResponse)(nil),           // 22: whence.v1.UpdateGrantResponse
-	(*DeleteGrantRequest)(nil),            // 23: whence.v1.DeleteGrantRequest
-	(*DeleteGrantResponse)(nil),           // 24: whence.v1.DeleteGrantResponse
-	(*Issuer)(nil),                        // 25: whence.v1.Issuer
-	(*CreateIssuerRequest)(nil),           // 26: whence.v1.CreateIssuerRequest
-	(*CreateIssuerResponse)(nil),          // 27: whence.v1.CreateIssuerResponse
-	(*ListIssuersRequest)(nil),            // 28: whence.v1.ListIssuersRequest
-	(*ListIssuersResponse)(nil),           // 29: whence.v1.ListIssuersResponse
-	(*GetIssuerRequest)(nil),              // 30: whence.v1.GetIssuerRequest
-	(*GetIssuerResponse)(nil),             // 31: whence.v1.GetIssuerResponse
-	(*DeleteIssuerRequest)(nil),           // 32: whence.v1.DeleteIssuerRequest
-	(*DeleteIssuerResponse)(nil),          // 33: whence.v1.DeleteIssuerResponse
-	(*SqlAction)(nil),                     // 34: whence.v1.SqlAction
-	(*UpstreamAction)(nil),                // 35: whence.v1.UpstreamAction
-	(*Action)(nil),                        // 36: whence.v1.Action
-	(*RegisterActionRequest)(nil),         // 37: whence.v1.RegisterActionRequest
-	(*RegisterActionResponse)(nil),        // 38: whence.v1.RegisterActionResponse
-	(*ListRegisteredActionsRequest)(nil),  // 39: whence.v1.ListRegisteredActionsRequest
-	(*ListRegisteredActionsResponse)(nil), // 40: whence.v1.ListRegisteredActionsResponse
-	(*GetRegisteredActionRequest)(nil),    // 41: whence.v1.GetRegisteredActionRequest
-	(*GetRegisteredActionResponse)(nil),   // 42: whence.v1.GetRegisteredActionResponse
-	(*UnregisterActionRequest)(nil),       // 43: whence.v1.UnregisterActionRequest
-	(*UnregisterActionResponse)(nil),      // 44: whence.v1.UnregisterActionResponse
-	(*UpstreamRule)(nil),                  // 45: whence.v1.UpstreamRule
-	(*Upstream)(nil),                      // 46: whence.v1.Upstream
-	(*CreateUpstreamRequest)(nil),         // 47: whence.v1.CreateUpstreamRequest
-	(*CreateUpstreamResponse)(nil),        // 48: whence.v1.CreateUpstreamResponse
-	(*ListUpstreamsRequest)(nil),          // 49: whence.v1.ListUpstreamsRequest
-	(*ListUpstreamsResponse)(nil),         // 50: whence.v1.ListUpstreamsResponse
-	(*GetUpstreamRequest)(nil),            // 51: whence.v1.GetUpstreamRequest
-	(*GetUpstreamResponse)(nil),           // 52: whence.v1.GetUpstreamResponse
-	(*UpdateUpstreamRequest)(nil),         // 53: whence.v1.UpdateUpstreamRequest
-	(*UpdateUpstreamResponse)(nil),        // 54: whence.v1.UpdateUpstreamResponse
-	(*DeleteUpstreamRequest)(nil),         // 55: whence.v1.DeleteUpstreamRequest
-	(*DeleteUpstreamResponse)(nil),        // 56: whence.v1.DeleteUpstreamResponse
-	(*ListTasksRequest)(nil),              // 57: whence.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),             // 58: whence.v1.ListTasksResponse
-	(*RevokeRequest)(nil),                 // 59: whence.v1.RevokeRequest
-	(*RevokeResponse)(nil),                // 60: whence.v1.RevokeResponse
-	(*Revocation)(nil),                    // 61: whence.v1.Revocation
-	(*ListRevocationsRequest)(nil),        // 62: whence.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),       // 63: whence.v1.ListRevocationsResponse
-	(*ReinstateRequest)(nil),              // 64: whence.v1.ReinstateRequest
-	(*ReinstateResponse)(nil),             // 65: whence.v1.ReinstateResponse
-	(*SigningKey)(nil),                    // 66: whence.v1.SigningKey
-	(*ListKeysRequest)(nil),               // 67: whence.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),              // 68: whence.v1.ListKeysResponse
-	(*RotateKeyRequest)(nil),              // 69: whence.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),             // 70: whence.v1.RotateKeyResponse
-	(*Space)(nil),                         // 71: whence.v1.Space
-	(*SpaceEstimate)(nil),                 // 72: whence.v1.SpaceEstimate
-	(*ListSpacesRequest)(nil),             // 73: whence.v1.ListSpacesRequest
-	(*ListSpacesResponse)(nil),            // 74: whence.v1.ListSpacesResponse
-	(*CreateSpaceRequest)(nil),            // 75: whence.v1.CreateSpaceRequest
-	(*CreateSpaceResponse)(nil),           // 76: whence.v1.CreateSpaceResponse
-	(*SwitchSpaceRequest)(nil),            // 77: whence.v1.SwitchSpaceRequest
-	(*SwitchSpaceResponse)(nil),           // 78: whence.v1.SwitchSpaceResponse
-	(*DeleteSpaceRequest)(nil),            // 79: whence.v1.DeleteSpaceRequest
-	(*DeleteSpaceResponse)(nil),           // 80: whence.v1.DeleteSpaceResponse
-	nil,                                   // 81: whence.v1.Issuer.OperatorsEntry
-	nil,                                   // 82: whence.v1.CreateIssuerRequest.OperatorsEntry
-	(*timestamppb.Timestamp)(nil),         // 83: google.protobuf.Timestamp
-	(*Scope)(nil),                         // 84: whence.v1.Scope
-	(*BudgetLimits)(nil),                  // 85: whence.v1.BudgetLimits
-	(*durationpb.Duration)(nil),           // 86: google.protobuf.Duration
-	(Tier)(0),                             // 87: whence.v1.Tier
-	(*structpb.Struct)(nil),               // 88: google.protobuf.Struct
-	(TaskState)(0),                        // 89: whence.v1.TaskState
-	(*Task)(nil),                          // 90: whence.v1.Task
+	(ParameterType)(0),                    // 0: whence.v1.ParameterType
+	(RowOperation)(0),                     // 1: whence.v1.RowOperation
+	(MemoryOperation)(0),                  // 2: whence.v1.MemoryOperation
+	(RevocationKind)(0),                   // 3: whence.v1.RevocationKind
+	(SigningKeyState)(0),                  // 4: whence.v1.SigningKeyState
+	(SpaceState)(0),                       // 5: whence.v1.SpaceState
+	(*Agent)(nil),                         // 6: whence.v1.Agent
+	(*CreateAgentRequest)(nil),            // 7: whence.v1.CreateAgentRequest
+	(*CreateAgentResponse)(nil),           // 8: whence.v1.CreateAgentResponse
+	(*ListAgentsRequest)(nil),             // 9: whence.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),            // 10: whence.v1.ListAgentsResponse
+	(*GetAgentRequest)(nil),               // 11: whence.v1.GetAgentRequest
+	(*GetAgentResponse)(nil),              // 12: whence.v1.GetAgentResponse
+	(*UpdateAgentRequest)(nil),            // 13: whence.v1.UpdateAgentRequest
+	(*UpdateAgentResponse)(nil),           // 14: whence.v1.UpdateAgentResponse
+	(*DeleteAgentRequest)(nil),            // 15: whence.v1.DeleteAgentRequest
+	(*DeleteAgentResponse)(nil),           // 16: whence.v1.DeleteAgentResponse
+	(*Grant)(nil),                         // 17: whence.v1.Grant
+	(*CreateGrantRequest)(nil),            // 18: whence.v1.CreateGrantRequest
+	(*CreateGrantResponse)(nil),           // 19: whence.v1.CreateGrantResponse
+	(*ListGrantsRequest)(nil),             // 20: whence.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),            // 21: whence.v1.ListGrantsResponse
+	(*GetGrantRequest)(nil),               // 22: whence.v1.GetGrantRequest
+	(*GetGrantResponse)(nil),              // 23: whence.v1.GetGrantResponse
+	(*UpdateGrantRequest)(nil),            // 24: whence.v1.UpdateGrantRequest
+	(*UpdateGrantResponse)(nil),           // 25: whence.v1.UpdateGrantResponse
+	(*DeleteGrantRequest)(nil),            // 26: whence.v1.DeleteGrantRequest
+	(*DeleteGrantResponse)(nil),           // 27: whence.v1.DeleteGrantResponse
+	(*Issuer)(nil),                        // 28: whence.v1.Issuer
+	(*CreateIssuerRequest)(nil),           // 29: whence.v1.CreateIssuerRequest
+	(*CreateIssuerResponse)(nil),          // 30: whence.v1.CreateIssuerResponse
+	(*ListIssuersRequest)(nil),            // 31: whence.v1.ListIssuersRequest
+	(*ListIssuersResponse)(nil),           // 32: whence.v1.ListIssuersResponse
+	(*GetIssuerRequest)(nil),              // 33: whence.v1.GetIssuerRequest
+	(*GetIssuerResponse)(nil),             // 34: whence.v1.GetIssuerResponse
+	(*DeleteIssuerRequest)(nil),           // 35: whence.v1.DeleteIssuerRequest
+	(*DeleteIssuerResponse)(nil),          // 36: whence.v1.DeleteIssuerResponse
+	(*Parameter)(nil),                     // 37: whence.v1.Parameter
+	(*Operand)(nil),                       // 38: whence.v1.Operand
+	(*RowAction)(nil),                     // 39: whence.v1.RowAction
+	(*HttpRequest)(nil),                   // 40: whence.v1.HttpRequest
+	(*HttpAction)(nil),                    // 41: whence.v1.HttpAction
+	(*MemoryAction)(nil),                  // 42: whence.v1.MemoryAction
+	(*Step)(nil),                          // 43: whence.v1.Step
+	(*SagaStep)(nil),                      // 44: whence.v1.SagaStep
+	(*SagaAction)(nil),                    // 45: whence.v1.SagaAction
+	(*Action)(nil),                        // 46: whence.v1.Action
+	(*RegisterActionRequest)(nil),         // 47: whence.v1.RegisterActionRequest
+	(*RegisterActionResponse)(nil),        // 48: whence.v1.RegisterActionResponse
+	(*ListRegisteredActionsRequest)(nil),  // 49: whence.v1.ListRegisteredActionsRequest
+	(*ListRegisteredActionsResponse)(nil), // 50: whence.v1.ListRegisteredActionsResponse
+	(*GetRegisteredActionRequest)(nil),    // 51: whence.v1.GetRegisteredActionRequest
+	(*GetRegisteredActionResponse)(nil),   // 52: whence.v1.GetRegisteredActionResponse
+	(*UnregisterActionRequest)(nil),       // 53: whence.v1.UnregisterActionRequest
+	(*UnregisterActionResponse)(nil),      // 54: whence.v1.UnregisterActionResponse
+	(*UpstreamRule)(nil),                  // 55: whence.v1.UpstreamRule
+	(*Upstream)(nil),                      // 56: whence.v1.Upstream
+	(*CreateUpstreamRequest)(nil),         // 57: whence.v1.CreateUpstreamRequest
+	(*CreateUpstreamResponse)(nil),        // 58: whence.v1.CreateUpstreamResponse
+	(*ListUpstreamsRequest)(nil),          // 59: whence.v1.ListUpstreamsRequest
+	(*ListUpstreamsResponse)(nil),         // 60: whence.v1.ListUpstreamsResponse
+	(*GetUpstreamRequest)(nil),            // 61: whence.v1.GetUpstreamRequest
+	(*GetUpstreamResponse)(nil),           // 62: whence.v1.GetUpstreamResponse
+	(*UpdateUpstreamRequest)(nil),         // 63: whence.v1.UpdateUpstreamRequest
+	(*UpdateUpstreamResponse)(nil),        // 64: whence.v1.UpdateUpstreamResponse
+	(*DeleteUpstreamRequest)(nil),         // 65: whence.v1.DeleteUpstreamRequest
+	(*DeleteUpstreamResponse)(nil),        // 66: whence.v1.DeleteUpstreamResponse
+	(*ListTasksRequest)(nil),              // 67: whence.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),             // 68: whence.v1.ListTasksResponse
+	(*RevokeRequest)(nil),                 // 69: whence.v1.RevokeRequest
+	(*RevokeResponse)(nil),                // 70: whence.v1.RevokeResponse
+	(*Revocation)(nil),                    // 71: whence.v1.Revocation
+	(*ListRevocationsRequest)(nil),        // 72: whence.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),       // 73: whence.v1.ListRevocationsResponse
+	(*ReinstateRequest)(nil),              // 74: whence.v1.ReinstateRequest
+	(*ReinstateResponse)(nil),             // 75: whence.v1.ReinstateResponse
+	(*SigningKey)(nil),                    // 76: whence.v1.SigningKey
+	(*ListKeysRequest)(nil),               // 77: whence.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),              // 78: whence.v1.ListKeysResponse
+	(*RotateKeyRequest)(nil),              // 79: whence.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),             // 80: whence.v1.RotateKeyResponse
+	(*Space)(nil),                         // 81: whence.v1.Space
+	(*SpaceEstimate)(nil),                 // 82: whence.v1.SpaceEstimate
+	(*ListSpacesRequest)(nil),             // 83: whence.v1.ListSpacesRequest
+	(*ListSpacesResponse)(nil),            // 84: whence.v1.ListSpacesResponse
+	(*CreateSpaceRequest)(nil),            // 85: whence.v1.CreateSpaceRequest
+	(*CreateSpaceResponse)(nil),           // 86: whence.v1.CreateSpaceResponse
+	(*SwitchSpaceRequest)(nil),            // 87: whence.v1.SwitchSpaceRequest
+	(*SwitchSpaceResponse)(nil),           // 88: whence.v1.SwitchSpaceResponse
+	(*DeleteSpaceRequest)(nil),            // 89: whence.v1.DeleteSpaceRequest
+	(*DeleteSpaceResponse)(nil),           // 90: whence.v1.DeleteSpaceResponse
+	nil,                                   // 91: whence.v1.Issuer.OperatorsEntry
+	nil,                                   // 92: whence.v1.CreateIssuerRequest.OperatorsEntry
+	nil,                                   // 93: whence.v1.RowAction.WhereEntry
+	nil,                                   // 94: whence.v1.RowAction.SetEntry
+	nil,                                   // 95: whence.v1.HttpRequest.PathOperandsEntry
+	nil,                                   // 96: whence.v1.HttpRequest.QueryEntry
+	nil,                                   // 97: whence.v1.HttpRequest.BodyEntry
+	nil,                                   // 98: whence.v1.MemoryAction.FieldsEntry
+	nil,                                   // 99: whence.v1.Step.ArgumentsEntry
+	(*timestamppb.Timestamp)(nil),         // 100: google.protobuf.Timestamp
+	(*Scope)(nil),                         // 101: whence.v1.Scope
+	(*BudgetLimits)(nil),                  // 102: whence.v1.BudgetLimits
+	(*durationpb.Duration)(nil),           // 103: google.protobuf.Duration
+	(*structpb.Value)(nil),                // 104: google.protobuf.Value
+	(Tier)(0),                             // 105: whence.v1.Tier
+	(TaskState)(0),                        // 106: whence.v1.TaskState
+	(*Task)(nil),                          // 107: whence.v1.Task
 }
 var file_whence_v1_admin_proto_depIdxs = []int32{
-	83,  // 0: whence.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
-	84,  // 1: whence.v1.Agent.ceiling:type_name -> whence.v1.Scope
-	84,  // 2: whence.v1.CreateAgentRequest.ceiling:type_name -> whence.v1.Scope
-	3,   // 3: whence.v1.CreateAgentResponse.agent:type_name -> whence.v1.Agent
-	3,   // 4: whence.v1.ListAgentsResponse.agents:type_name -> whence.v1.Agent
-	3,   // 5: whence.v1.GetAgentResponse.agent:type_name -> whence.v1.Agent
-	84,  // 6: whence.v1.UpdateAgentRequest.ceiling:type_name -> whence.v1.Scope
-	3,   // 7: whence.v1.UpdateAgentResponse.agent:type_name -> whence.v1.Agent
-	84,  // 8: whence.v1.Grant.scope:type_name -> whence.v1.Scope
-	85,  // 9: whence.v1.Grant.budget:type_name -> whence.v1.BudgetLimits
-	86,  // 10: whence.v1.Grant.task_lifetime:type_name -> google.protobuf.Duration
-	83,  // 11: whence.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
-	83,  // 12: whence.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
-	84,  // 13: whence.v1.CreateGrantRequest.scope:type_name -> whence.v1.Scope
-	85,  // 14: whence.v1.CreateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
-	86,  // 15: whence.v1.CreateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
-	83,  // 16: whence.v1.CreateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
-	14,  // 17: whence.v1.CreateGrantResponse.grant:type_name -> whence.v1.Grant
-	14,  // 18: whence.v1.ListGrantsResponse.grants:type_name -> whence.v1.Grant
-	14,  // 19: whence.v1.GetGrantResponse.grant:type_name -> whence.v1.Grant
-	84,  // 20: whence.v1.UpdateGrantRequest.scope:type_name -> whence.v1.Scope
-	85,  // 21: whence.v1.UpdateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
-	86,  // 22: whence.v1.UpdateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
-	83,  // 23: whence.v1.UpdateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
-	14,  // 24: whence.v1.UpdateGrantResponse.grant:type_name -> whence.v1.Grant
-	83,  // 25: whence.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
-	81,  // 26: whence.v1.Issuer.operators:type_name -> whence.v1.Issuer.OperatorsEntry
-	84,  // 27: whence.v1.Issuer.user_scope:type_name -> whence.v1.Scope
-	82,  // 28: whence.v1.CreateIssuerRequest.operators:type_name -> whence.v1.CreateIssuerRequest.OperatorsEntry
-	84,  // 29: whence.v1.CreateIssuerRequest.user_scope:type_name -> whence.v1.Scope
-	25,  // 30: whence.v1.CreateIssuerResponse.issuer:type_name -> whence.v1.Issuer
-	25,  // 31: whence.v1.ListIssuersResponse.issuers:type_name -> whence.v1.Issuer
-	25,  // 32: whence.v1.GetIssuerResponse.issuer:type_name -> whence.v1.Issuer
-	87,  // 33: whence.v1.Action.tier:type_name -> whence.v1.Tier
-	88,  // 34: whence.v1.Action.input_schema:type_name -> google.protobuf.Struct
-	34,  // 35: whence.v1.Action.sql:type_name -> whence.v1.SqlAction
-	35,  // 36: whence.v1.Action.upstream:type_name -> whence.v1.UpstreamAction
-	86,  // 37: whence.v1.Action.undo_window:type_name -> google.protobuf.Duration
-	86,  // 38: whence.v1.Action.timeout:type_name -> google.protobuf.Duration
-	83,  // 39: whence.v1.Action.create_time:type_name -> google.protobuf.Timestamp
-	36,  // 40: whence.v1.RegisterActionRequest.action:type_name -> whence.v1.Action
-	36,  // 41: whence.v1.RegisterActionResponse.action:type_name -> whence.v1.Action
-	36,  // 42: whence.v1.ListRegisteredActionsResponse.actions:type_name -> whence.v1.Action
-	36,  // 43: whence.v1.GetRegisteredActionResponse.action:type_name -> whence.v1.Action
-	87,  // 44: whence.v1.UpstreamRule.tier:type_name -> whence.v1.Tier
-	45,  // 45: whence.v1.Upstream.rules:type_name -> whence.v1.UpstreamRule
-	86,  // 46: whence.v1.Upstream.timeout:type_name -> google.protobuf.Duration
-	83,  // 47: whence.v1.Upstream.create_time:type_name -> google.protobuf.Timestamp
-	46,  // 48: whence.v1.CreateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
-	46,  // 49: whence.v1.CreateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	46,  // 50: whence.v1.ListUpstreamsResponse.upstreams:type_name -> whence.v1.Upstream
-	46,  // 51: whence.v1.GetUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	46,  // 52: whence.v1.UpdateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
-	46,  // 53: whence.v1.UpdateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
-	89,  // 54: whence.v1.ListTasksRequest.state:type_name -> whence.v1.TaskState
-	90,  // 55: whence.v1.ListTasksResponse.tasks:type_name -> whence.v1.Task
-	83,  // 56: whence.v1.RevokeResponse.revoke_time:type_name -> google.protobuf.Timestamp
-	0,   // 57: whence.v1.Revocation.kind:type_name -> whence.v1.RevocationKind
-	83,  // 58: whence.v1.Revocation.revoke_time:type_name -> google.protobuf.Timestamp
-	83,  // 59: whence.v1.Revocation.reinstate_time:type_name -> google.protobuf.Timestamp
-	61,  // 60: whence.v1.ListRevocationsResponse.revocations:type_name -> whence.v1.Revocation
-	83,  // 61: whence.v1.ReinstateResponse.reinstate_time:type_name -> google.protobuf.Timestamp
-	1,   // 62: whence.v1.SigningKey.state:type_name -> whence.v1.SigningKeyState
-	83,  // 63: whence.v1.SigningKey.create_time:type_name -> google.protobuf.Timestamp
-	83,  // 64: whence.v1.SigningKey.signs_from:type_name -> google.protobuf.Timestamp
-	83,  // 65: whence.v1.SigningKey.retire_time:type_name -> google.protobuf.Timestamp
-	66,  // 66: whence.v1.ListKeysResponse.keys:type_name -> whence.v1.SigningKey
-	66,  // 67: whence.v1.RotateKeyResponse.key:type_name -> whence.v1.SigningKey
-	2,   // 68: whence.v1.Space.state:type_name -> whence.v1.SpaceState
-	83,  // 69: whence.v1.Space.create_time:type_name -> google.protobuf.Timestamp
-	71,  // 70: whence.v1.ListSpacesResponse.spaces:type_name -> whence.v1.Space
-	71,  // 71: whence.v1.CreateSpaceResponse.space:type_name -> whence.v1.Space
-	72,  // 72: whence.v1.CreateSpaceResponse.estimate:type_name -> whence.v1.SpaceEstimate
-	71,  // 73: whence.v1.SwitchSpaceResponse.space:type_name -> whence.v1.Space
-	71,  // 74: whence.v1.DeleteSpaceResponse.space:type_name -> whence.v1.Space
-	4,   // 75: whence.v1.AdminService.CreateAgent:input_type -> whence.v1.CreateAgentRequest
-	6,   // 76: whence.v1.AdminService.ListAgents:input_type -> whence.v1.ListAgentsRequest
-	8,   // 77: whence.v1.AdminService.GetAgent:input_type -> whence.v1.GetAgentRequest
-	10,  // 78: whence.v1.AdminService.UpdateAgent:input_type -> whence.v1.UpdateAgentRequest
-	12,  // 79: whence.v1.AdminService.DeleteAgent:input_type -> whence.v1.DeleteAgentRequest
-	15,  // 80: whence.v1.AdminService.CreateGrant:input_type -> whence.v1.CreateGrantRequest
-	17,  // 81: whence.v1.AdminService.ListGrants:input_type -> whence.v1.ListGrantsRequest
-	19,  // 82: whence.v1.AdminService.GetGrant:input_type -> whence.v1.GetGrantRequest
-	21,  // 83: whence.v1.AdminService.UpdateGrant:input_type -> whence.v1.UpdateGrantRequest
-	23,  // 84: whence.v1.AdminService.DeleteGrant:input_type -> whence.v1.DeleteGrantRequest
-	26,  // 85: whence.v1.AdminService.CreateIssuer:input_type -> whence.v1.CreateIssuerRequest
-	28,  // 86: whence.v1.AdminService.ListIssuers:input_type -> whence.v1.ListIssuersRequest
-	30,  // 87: whence.v1.AdminService.GetIssuer:input_type -> whence.v1.GetIssuerRequest
-	32,  // 88: whence.v1.AdminService.DeleteIssuer:input_type -> whence.v1.DeleteIssuerRequest
-	37,  // 89: whence.v1.AdminService.RegisterAction:input_type -> whence.v1.RegisterActionRequest
-	39,  // 90: whence.v1.AdminService.ListRegisteredActions:input_type -> whence.v1.ListRegisteredActionsRequest
-	41,  // 91: whence.v1.AdminService.GetRegisteredAction:input_type -> whence.v1.GetRegisteredActionRequest
-	43,  // 92: whence.v1.AdminService.UnregisterAction:input_type -> whence.v1.UnregisterActionRequest
-	47,  // 93: whence.v1.AdminService.CreateUpstream:input_type -> whence.v1.CreateUpstreamRequest
-	49,  // 94: whence.v1.AdminService.ListUpstreams:input_type -> whence.v1.ListUpstreamsRequest
-	51,  // 95: whence.v1.AdminService.GetUpstream:input_type -> whence.v1.GetUpstreamRequest
-	53,  // 96: whence.v1.AdminService.UpdateUpstream:input_type -> whence.v1.UpdateUpstreamRequest
-	55,  // 97: whence.v1.AdminService.DeleteUpstream:input_type -> whence.v1.DeleteUpstreamRequest
-	57,  // 98: whence.v1.AdminService.ListTasks:input_type -> whence.v1.ListTasksRequest
-	73,  // 99: whence.v1.AdminService.ListSpaces:input_type -> whence.v1.ListSpacesRequest
-	75,  // 100: whence.v1.AdminService.CreateSpace:input_type -> whence.v1.CreateSpaceRequest
-	77,  // 101: whence.v1.AdminService.SwitchSpace:input_type -> whence.v1.SwitchSpaceRequest
-	79,  // 102: whence.v1.AdminService.DeleteSpace:input_type -> whence.v1.DeleteSpaceRequest
-	59,  // 103: whence.v1.AdminService.Revoke:input_type -> whence.v1.RevokeRequest
-	62,  // 104: whence.v1.AdminService.ListRevocations:input_type -> whence.v1.ListRevocationsRequest
-	64,  // 105: whence.v1.AdminService.Reinstate:input_type -> whence.v1.ReinstateRequest
-	67,  // 106: whence.v1.AdminService.ListKeys:input_type -> whence.v1.ListKeysRequest
-	69,  // 107: whence.v1.AdminService.RotateKey:input_type -> whence.v1.RotateKeyRequest
-	5,   // 108: whence.v1.AdminService.CreateAgent:output_type -> whence.v1.CreateAgentResponse
-	7,   // 109: whence.v1.AdminService.ListAgents:output_type -> whence.v1.ListAgentsResponse
-	9,   // 110: whence.v1.AdminService.GetAgent:output_type -> whence.v1.GetAgentResponse
-	11,  // 111: whence.v1.AdminService.UpdateAgent:output_type -> whence.v1.UpdateAgentResponse
-	13,  // 112: whence.v1.AdminService.DeleteAgent:output_type -> whence.v1.DeleteAgentResponse
-	16,  // 113: whence.v1.AdminService.CreateGrant:output_type -> whence.v1.CreateGrantResponse
-	18,  // 114: whence.v1.AdminService.ListGrants:output_type -> whence.v1.ListGrantsResponse
-	20,  // 115: whence.v1.AdminService.GetGrant:output_type -> whence.v1.GetGrantResponse
-	22,  // 116: whence.v1.AdminService.UpdateGrant:output_type -> whence.v1.UpdateGrantResponse
-	24,  // 117: whence.v1.AdminService.DeleteGrant:output_type -> whence.v1.DeleteGrantResponse
-	27,  // 118: whence.v1.AdminService.CreateIssuer:output_type -> whence.v1.CreateIssuerResponse
-	29,  // 119: whence.v1.AdminService.ListIssuers:output_type -> whence.v1.ListIssuersResponse
-	31,  // 120: whence.v1.AdminService.GetIssuer:output_type -> whence.v1.GetIssuerResponse
-	33,  // 121: whence.v1.AdminService.DeleteIssuer:output_type -> whence.v1.DeleteIssuerResponse
-	38,  // 122: whence.v1.AdminService.RegisterAction:output_type -> whence.v1.RegisterActionResponse
-	40,  // 123: whence.v1.AdminService.ListRegisteredActions:output_type -> whence.v1.ListRegisteredActionsResponse
-	42,  // 124: whence.v1.AdminService.GetRegisteredAction:output_type -> whence.v1.GetRegisteredActionResponse
-	44,  // 125: whence.v1.AdminService.UnregisterAction:output_type -> whence.v1.UnregisterActionResponse
-	48,  // 126: whence.v1.AdminService.CreateUpstream:output_type -> whence.v1.CreateUpstreamResponse
-	50,  // 127: whence.v1.AdminService.ListUpstreams:output_type -> whence.v1.ListUpstreamsResponse
-	52,  // 128: whence.v1.AdminService.GetUpstream:output_type -> whence.v1.GetUpstreamResponse
-	54,  // 129: whence.v1.AdminService.UpdateUpstream:output_type -> whence.v1.UpdateUpstreamResponse
-	56,  // 130: whence.v1.AdminService.DeleteUpstream:output_type -> whence.v1.DeleteUpstreamResponse
-	58,  // 131: whence.v1.AdminService.ListTasks:output_type -> whence.v1.ListTasksResponse
-	74,  // 132: whence.v1.AdminService.ListSpaces:output_type -> whence.v1.ListSpacesResponse
-	76,  // 133: whence.v1.AdminService.CreateSpace:output_type -> whence.v1.CreateSpaceResponse
-	78,  // 134: whence.v1.AdminService.SwitchSpace:output_type -> whence.v1.SwitchSpaceResponse
-	80,  // 135: whence.v1.AdminService.DeleteSpace:output_type -> whence.v1.DeleteSpaceResponse
-	60,  // 136: whence.v1.AdminService.Revoke:output_type -> whence.v1.RevokeResponse
-	63,  // 137: whence.v1.AdminService.ListRevocations:output_type -> whence.v1.ListRevocationsResponse
-	65,  // 138: whence.v1.AdminService.Reinstate:output_type -> whence.v1.ReinstateResponse
-	68,  // 139: whence.v1.AdminService.ListKeys:output_type -> whence.v1.ListKeysResponse
-	70,  // 140: whence.v1.AdminService.RotateKey:output_type -> whence.v1.RotateKeyResponse
-	108, // [108:141] is the sub-list for method output_type
-	75,  // [75:108] is the sub-list for method input_type
-	75,  // [75:75] is the sub-list for extension type_name
-	75,  // [75:75] is the sub-list for extension extendee
-	0,   // [0:75] is the sub-list for field type_name
+	100, // 0: whence.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
+	101, // 1: whence.v1.Agent.ceiling:type_name -> whence.v1.Scope
+	101, // 2: whence.v1.CreateAgentRequest.ceiling:type_name -> whence.v1.Scope
+	6,   // 3: whence.v1.CreateAgentResponse.agent:type_name -> whence.v1.Agent
+	6,   // 4: whence.v1.ListAgentsResponse.agents:type_name -> whence.v1.Agent
+	6,   // 5: whence.v1.GetAgentResponse.agent:type_name -> whence.v1.Agent
+	101, // 6: whence.v1.UpdateAgentRequest.ceiling:type_name -> whence.v1.Scope
+	6,   // 7: whence.v1.UpdateAgentResponse.agent:type_name -> whence.v1.Agent
+	101, // 8: whence.v1.Grant.scope:type_name -> whence.v1.Scope
+	102, // 9: whence.v1.Grant.budget:type_name -> whence.v1.BudgetLimits
+	103, // 10: whence.v1.Grant.task_lifetime:type_name -> google.protobuf.Duration
+	100, // 11: whence.v1.Grant.expire_time:type_name -> google.protobuf.Timestamp
+	100, // 12: whence.v1.Grant.create_time:type_name -> google.protobuf.Timestamp
+	101, // 13: whence.v1.CreateGrantRequest.scope:type_name -> whence.v1.Scope
+	102, // 14: whence.v1.CreateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
+	103, // 15: whence.v1.CreateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
+	100, // 16: whence.v1.CreateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
+	17,  // 17: whence.v1.CreateGrantResponse.grant:type_name -> whence.v1.Grant
+	17,  // 18: whence.v1.ListGrantsResponse.grants:type_name -> whence.v1.Grant
+	17,  // 19: whence.v1.GetGrantResponse.grant:type_name -> whence.v1.Grant
+	101, // 20: whence.v1.UpdateGrantRequest.scope:type_name -> whence.v1.Scope
+	102, // 21: whence.v1.UpdateGrantRequest.budget:type_name -> whence.v1.BudgetLimits
+	103, // 22: whence.v1.UpdateGrantRequest.task_lifetime:type_name -> google.protobuf.Duration
+	100, // 23: whence.v1.UpdateGrantRequest.expire_time:type_name -> google.protobuf.Timestamp
+	17,  // 24: whence.v1.UpdateGrantResponse.grant:type_name -> whence.v1.Grant
+	100, // 25: whence.v1.Issuer.create_time:type_name -> google.protobuf.Timestamp
+	91,  // 26: whence.v1.Issuer.operators:type_name -> whence.v1.Issuer.OperatorsEntry
+	101, // 27: whence.v1.Issuer.user_scope:type_name -> whence.v1.Scope
+	92,  // 28: whence.v1.CreateIssuerRequest.operators:type_name -> whence.v1.CreateIssuerRequest.OperatorsEntry
+	101, // 29: whence.v1.CreateIssuerRequest.user_scope:type_name -> whence.v1.Scope
+	28,  // 30: whence.v1.CreateIssuerResponse.issuer:type_name -> whence.v1.Issuer
+	28,  // 31: whence.v1.ListIssuersResponse.issuers:type_name -> whence.v1.Issuer
+	28,  // 32: whence.v1.GetIssuerResponse.issuer:type_name -> whence.v1.Issuer
+	0,   // 33: whence.v1.Parameter.type:type_name -> whence.v1.ParameterType
+	104, // 34: whence.v1.Operand.constant:type_name -> google.protobuf.Value
+	1,   // 35: whence.v1.RowAction.operation:type_name -> whence.v1.RowOperation
+	93,  // 36: whence.v1.RowAction.where:type_name -> whence.v1.RowAction.WhereEntry
+	94,  // 37: whence.v1.RowAction.set:type_name -> whence.v1.RowAction.SetEntry
+	95,  // 38: whence.v1.HttpRequest.path_operands:type_name -> whence.v1.HttpRequest.PathOperandsEntry
+	96,  // 39: whence.v1.HttpRequest.query:type_name -> whence.v1.HttpRequest.QueryEntry
+	97,  // 40: whence.v1.HttpRequest.body:type_name -> whence.v1.HttpRequest.BodyEntry
+	40,  // 41: whence.v1.HttpAction.request:type_name -> whence.v1.HttpRequest
+	40,  // 42: whence.v1.HttpAction.inverse:type_name -> whence.v1.HttpRequest
+	2,   // 43: whence.v1.MemoryAction.operation:type_name -> whence.v1.MemoryOperation
+	98,  // 44: whence.v1.MemoryAction.fields:type_name -> whence.v1.MemoryAction.FieldsEntry
+	99,  // 45: whence.v1.Step.arguments:type_name -> whence.v1.Step.ArgumentsEntry
+	43,  // 46: whence.v1.SagaStep.step:type_name -> whence.v1.Step
+	43,  // 47: whence.v1.SagaStep.compensation:type_name -> whence.v1.Step
+	44,  // 48: whence.v1.SagaAction.steps:type_name -> whence.v1.SagaStep
+	105, // 49: whence.v1.Action.tier:type_name -> whence.v1.Tier
+	37,  // 50: whence.v1.Action.parameters:type_name -> whence.v1.Parameter
+	39,  // 51: whence.v1.Action.row:type_name -> whence.v1.RowAction
+	41,  // 52: whence.v1.Action.http:type_name -> whence.v1.HttpAction
+	42,  // 53: whence.v1.Action.memory:type_name -> whence.v1.MemoryAction
+	45,  // 54: whence.v1.Action.saga:type_name -> whence.v1.SagaAction
+	43,  // 55: whence.v1.Action.compensation:type_name -> whence.v1.Step
+	103, // 56: whence.v1.Action.approval_window:type_name -> google.protobuf.Duration
+	103, // 57: whence.v1.Action.undo_window:type_name -> google.protobuf.Duration
+	103, // 58: whence.v1.Action.timeout:type_name -> google.protobuf.Duration
+	100, // 59: whence.v1.Action.create_time:type_name -> google.protobuf.Timestamp
+	46,  // 60: whence.v1.RegisterActionRequest.action:type_name -> whence.v1.Action
+	46,  // 61: whence.v1.RegisterActionResponse.action:type_name -> whence.v1.Action
+	46,  // 62: whence.v1.ListRegisteredActionsResponse.actions:type_name -> whence.v1.Action
+	46,  // 63: whence.v1.GetRegisteredActionResponse.action:type_name -> whence.v1.Action
+	105, // 64: whence.v1.UpstreamRule.tier:type_name -> whence.v1.Tier
+	55,  // 65: whence.v1.Upstream.rules:type_name -> whence.v1.UpstreamRule
+	103, // 66: whence.v1.Upstream.timeout:type_name -> google.protobuf.Duration
+	100, // 67: whence.v1.Upstream.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 68: whence.v1.CreateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
+	56,  // 69: whence.v1.CreateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	56,  // 70: whence.v1.ListUpstreamsResponse.upstreams:type_name -> whence.v1.Upstream
+	56,  // 71: whence.v1.GetUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	56,  // 72: whence.v1.UpdateUpstreamRequest.upstream:type_name -> whence.v1.Upstream
+	56,  // 73: whence.v1.UpdateUpstreamResponse.upstream:type_name -> whence.v1.Upstream
+	106, // 74: whence.v1.ListTasksRequest.state:type_name -> whence.v1.TaskState
+	107, // 75: whence.v1.ListTasksResponse.tasks:type_name -> whence.v1.Task
+	100, // 76: whence.v1.RevokeResponse.revoke_time:type_name -> google.protobuf.Timestamp
+	3,   // 77: whence.v1.Revocation.kind:type_name -> whence.v1.RevocationKind
+	100, // 78: whence.v1.Revocation.revoke_time:type_name -> google.protobuf.Timestamp
+	100, // 79: whence.v1.Revocation.reinstate_time:type_name -> google.protobuf.Timestamp
+	71,  // 80: whence.v1.ListRevocationsResponse.revocations:type_name -> whence.v1.Revocation
+	100, // 81: whence.v1.ReinstateResponse.reinstate_time:type_name -> google.protobuf.Timestamp
+	4,   // 82: whence.v1.SigningKey.state:type_name -> whence.v1.SigningKeyState
+	100, // 83: whence.v1.SigningKey.create_time:type_name -> google.protobuf.Timestamp
+	100, // 84: whence.v1.SigningKey.signs_from:type_name -> google.protobuf.Timestamp
+	100, // 85: whence.v1.SigningKey.retire_time:type_name -> google.protobuf.Timestamp
+	76,  // 86: whence.v1.ListKeysResponse.keys:type_name -> whence.v1.SigningKey
+	76,  // 87: whence.v1.RotateKeyResponse.key:type_name -> whence.v1.SigningKey
+	5,   // 88: whence.v1.Space.state:type_name -> whence.v1.SpaceState
+	100, // 89: whence.v1.Space.create_time:type_name -> google.protobuf.Timestamp
+	81,  // 90: whence.v1.ListSpacesResponse.spaces:type_name -> whence.v1.Space
+	81,  // 91: whence.v1.CreateSpaceResponse.space:type_name -> whence.v1.Space
+	82,  // 92: whence.v1.CreateSpaceResponse.estimate:type_name -> whence.v1.SpaceEstimate
+	81,  // 93: whence.v1.SwitchSpaceResponse.space:type_name -> whence.v1.Space
+	81,  // 94: whence.v1.DeleteSpaceResponse.space:type_name -> whence.v1.Space
+	38,  // 95: whence.v1.RowAction.WhereEntry.value:type_name -> whence.v1.Operand
+	38,  // 96: whence.v1.RowAction.SetEntry.value:type_name -> whence.v1.Operand
+	38,  // 97: whence.v1.HttpRequest.PathOperandsEntry.value:type_name -> whence.v1.Operand
+	38,  // 98: whence.v1.HttpRequest.QueryEntry.value:type_name -> whence.v1.Operand
+	38,  // 99: whence.v1.HttpRequest.BodyEntry.value:type_name -> whence.v1.Operand
+	38,  // 100: whence.v1.MemoryAction.FieldsEntry.value:type_name -> whence.v1.Operand
+	38,  // 101: whence.v1.Step.ArgumentsEntry.value:type_name -> whence.v1.Operand
+	7,   // 102: whence.v1.AdminService.CreateAgent:input_type -> whence.v1.CreateAgentRequest
+	9,   // 103: whence.v1.AdminService.ListAgents:input_type -> whence.v1.ListAgentsRequest
+	11,  // 104: whence.v1.AdminService.GetAgent:input_type -> whence.v1.GetAgentRequest
+	13,  // 105: whence.v1.AdminService.UpdateAgent:input_type -> whence.v1.UpdateAgentRequest
+	15,  // 106: whence.v1.AdminService.DeleteAgent:input_type -> whence.v1.DeleteAgentRequest
+	18,  // 107: whence.v1.AdminService.CreateGrant:input_type -> whence.v1.CreateGrantRequest
+	20,  // 108: whence.v1.AdminService.ListGrants:input_type -> whence.v1.ListGrantsRequest
+	22,  // 109: whence.v1.AdminService.GetGrant:input_type -> whence.v1.GetGrantRequest
+	24,  // 110: whence.v1.AdminService.UpdateGrant:input_type -> whence.v1.UpdateGrantRequest
+	26,  // 111: whence.v1.AdminService.DeleteGrant:input_type -> whence.v1.DeleteGrantRequest
+	29,  // 112: whence.v1.AdminService.CreateIssuer:input_type -> whence.v1.CreateIssuerRequest
+	31,  // 113: whence.v1.AdminService.ListIssuers:input_type -> whence.v1.ListIssuersRequest
+	33,  // 114: whence.v1.AdminService.GetIssuer:input_type -> whence.v1.GetIssuerRequest
+	35,  // 115: whence.v1.AdminService.DeleteIssuer:input_type -> whence.v1.DeleteIssuerRequest
+	47,  // 116: whence.v1.AdminService.RegisterAction:input_type -> whence.v1.RegisterActionRequest
+	49,  // 117: whence.v1.AdminService.ListRegisteredActions:input_type -> whence.v1.ListRegisteredActionsRequest
+	51,  // 118: whence.v1.AdminService.GetRegisteredAction:input_type -> whence.v1.GetRegisteredActionRequest
+	53,  // 119: whence.v1.AdminService.UnregisterAction:input_type -> whence.v1.UnregisterActionRequest
+	57,  // 120: whence.v1.AdminService.CreateUpstream:input_type -> whence.v1.CreateUpstreamRequest
+	59,  // 121: whence.v1.AdminService.ListUpstreams:input_type -> whence.v1.ListUpstreamsRequest
+	61,  // 122: whence.v1.AdminService.GetUpstream:input_type -> whence.v1.GetUpstreamRequest
+	63,  // 123: whence.v1.AdminService.UpdateUpstream:input_type -> whence.v1.UpdateUpstreamRequest
+	65,  // 124: whence.v1.AdminService.DeleteUpstream:input_type -> whence.v1.DeleteUpstreamRequest
+	67,  // 125: whence.v1.AdminService.ListTasks:input_type -> whence.v1.ListTasksRequest
+	83,  // 126: whence.v1.AdminService.ListSpaces:input_type -> whence.v1.ListSpacesRequest
+	85,  // 127: whence.v1.AdminService.CreateSpace:input_type -> whence.v1.CreateSpaceRequest
+	87,  // 128: whence.v1.AdminService.SwitchSpace:input_type -> whence.v1.SwitchSpaceRequest
+	89,  // 129: whence.v1.AdminService.DeleteSpace:input_type -> whence.v1.DeleteSpaceRequest
+	69,  // 130: whence.v1.AdminService.Revoke:input_type -> whence.v1.RevokeRequest
+	72,  // 131: whence.v1.AdminService.ListRevocations:input_type -> whence.v1.ListRevocationsRequest
+	74,  // 132: whence.v1.AdminService.Reinstate:input_type -> whence.v1.ReinstateRequest
+	77,  // 133: whence.v1.AdminService.ListKeys:input_type -> whence.v1.ListKeysRequest
+	79,  // 134: whence.v1.AdminService.RotateKey:input_type -> whence.v1.RotateKeyRequest
+	8,   // 135: whence.v1.AdminService.CreateAgent:output_type -> whence.v1.CreateAgentResponse
+	10,  // 136: whence.v1.AdminService.ListAgents:output_type -> whence.v1.ListAgentsResponse
+	12,  // 137: whence.v1.AdminService.GetAgent:output_type -> whence.v1.GetAgentResponse
+	14,  // 138: whence.v1.AdminService.UpdateAgent:output_type -> whence.v1.UpdateAgentResponse
+	16,  // 139: whence.v1.AdminService.DeleteAgent:output_type -> whence.v1.DeleteAgentResponse
+	19,  // 140: whence.v1.AdminService.CreateGrant:output_type -> whence.v1.CreateGrantResponse
+	21,  // 141: whence.v1.AdminService.ListGrants:output_type -> whence.v1.ListGrantsResponse
+	23,  // 142: whence.v1.AdminService.GetGrant:output_type -> whence.v1.GetGrantResponse
+	25,  // 143: whence.v1.AdminService.UpdateGrant:output_type -> whence.v1.UpdateGrantResponse
+	27,  // 144: whence.v1.AdminService.DeleteGrant:output_type -> whence.v1.DeleteGrantResponse
+	30,  // 145: whence.v1.AdminService.CreateIssuer:output_type -> whence.v1.CreateIssuerResponse
+	32,  // 146: whence.v1.AdminService.ListIssuers:output_type -> whence.v1.ListIssuersResponse
+	34,  // 147: whence.v1.AdminService.GetIssuer:output_type -> whence.v1.GetIssuerResponse
+	36,  // 148: whence.v1.AdminService.DeleteIssuer:output_type -> whence.v1.DeleteIssuerResponse
+	48,  // 149: whence.v1.AdminService.RegisterAction:output_type -> whence.v1.RegisterActionResponse
+	50,  // 150: whence.v1.AdminService.ListRegisteredActions:output_type -> whence.v1.ListRegisteredActionsResponse
+	52,  // 151: whence.v1.AdminService.GetRegisteredAction:output_type -> whence.v1.GetRegisteredActionResponse
+	54,  // 152: whence.v1.AdminService.UnregisterAction:output_type -> whence.v1.UnregisterActionResponse
+	58,  // 153: whence.v1.AdminService.CreateUpstream:output_type -> whence.v1.CreateUpstreamResponse
+	60,  // 154: whence.v1.AdminService.ListUpstreams:output_type -> whence.v1.ListUpstreamsResponse
+	62,  // 155: whence.v1.AdminService.GetUpstream:output_type -> whence.v1.GetUpstreamResponse
+	64,  // 156: whence.v1.AdminService.UpdateUpstream:output_type -> whence.v1.UpdateUpstreamResponse
+	66,  // 157: whence.v1.AdminService.DeleteUpstream:output_type -> whence.v1.DeleteUpstreamResponse
+	68,  // 158: whence.v1.AdminService.ListTasks:output_type -> whence.v1.ListTasksResponse
+	84,  // 159: whence.v1.AdminService.ListSpaces:output_type -> whence.v1.ListSpacesResponse
+	86,  // 160: whence.v1.AdminService.CreateSpace:output_type -> whence.v1.CreateSpaceResponse
+	88,  // 161: whence.v1.AdminService.SwitchSpace:output_type -> whence.v1.SwitchSpaceResponse
+	90,  // 162: whence.v1.AdminService.DeleteSpace:output_type -> whence.v1.DeleteSpaceResponse
+	70,  // 163: whence.v1.AdminService.Revoke:output_type -> whence.v1.RevokeResponse
+	73,  // 164: whence.v1.AdminService.ListRevocations:output_type -> whence.v1.ListRevocationsResponse
+	75,  // 165: whence.v1.AdminService.Reinstate:output_type -> whence.v1.ReinstateResponse
+	78,  // 166: whence.v1.AdminService.ListKeys:output_type -> whence.v1.ListKeysResponse
+	80,  // 167: whence.v1.AdminService.RotateKey:output_type -> whence.v1.RotateKeyResponse
+	135, // [135:168] is the sub-list for method output_type
+	102, // [102:135] is the sub-list for method input_type
+	102, // [102:102] is the sub-list for extension type_name
+	102, // [102:102] is the sub-list for extension extendee
+	0,   // [0:102] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_admin_proto_init() }
@@ -5960,11 +7028,20 @@ func file_whence_v1_admin_proto_init() {
 	file_whence_v1_admin_proto_msgTypes[7].OneofWrappers = []any{}
 	file_whence_v1_admin_proto_msgTypes[12].OneofWrappers = []any{}
 	file_whence_v1_admin_proto_msgTypes[18].OneofWrappers = []any{}
-	file_whence_v1_admin_proto_msgTypes[33].OneofWrappers = []any{
-		(*Action_Sql)(nil),
-		(*Action_Upstream)(nil),
+	file_whence_v1_admin_proto_msgTypes[31].OneofWrappers = []any{}
+	file_whence_v1_admin_proto_msgTypes[32].OneofWrappers = []any{
+		(*Operand_Parameter)(nil),
+		(*Operand_Constant)(nil),
+		(*Operand_Credential)(nil),
+		(*Operand_Result)(nil),
 	}
-	file_whence_v1_admin_proto_msgTypes[56].OneofWrappers = []any{
+	file_whence_v1_admin_proto_msgTypes[40].OneofWrappers = []any{
+		(*Action_Row)(nil),
+		(*Action_Http)(nil),
+		(*Action_Memory)(nil),
+		(*Action_Saga)(nil),
+	}
+	file_whence_v1_admin_proto_msgTypes[63].OneofWrappers = []any{
 		(*RevokeRequest_Task)(nil),
 		(*RevokeRequest_Agent)(nil),
 		(*RevokeRequest_User)(nil),
@@ -5972,7 +7049,7 @@ func file_whence_v1_admin_proto_init() {
 		(*RevokeRequest_Token)(nil),
 		(*RevokeRequest_Key)(nil),
 	}
-	file_whence_v1_admin_proto_msgTypes[61].OneofWrappers = []any{
+	file_whence_v1_admin_proto_msgTypes[68].OneofWrappers = []any{
 		(*ReinstateRequest_Agent)(nil),
 		(*ReinstateRequest_User)(nil),
 		(*ReinstateRequest_Tenant)(nil),
@@ -5982,8 +7059,8 @@ func file_whence_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_admin_proto_rawDesc), len(file_whence_v1_admin_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   80,
+			NumEnums:      6,
+			NumMessages:   94,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

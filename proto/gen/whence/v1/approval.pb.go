@@ -102,7 +102,9 @@ type Approval struct {
 	Arguments *structpb.Struct `protobuf:"bytes,6,opt,name=arguments,proto3" json:"arguments,omitempty"`
 	// What it would do to rows, as previewed when it was asked for.
 	Effects []*Effect `protobuf:"bytes,7,rep,name=effects,proto3" json:"effects,omitempty"`
-	// SHA-256 of action and canonical arguments, in lower-case hexadecimal.
+	// SHA-256 of all that is decided on, in lower-case hexadecimal: tenant, user,
+	// actors, task, action and version, arguments, rows touched, policy, expiry and
+	// idempotency key.
 	Digest string `protobuf:"bytes,8,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The task that asks.
 	Task string `protobuf:"bytes,9,opt,name=task,proto3" json:"task,omitempty"`
@@ -121,7 +123,21 @@ type Approval struct {
 	// When it was decided; absent while it was not.
 	DecideTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=decide_time,json=decideTime,proto3" json:"decide_time,omitempty"`
 	// What the operator said.
-	Comment       string `protobuf:"bytes,17,opt,name=comment,proto3" json:"comment,omitempty"`
+	Comment string `protobuf:"bytes,17,opt,name=comment,proto3" json:"comment,omitempty"`
+	// How many people must approve.
+	Needed uint32 `protobuf:"varint,18,opt,name=needed,proto3" json:"needed,omitempty"`
+	// The operators who approved so far.
+	ApprovedBy []string `protobuf:"bytes,19,rep,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	// Whether it was used: what was approved has run, once.
+	Used bool `protobuf:"varint,20,opt,name=used,proto3" json:"used,omitempty"`
+	// The action's version.
+	ActionVersion uint32 `protobuf:"varint,21,opt,name=action_version,json=actionVersion,proto3" json:"action_version,omitempty"`
+	// The agents that act, the asking one first.
+	Actors []string `protobuf:"bytes,22,rep,name=actors,proto3" json:"actors,omitempty"`
+	// The requests that it would send to an upstream, without credentials.
+	Requests []*RenderedRequest `protobuf:"bytes,23,rep,name=requests,proto3" json:"requests,omitempty"`
+	// The tenant of user and agents.
+	Tenant        string `protobuf:"bytes,24,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -271,6 +287,55 @@ func (x *Approval) GetDecideTime() *timestamppb.Timestamp {
 func (x *Approval) GetComment() string {
 	if x != nil {
 		return x.Comment
+	}
+	return ""
+}
+
+func (x *Approval) GetNeeded() uint32 {
+	if x != nil {
+		return x.Needed
+	}
+	return 0
+}
+
+func (x *Approval) GetApprovedBy() []string {
+	if x != nil {
+		return x.ApprovedBy
+	}
+	return nil
+}
+
+func (x *Approval) GetUsed() bool {
+	if x != nil {
+		return x.Used
+	}
+	return false
+}
+
+func (x *Approval) GetActionVersion() uint32 {
+	if x != nil {
+		return x.ActionVersion
+	}
+	return 0
+}
+
+func (x *Approval) GetActors() []string {
+	if x != nil {
+		return x.Actors
+	}
+	return nil
+}
+
+func (x *Approval) GetRequests() []*RenderedRequest {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+func (x *Approval) GetTenant() string {
+	if x != nil {
+		return x.Tenant
 	}
 	return ""
 }
@@ -803,7 +868,7 @@ var File_whence_v1_approval_proto protoreflect.FileDescriptor
 
 const file_whence_v1_approval_proto_rawDesc = "" +
 	"\n" +
-	"\x18whence/v1/approval.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16whence/v1/action.proto\x1a\x15whence/v1/scope.proto\"\xee\x04\n" +
+	"\x18whence/v1/approval.proto\x12\twhence.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16whence/v1/action.proto\x1a\x15whence/v1/scope.proto\"\xca\x06\n" +
 	"\bApproval\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x18.whence.v1.ApprovalStateR\x05state\x12!\n" +
@@ -826,7 +891,15 @@ const file_whence_v1_approval_proto_rawDesc = "" +
 	"decided_by\x18\x0f \x01(\tR\tdecidedBy\x12;\n" +
 	"\vdecide_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"decideTime\x12\x18\n" +
-	"\acomment\x18\x11 \x01(\tR\acomment\"\xe2\x01\n" +
+	"\acomment\x18\x11 \x01(\tR\acomment\x12\x16\n" +
+	"\x06needed\x18\x12 \x01(\rR\x06needed\x12\x1f\n" +
+	"\vapproved_by\x18\x13 \x03(\tR\n" +
+	"approvedBy\x12\x12\n" +
+	"\x04used\x18\x14 \x01(\bR\x04used\x12%\n" +
+	"\x0eaction_version\x18\x15 \x01(\rR\ractionVersion\x12\x16\n" +
+	"\x06actors\x18\x16 \x03(\tR\x06actors\x126\n" +
+	"\brequests\x18\x17 \x03(\v2\x1a.whence.v1.RenderedRequestR\brequests\x12\x16\n" +
+	"\x06tenant\x18\x18 \x01(\tR\x06tenant\"\xe2\x01\n" +
 	"\x14ListApprovalsRequest\x128\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.whence.v1.ApprovalStateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05state\x12 \n" +
 	"\x06action\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06action\x12\x1e\n" +
@@ -902,6 +975,7 @@ var file_whence_v1_approval_proto_goTypes = []any{
 	(*structpb.Struct)(nil),        // 13: google.protobuf.Struct
 	(*Effect)(nil),                 // 14: whence.v1.Effect
 	(*timestamppb.Timestamp)(nil),  // 15: google.protobuf.Timestamp
+	(*RenderedRequest)(nil),        // 16: whence.v1.RenderedRequest
 }
 var file_whence_v1_approval_proto_depIdxs = []int32{
 	0,  // 0: whence.v1.Approval.state:type_name -> whence.v1.ApprovalState
@@ -911,27 +985,28 @@ var file_whence_v1_approval_proto_depIdxs = []int32{
 	15, // 4: whence.v1.Approval.create_time:type_name -> google.protobuf.Timestamp
 	15, // 5: whence.v1.Approval.expire_time:type_name -> google.protobuf.Timestamp
 	15, // 6: whence.v1.Approval.decide_time:type_name -> google.protobuf.Timestamp
-	0,  // 7: whence.v1.ListApprovalsRequest.state:type_name -> whence.v1.ApprovalState
-	1,  // 8: whence.v1.ListApprovalsResponse.approvals:type_name -> whence.v1.Approval
-	1,  // 9: whence.v1.GetApprovalResponse.approval:type_name -> whence.v1.Approval
-	1,  // 10: whence.v1.ApproveResponse.approval:type_name -> whence.v1.Approval
-	1,  // 11: whence.v1.DenyResponse.approval:type_name -> whence.v1.Approval
-	1,  // 12: whence.v1.WatchApprovalsResponse.approval:type_name -> whence.v1.Approval
-	2,  // 13: whence.v1.ApprovalService.ListApprovals:input_type -> whence.v1.ListApprovalsRequest
-	4,  // 14: whence.v1.ApprovalService.GetApproval:input_type -> whence.v1.GetApprovalRequest
-	6,  // 15: whence.v1.ApprovalService.Approve:input_type -> whence.v1.ApproveRequest
-	8,  // 16: whence.v1.ApprovalService.Deny:input_type -> whence.v1.DenyRequest
-	10, // 17: whence.v1.ApprovalService.WatchApprovals:input_type -> whence.v1.WatchApprovalsRequest
-	3,  // 18: whence.v1.ApprovalService.ListApprovals:output_type -> whence.v1.ListApprovalsResponse
-	5,  // 19: whence.v1.ApprovalService.GetApproval:output_type -> whence.v1.GetApprovalResponse
-	7,  // 20: whence.v1.ApprovalService.Approve:output_type -> whence.v1.ApproveResponse
-	9,  // 21: whence.v1.ApprovalService.Deny:output_type -> whence.v1.DenyResponse
-	11, // 22: whence.v1.ApprovalService.WatchApprovals:output_type -> whence.v1.WatchApprovalsResponse
-	18, // [18:23] is the sub-list for method output_type
-	13, // [13:18] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	16, // 7: whence.v1.Approval.requests:type_name -> whence.v1.RenderedRequest
+	0,  // 8: whence.v1.ListApprovalsRequest.state:type_name -> whence.v1.ApprovalState
+	1,  // 9: whence.v1.ListApprovalsResponse.approvals:type_name -> whence.v1.Approval
+	1,  // 10: whence.v1.GetApprovalResponse.approval:type_name -> whence.v1.Approval
+	1,  // 11: whence.v1.ApproveResponse.approval:type_name -> whence.v1.Approval
+	1,  // 12: whence.v1.DenyResponse.approval:type_name -> whence.v1.Approval
+	1,  // 13: whence.v1.WatchApprovalsResponse.approval:type_name -> whence.v1.Approval
+	2,  // 14: whence.v1.ApprovalService.ListApprovals:input_type -> whence.v1.ListApprovalsRequest
+	4,  // 15: whence.v1.ApprovalService.GetApproval:input_type -> whence.v1.GetApprovalRequest
+	6,  // 16: whence.v1.ApprovalService.Approve:input_type -> whence.v1.ApproveRequest
+	8,  // 17: whence.v1.ApprovalService.Deny:input_type -> whence.v1.DenyRequest
+	10, // 18: whence.v1.ApprovalService.WatchApprovals:input_type -> whence.v1.WatchApprovalsRequest
+	3,  // 19: whence.v1.ApprovalService.ListApprovals:output_type -> whence.v1.ListApprovalsResponse
+	5,  // 20: whence.v1.ApprovalService.GetApproval:output_type -> whence.v1.GetApprovalResponse
+	7,  // 21: whence.v1.ApprovalService.Approve:output_type -> whence.v1.ApproveResponse
+	9,  // 22: whence.v1.ApprovalService.Deny:output_type -> whence.v1.DenyResponse
+	11, // 23: whence.v1.ApprovalService.WatchApprovals:output_type -> whence.v1.WatchApprovalsResponse
+	19, // [19:24] is the sub-list for method output_type
+	14, // [14:19] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_approval_proto_init() }

@@ -213,12 +213,24 @@ func (x *Scope) GetTopK() uint32 {
 	return 0
 }
 
-// BudgetLimits bounds what a task may spend.
+// BudgetLimits bounds what a task and everything delegated from it may spend
+// together. What is absent is bounded by the tasks above only, but for the calls.
 type BudgetLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Calls that the task and everything delegated from it may make together;
-	// absent means as many as whoever gives the budget has left.
-	Calls         *uint32 `protobuf:"varint,1,opt,name=calls,proto3,oneof" json:"calls,omitempty"`
+	// Calls; absent means as many as whoever gives the budget has left.
+	Calls *uint32 `protobuf:"varint,1,opt,name=calls,proto3,oneof" json:"calls,omitempty"`
+	// Calls that write: notes, executions, undoing.
+	Writes *uint32 `protobuf:"varint,2,opt,name=writes,proto3,oneof" json:"writes,omitempty"`
+	// Hits, records and rows read and written.
+	Rows *uint32 `protobuf:"varint,3,opt,name=rows,proto3,oneof" json:"rows,omitempty"`
+	// Bytes of replies, and of what goes through to upstreams. A string in JSON.
+	Bytes *int64 `protobuf:"varint,4,opt,name=bytes,proto3,oneof" json:"bytes,omitempty"`
+	// Tokens embedded for questions. A string in JSON.
+	EmbeddingTokens *int64 `protobuf:"varint,5,opt,name=embedding_tokens,json=embeddingTokens,proto3,oneof" json:"embedding_tokens,omitempty"`
+	// Money, in millionths. A string in JSON.
+	SpendMicros *int64 `protobuf:"varint,6,opt,name=spend_micros,json=spendMicros,proto3,oneof" json:"spend_micros,omitempty"`
+	// Calls under way at the same time.
+	Concurrency   *uint32 `protobuf:"varint,7,opt,name=concurrency,proto3,oneof" json:"concurrency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,13 +272,67 @@ func (x *BudgetLimits) GetCalls() uint32 {
 	return 0
 }
 
-// Budget is what a task may spend, and has spent.
+func (x *BudgetLimits) GetWrites() uint32 {
+	if x != nil && x.Writes != nil {
+		return *x.Writes
+	}
+	return 0
+}
+
+func (x *BudgetLimits) GetRows() uint32 {
+	if x != nil && x.Rows != nil {
+		return *x.Rows
+	}
+	return 0
+}
+
+func (x *BudgetLimits) GetBytes() int64 {
+	if x != nil && x.Bytes != nil {
+		return *x.Bytes
+	}
+	return 0
+}
+
+func (x *BudgetLimits) GetEmbeddingTokens() int64 {
+	if x != nil && x.EmbeddingTokens != nil {
+		return *x.EmbeddingTokens
+	}
+	return 0
+}
+
+func (x *BudgetLimits) GetSpendMicros() int64 {
+	if x != nil && x.SpendMicros != nil {
+		return *x.SpendMicros
+	}
+	return 0
+}
+
+func (x *BudgetLimits) GetConcurrency() uint32 {
+	if x != nil && x.Concurrency != nil {
+		return *x.Concurrency
+	}
+	return 0
+}
+
+// Budget is what a task may spend, and has spent. What nothing bounds is absent.
 type Budget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Calls.
 	Calls *Meter `protobuf:"bytes,1,opt,name=calls,proto3" json:"calls,omitempty"`
 	// When the task, and what is left with it, ends.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Calls that write.
+	Writes *Meter `protobuf:"bytes,3,opt,name=writes,proto3" json:"writes,omitempty"`
+	// Hits, records and rows read and written.
+	Rows *Meter `protobuf:"bytes,4,opt,name=rows,proto3" json:"rows,omitempty"`
+	// Bytes of replies, and of what goes through to upstreams.
+	Bytes *LongMeter `protobuf:"bytes,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Tokens embedded for questions.
+	EmbeddingTokens *LongMeter `protobuf:"bytes,6,opt,name=embedding_tokens,json=embeddingTokens,proto3" json:"embedding_tokens,omitempty"`
+	// Money, in millionths.
+	SpendMicros *LongMeter `protobuf:"bytes,7,opt,name=spend_micros,json=spendMicros,proto3" json:"spend_micros,omitempty"`
+	// Calls under way at the same time: `used` of them now.
+	Concurrency   *Meter `protobuf:"bytes,8,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -315,11 +381,53 @@ func (x *Budget) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Budget) GetWrites() *Meter {
+	if x != nil {
+		return x.Writes
+	}
+	return nil
+}
+
+func (x *Budget) GetRows() *Meter {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *Budget) GetBytes() *LongMeter {
+	if x != nil {
+		return x.Bytes
+	}
+	return nil
+}
+
+func (x *Budget) GetEmbeddingTokens() *LongMeter {
+	if x != nil {
+		return x.EmbeddingTokens
+	}
+	return nil
+}
+
+func (x *Budget) GetSpendMicros() *LongMeter {
+	if x != nil {
+		return x.SpendMicros
+	}
+	return nil
+}
+
+func (x *Budget) GetConcurrency() *Meter {
+	if x != nil {
+		return x.Concurrency
+	}
+	return nil
+}
+
 // Meter is one spending limit.
 type Meter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What may be spent in all.
-	Limit uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What may be spent in all; absent when only the tasks above are limited.
+	Limit *uint32 `protobuf:"varint,1,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
 	// What is settled or held by calls still running, in the whole subtree.
 	Used uint32 `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
 	// What is left for this task, given also what the tasks above it have left.
@@ -359,8 +467,8 @@ func (*Meter) Descriptor() ([]byte, []int) {
 }
 
 func (x *Meter) GetLimit() uint32 {
-	if x != nil {
-		return x.Limit
+	if x != nil && x.Limit != nil {
+		return *x.Limit
 	}
 	return 0
 }
@@ -373,6 +481,70 @@ func (x *Meter) GetUsed() uint32 {
 }
 
 func (x *Meter) GetRemaining() uint32 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+// LongMeter is a spending limit of large numbers; they are strings in JSON.
+type LongMeter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What may be spent in all; absent when only the tasks above are limited.
+	Limit *int64 `protobuf:"varint,1,opt,name=limit,proto3,oneof" json:"limit,omitempty"`
+	// What is settled or held by calls still running, in the whole subtree.
+	Used int64 `protobuf:"varint,2,opt,name=used,proto3" json:"used,omitempty"`
+	// What is left for this task, given also what the tasks above it have left.
+	Remaining     int64 `protobuf:"varint,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LongMeter) Reset() {
+	*x = LongMeter{}
+	mi := &file_whence_v1_scope_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LongMeter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LongMeter) ProtoMessage() {}
+
+func (x *LongMeter) ProtoReflect() protoreflect.Message {
+	mi := &file_whence_v1_scope_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LongMeter.ProtoReflect.Descriptor instead.
+func (*LongMeter) Descriptor() ([]byte, []int) {
+	return file_whence_v1_scope_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LongMeter) GetLimit() int64 {
+	if x != nil && x.Limit != nil {
+		return *x.Limit
+	}
+	return 0
+}
+
+func (x *LongMeter) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *LongMeter) GetRemaining() int64 {
 	if x != nil {
 		return x.Remaining
 	}
@@ -400,18 +572,42 @@ const file_whence_v1_scope_proto_rawDesc = "" +
 	" \x01(\rB\b\xbaH\x05*\x03\x18\xc8\x01R\x04topK\x1a9\n" +
 	"\vFilterEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"3\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x02\n" +
 	"\fBudgetLimits\x12\x19\n" +
-	"\x05calls\x18\x01 \x01(\rH\x00R\x05calls\x88\x01\x01B\b\n" +
-	"\x06_calls\"m\n" +
+	"\x05calls\x18\x01 \x01(\rH\x00R\x05calls\x88\x01\x01\x12\x1b\n" +
+	"\x06writes\x18\x02 \x01(\rH\x01R\x06writes\x88\x01\x01\x12\x17\n" +
+	"\x04rows\x18\x03 \x01(\rH\x02R\x04rows\x88\x01\x01\x12\"\n" +
+	"\x05bytes\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x03R\x05bytes\x88\x01\x01\x127\n" +
+	"\x10embedding_tokens\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x04R\x0fembeddingTokens\x88\x01\x01\x12/\n" +
+	"\fspend_micros\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x05R\vspendMicros\x88\x01\x01\x12.\n" +
+	"\vconcurrency\x18\a \x01(\rB\a\xbaH\x04*\x02(\x01H\x06R\vconcurrency\x88\x01\x01B\b\n" +
+	"\x06_callsB\t\n" +
+	"\a_writesB\a\n" +
+	"\x05_rowsB\b\n" +
+	"\x06_bytesB\x13\n" +
+	"\x11_embedding_tokensB\x0f\n" +
+	"\r_spend_microsB\x0e\n" +
+	"\f_concurrency\"\x97\x03\n" +
 	"\x06Budget\x12&\n" +
 	"\x05calls\x18\x01 \x01(\v2\x10.whence.v1.MeterR\x05calls\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"O\n" +
-	"\x05Meter\x12\x14\n" +
-	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x12\n" +
+	"expireTime\x12(\n" +
+	"\x06writes\x18\x03 \x01(\v2\x10.whence.v1.MeterR\x06writes\x12$\n" +
+	"\x04rows\x18\x04 \x01(\v2\x10.whence.v1.MeterR\x04rows\x12*\n" +
+	"\x05bytes\x18\x05 \x01(\v2\x14.whence.v1.LongMeterR\x05bytes\x12?\n" +
+	"\x10embedding_tokens\x18\x06 \x01(\v2\x14.whence.v1.LongMeterR\x0fembeddingTokens\x127\n" +
+	"\fspend_micros\x18\a \x01(\v2\x14.whence.v1.LongMeterR\vspendMicros\x122\n" +
+	"\vconcurrency\x18\b \x01(\v2\x10.whence.v1.MeterR\vconcurrency\"^\n" +
+	"\x05Meter\x12\x19\n" +
+	"\x05limit\x18\x01 \x01(\rH\x00R\x05limit\x88\x01\x01\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\rR\x04used\x12\x1c\n" +
-	"\tremaining\x18\x03 \x01(\rR\tremaining*W\n" +
+	"\tremaining\x18\x03 \x01(\rR\tremainingB\b\n" +
+	"\x06_limit\"b\n" +
+	"\tLongMeter\x12\x19\n" +
+	"\x05limit\x18\x01 \x01(\x03H\x00R\x05limit\x88\x01\x01\x12\x12\n" +
+	"\x04used\x18\x02 \x01(\x03R\x04used\x12\x1c\n" +
+	"\tremaining\x18\x03 \x01(\x03R\tremainingB\b\n" +
+	"\x06_limit*W\n" +
 	"\x04Tier\x12\x14\n" +
 	"\x10TIER_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tTIER_READ\x10\x01\x12\x13\n" +
@@ -431,26 +627,33 @@ func file_whence_v1_scope_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_scope_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_whence_v1_scope_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_whence_v1_scope_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_whence_v1_scope_proto_goTypes = []any{
 	(Tier)(0),                     // 0: whence.v1.Tier
 	(*Scope)(nil),                 // 1: whence.v1.Scope
 	(*BudgetLimits)(nil),          // 2: whence.v1.BudgetLimits
 	(*Budget)(nil),                // 3: whence.v1.Budget
 	(*Meter)(nil),                 // 4: whence.v1.Meter
-	nil,                           // 5: whence.v1.Scope.FilterEntry
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*LongMeter)(nil),             // 5: whence.v1.LongMeter
+	nil,                           // 6: whence.v1.Scope.FilterEntry
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_whence_v1_scope_proto_depIdxs = []int32{
-	5, // 0: whence.v1.Scope.filter:type_name -> whence.v1.Scope.FilterEntry
-	0, // 1: whence.v1.Scope.tier:type_name -> whence.v1.Tier
-	4, // 2: whence.v1.Budget.calls:type_name -> whence.v1.Meter
-	6, // 3: whence.v1.Budget.expire_time:type_name -> google.protobuf.Timestamp
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6,  // 0: whence.v1.Scope.filter:type_name -> whence.v1.Scope.FilterEntry
+	0,  // 1: whence.v1.Scope.tier:type_name -> whence.v1.Tier
+	4,  // 2: whence.v1.Budget.calls:type_name -> whence.v1.Meter
+	7,  // 3: whence.v1.Budget.expire_time:type_name -> google.protobuf.Timestamp
+	4,  // 4: whence.v1.Budget.writes:type_name -> whence.v1.Meter
+	4,  // 5: whence.v1.Budget.rows:type_name -> whence.v1.Meter
+	5,  // 6: whence.v1.Budget.bytes:type_name -> whence.v1.LongMeter
+	5,  // 7: whence.v1.Budget.embedding_tokens:type_name -> whence.v1.LongMeter
+	5,  // 8: whence.v1.Budget.spend_micros:type_name -> whence.v1.LongMeter
+	4,  // 9: whence.v1.Budget.concurrency:type_name -> whence.v1.Meter
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_scope_proto_init() }
@@ -459,13 +662,15 @@ func file_whence_v1_scope_proto_init() {
 		return
 	}
 	file_whence_v1_scope_proto_msgTypes[1].OneofWrappers = []any{}
+	file_whence_v1_scope_proto_msgTypes[3].OneofWrappers = []any{}
+	file_whence_v1_scope_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_scope_proto_rawDesc), len(file_whence_v1_scope_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

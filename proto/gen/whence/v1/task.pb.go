@@ -559,8 +559,8 @@ type EndTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller's own task; may be left empty. Another one is refused.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Undo the task's reversible executions, newest first. Not yet implemented:
-	// true answers `unimplemented`.
+	// First undo the executions of the task and of those below it, newest first.
+	// One that cannot be undone stops that, and the task goes on.
 	Undo          bool `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -616,7 +616,9 @@ type EndTaskResponse struct {
 	// The task.
 	Task *Task `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	// Tasks below it that ended with it.
-	EndedBelow    uint32 `protobuf:"varint,2,opt,name=ended_below,json=endedBelow,proto3" json:"ended_below,omitempty"`
+	EndedBelow uint32 `protobuf:"varint,2,opt,name=ended_below,json=endedBelow,proto3" json:"ended_below,omitempty"`
+	// Executions that were undone, newest first.
+	Undone        []string `protobuf:"bytes,3,rep,name=undone,proto3" json:"undone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -665,6 +667,13 @@ func (x *EndTaskResponse) GetEndedBelow() uint32 {
 	return 0
 }
 
+func (x *EndTaskResponse) GetUndone() []string {
+	if x != nil {
+		return x.Undone
+	}
+	return nil
+}
+
 var File_whence_v1_task_proto protoreflect.FileDescriptor
 
 const file_whence_v1_task_proto_rawDesc = "" +
@@ -709,11 +718,12 @@ const file_whence_v1_task_proto_rawDesc = "" +
 	"\x11token_expire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0ftokenExpireTime\">\n" +
 	"\x0eEndTaskRequest\x12\x18\n" +
 	"\x02id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x02id\x12\x12\n" +
-	"\x04undo\x18\x02 \x01(\bR\x04undo\"W\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\"o\n" +
 	"\x0fEndTaskResponse\x12#\n" +
 	"\x04task\x18\x01 \x01(\v2\x0f.whence.v1.TaskR\x04task\x12\x1f\n" +
 	"\vended_below\x18\x02 \x01(\rR\n" +
-	"endedBelow*\x84\x01\n" +
+	"endedBelow\x12\x16\n" +
+	"\x06undone\x18\x03 \x03(\tR\x06undone*\x84\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11TASK_STATE_ACTIVE\x10\x01\x12\x14\n" +

@@ -74,6 +74,7 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 	req := typ.New().Interface()
 	call.Action, call.Role, call.Charge = r.action, r.role, r.charge
 	call.Prepare = func() ([sha256.Size]byte, error) { return prepare(stream, req) }
+	call.Worst = func() authz.Amounts { return worst(req) }
 
 	held := &heldStream{ServerStream: stream, req: req, hold: spec.StreamType == connect.StreamTypeUnary}
 	var opened *gateway.Session
@@ -82,7 +83,10 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 			opened = s
 			return nil
 		}
-		return next(context.WithValue(ctx, sessionKey{}, s), spec, held)
+		err := next(context.WithValue(ctx, sessionKey{}, s), spec, held)
+		s.Use(authz.Rows, rows(held.reply))
+		s.Measure(held.size)
+		return err
 	})
 	switch {
 	case err != nil:
@@ -210,6 +214,14 @@ func (h *heldStream) Send(msg any) error {
 	}
 	h.reply = msg
 	return nil
+}
+
+// size is the reply's in bytes, as it is kept on the wire; 0 while there is none.
+func (h *heldStream) size() int64 {
+	if m, ok := h.reply.(proto.Message); ok {
+		return int64(proto.Size(m))
+	}
+	return 0
 }
 
 func (h *heldStream) release() error {

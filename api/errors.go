@@ -71,7 +71,7 @@ func toConnect(ctx context.Context, log *slog.Logger, procedure string, err erro
 		}
 	case connect.CodeResourceExhausted:
 		out = detail(out, &errdetails.QuotaFailure{Violations: []*errdetails.QuotaFailure_Violation{
-			{Subject: "task:" + e.Metadata["task"], Description: e.Message, QuotaMetric: "calls"}}})
+			{Subject: "task:" + e.Metadata["task"], Description: e.Message, QuotaMetric: e.Metadata["meter"]}}})
 	case connect.CodeFailedPrecondition:
 		out = detail(out, &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
 			{Type: e.Reason, Subject: e.Field, Description: e.Message}}})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -175,9 +176,14 @@ func grantedScope(p *authz.Principal, asUser bool, s *v1.Scope) (authz.ScopeSpec
 // limits has the limits of a request take the place of a grant's; what is absent
 // does not.
 func limits(g *registry.Grant, budget *v1.BudgetLimits, lifetime *durationpb.Duration, depth *uint32) {
+	calls, more := bounds(budget)
 	if budget != nil && budget.Calls != nil {
-		g.Calls = int64(budget.GetCalls())
+		g.Calls = calls
 	}
+	if g.Limits == nil {
+		g.Limits = authz.Limits{}
+	}
+	maps.Copy(g.Limits, more)
 	if lifetime != nil {
 		g.Lifetime = lifetime.AsDuration().Truncate(time.Microsecond)
 	}
@@ -206,8 +212,7 @@ func noteGrant(s *gateway.Session, g registry.Grant) {
 }
 
 func grantMessage(g registry.Grant) *v1.Grant {
-	calls := count(g.Calls)
 	return &v1.Grant{Id: g.ID.String(), Tenant: g.Tenant, Agent: g.Agent, User: g.User, Group: g.Group, Scope: scopeMessage(g.Scope),
-		Budget: &v1.BudgetLimits{Calls: &calls}, TaskLifetime: durationpb.New(g.Lifetime), MaxDepth: uint32(g.MaxDepth),
+		Budget: boundsMessage(g.Calls, g.Limits), TaskLifetime: durationpb.New(g.Lifetime), MaxDepth: uint32(g.MaxDepth),
 		ProofOfPossession: g.Proof, CreatedBy: g.CreatedBy, CreateTime: timestamp(g.Created), ExpireTime: timestamp(g.Expires)}
 }

@@ -48,8 +48,9 @@ func (t *tasks) Delegate(ctx context.Context, req *v1.DelegateRequest) (*v1.Dele
 		return nil, whence.Invalid("budget.calls", "BUDGET_INVALID", "a task needs a budget of at least one call; leave the budget out to hand on all that is left")
 	}
 	out := &v1.DelegateResponse{}
+	calls, limits := bounds(req.GetBudget())
 	t.gateway.Delegate(s, authz.TaskRequest{Agent: req.GetAgent(), Purpose: req.GetPurpose(),
-		Scope: scopeSpec(req.GetScope()), Calls: int64(req.GetBudget().GetCalls()), Lifetime: req.GetLifetime().AsDuration()}, func(s gateway.Started) {
+		Scope: scopeSpec(req.GetScope()), Calls: calls, Limits: limits, Lifetime: req.GetLifetime().AsDuration()}, func(s gateway.Started) {
 		out.Task, out.Token, out.TokenExpireTime = taskMessage(s.Task), s.Token, timestamp(s.Expires)
 	})
 	return out, nil
@@ -89,18 +90,6 @@ func taskMessage(t gateway.Task) *v1.Task {
 		out.ParentId = t.Parent.String()
 	}
 	return out
-}
-
-func budget(b gateway.Budget) *v1.Budget {
-	return &v1.Budget{
-		Calls:      meter(b.Limit, b.Used, b.Remaining),
-		ExpireTime: timestamp(b.Deadline),
-	}
-}
-
-func meter(limit, used, remaining int64) *v1.Meter {
-	of := count(limit)
-	return &v1.Meter{Limit: &of, Used: count(used), Remaining: count(remaining)}
 }
 
 func scopeSpec(s *v1.Scope) authz.ScopeSpec {

@@ -21,6 +21,7 @@ type TaskRequest struct {
 	Purpose  string
 	Scope    ScopeSpec
 	Calls    int64         // the budget
+	Limits   Limits        // of the other meters; what is absent only the tasks above bound
 	Lifetime time.Duration // of the task; its token may expire sooner
 }
 
@@ -38,5 +39,15 @@ func (r TaskRequest) Validate() error {
 	case r.Lifetime < time.Second || r.Lifetime > MaxLifetime:
 		return whence.Invalid("lifetime", "LIFETIME_INVALID", "a task lives from 1s to 24h; for example 15m")
 	}
+	if err := r.Limits.Validate(); err != nil {
+		return err
+	}
 	return r.Scope.Validate()
+}
+
+// Amounts are the bounds of all meters.
+func (r TaskRequest) Amounts() Amounts {
+	a := r.Limits.Amounts()
+	a[Calls] = r.Calls
+	return a
 }

@@ -35,6 +35,9 @@ type Call struct {
 	// canonical form. It runs once the caller is known and before anything is
 	// charged, so what it refuses costs nothing. Optional.
 	Prepare func() (digest [32]byte, err error)
+	// Worst is the most that the call may use beside calls, known once it is prepared.
+	// It is held before the call runs, and what it uses of it is paid. Optional.
+	Worst func() authz.Amounts
 	// IdempotencyKey makes calls with the same one, of the same task,
 	// write once; empty: each writes.
 	IdempotencyKey string
@@ -47,12 +50,14 @@ type Session struct {
 	Principal *authz.Principal
 	Started   time.Time
 
-	write   *Write       // nil: the call writes nothing of its own
-	charged *reservation // nil for an operator
-	used    Usage
-	digest  [32]byte
-	answer  *lineage.Answer
-	detail  map[string]any
+	write    *Write  // nil: the call writes nothing of its own
+	charged  *charge // nil for an operator
+	used     authz.Amounts
+	embedded int64        // requests to the embedding model
+	size     func() int64 // of the reply
+	digest   [32]byte
+	answer   *lineage.Answer
+	detail   map[string]any
 }
 
 // Budget is what the task has left, this call's charge taken off; zero for an operator.
@@ -61,6 +66,20 @@ func (s *Session) Budget() Budget {
 		return Budget{}
 	}
 	return s.charged.budget
+}
+
+// Use says what the call has used of a meter, within the worst that was held for it.
+func (s *Session) Use(m authz.Meter, n int64) { s.used[m] += n }
+
+// Measure has size asked for the bytes of the reply once the call has succeeded.
+func (s *Session) Measure(size func() int64) { s.size = size }
+
+// Held is the most that the call may use of a meter.
+func (s *Session) Held(m authz.Meter) int64 {
+	if s.charged == nil {
+		return authz.Unlimited
+	}
+	return s.charged.held[m]
 }
 
 // SetAnswer hands over the call's answer, which is stored if the call succeeds.
@@ -121,7 +140,7 @@ func (g *Gateway) Do(ctx context.Context, c Call, fn func(context.Context, *Sess
 	if ran {
 		measured, used := query.MeasureEmbedding(ctx)
 		err = protect(measured, c, s, fn)
-		s.used.EmbeddingCalls, s.used.EmbeddingTokens = used()
+		s.embedded, s.used[authz.EmbeddingTokens] = used()
 	}
 	return g.record(ctx, c, s, ran, err)
 }
@@ -160,15 +179,24 @@ func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
 	if s.Principal.IsOperator() {
 		return ctx.Err()
 	}
-	r := &reservation{task: s.Principal.Task, calls: c.Charge, now: g.now()}
-	if err := g.reservations.do(ctx, r); err != nil {
+	r := &reservation{task: s.Principal.Task, root: s.Principal.Root, need: c.worst(), now: g.now()}
+	if err := g.charge(ctx, r); err != nil {
 		return err
 	}
-	if r.refused != nil {
-		return r.refused
-	}
-	s.charged = r
+	s.charged = &r.charge
 	return ctx.Err()
+}
+
+// worst is all that the call may use.
+func (c Call) worst() (a authz.Amounts) {
+	if c.Charge == 0 { // polling is free
+		return a
+	}
+	if c.Worst != nil {
+		a = c.Worst()
+	}
+	a[authz.Calls], a[authz.Concurrency] = c.Charge, 1
+	return a
 }
 
 func (c Call) allow(p *authz.Principal) error {
@@ -213,13 +241,17 @@ func (g *Gateway) record(ctx context.Context, c Call, s *Session, ran bool, fail
 	if failure == nil && s.write != nil {
 		return g.effect(ctx, c, s)
 	}
-	r := g.outcome(c, s, ran, failure)
+	r, failure := g.outcome(c, s, ran, failure)
 	// The caller may have gone; what happened is recorded all the same.
-	if err := g.records.do(context.WithoutCancel(ctx), r); err != nil {
+	err := g.records.do(context.WithoutCancel(ctx), r)
+	if s.charged != nil {
+		g.blocks.returned(s.Principal.Task, s.charged.held, err == nil)
+	}
+	if err != nil {
 		return withheld(errors.Join(err, failure))
 	}
-	if r.lost && failure == nil {
-		return errLost()
+	if r.void != nil && failure == nil {
+		return r.void
 	}
 	return failure
 }
@@ -229,28 +261,65 @@ func withheld(err error) *whence.Error {
 		Message: "the call could not be recorded, so its result is withheld; try again", Err: err}
 }
 
-// outcome is what is to be recorded of a call.
-func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) *record {
-	if s.used != (Usage{}) {
-		s.Note("embedding", map[string]int64{"calls": s.used.EmbeddingCalls, "tokens": s.used.EmbeddingTokens})
+// outcome is what is to be recorded of a call, and how it ends: a reply that is
+// larger than what was held for it does not go out.
+func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) (*record, error) {
+	if failure == nil && s.size != nil {
+		if s.used[authz.Bytes] += s.size(); s.charged != nil && s.charged.budget.Remaining[authz.Bytes] != authz.Unlimited && s.used[authz.Bytes] > s.charged.held[authz.Bytes] {
+			failure = tooLarge(s)
+		}
 	}
-	r := &record{entry: entry(c, s, failure), charge: s.charged, used: s.used}
-	if s.charged != nil {
-		r.path = s.charged.path
+	if s.embedded != 0 {
+		s.Note("embedding", map[string]int64{"calls": s.embedded, "tokens": s.used[authz.EmbeddingTokens]})
+	}
+	r := &record{entry: entry(c, s, failure), calls: s.embedded, started: s.Started}
+	if s.Principal != nil {
+		r.task = s.Principal.Task
 	}
 	r.entry.Latency = max(0, g.now().Sub(s.Started))
-	if failure != nil {
-		r.refund = !ran || !payable(failure)
-	} else if s.answer != nil {
+	if failure == nil && s.answer != nil {
 		r.answer, r.entry.Answer = s.answer, s.answer.ID
 	}
-	if r.charge != nil && r.charge.calls == 0 {
-		r.charge = nil
+	if c.Charge != 0 && s.charged != nil {
+		r.charge = s.charged
+		r.used[authz.EmbeddingTokens] = s.used[authz.EmbeddingTokens] // it was asked, whatever became of the call
+		if ran && (failure == nil || payable(failure)) {
+			r.used[authz.Calls], r.entry.CallsCharged = c.Charge, c.Charge
+		}
+		if failure == nil {
+			paid := s.used
+			paid[authz.Calls], paid[authz.Writes] = c.Charge, s.charged.held[authz.Writes]
+			r.used = paid
+			r.entry.Detail = chargedDetail(r.entry.Detail, paid)
+		}
 	}
-	if r.charge != nil && !r.refund {
-		r.entry.CallsCharged = r.charge.calls
+	return r, failure
+}
+
+// chargedDetail adds what a call was charged beside calls, if it was.
+func chargedDetail(detail map[string]any, paid authz.Amounts) map[string]any {
+	more := authz.Limits{}
+	for _, m := range []authz.Meter{authz.Writes, authz.Rows, authz.Bytes, authz.Spend} {
+		if paid[m] != 0 {
+			more[m] = paid[m]
+		}
 	}
-	return r
+	if len(more) == 0 {
+		return detail
+	}
+	out := maps.Clone(detail)
+	if out == nil {
+		out = map[string]any{}
+	}
+	out["charged"] = more
+	return out
+}
+
+func tooLarge(s *Session) *whence.Error {
+	return &whence.Error{Kind: whence.ErrExhausted, Reason: "BUDGET_EXHAUSTED",
+		Message: fmt.Sprintf("the reply has %d bytes, and the task's budget leaves %d for it; ask for less", s.used[authz.Bytes], s.charged.held[authz.Bytes]),
+		Metadata: map[string]string{"task": s.Principal.Task.String(), "meter": authz.Bytes.String(),
+			"needed": fmt.Sprint(s.used[authz.Bytes]), "remaining": fmt.Sprint(s.charged.held[authz.Bytes])}}
 }
 
 func entry(c Call, s *Session, failure error) audit.Entry {

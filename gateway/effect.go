@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/internal/pg"
 )
@@ -20,39 +21,53 @@ import (
 // is recorded as any refusal is.
 func (g *Gateway) effect(ctx context.Context, c Call, s *Session) error {
 	var refused error
-	lost := false
+	var void *whence.Error
+	var settled func()
+	used := s.used
 	// The caller may go, the transaction goes on: only its end says what happened.
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
 	err := pg.InTxWith(bound, g.pool, index.Writing, func(tx pgx.Tx) error {
-		lost = false
+		void, s.used = nil, used
 		var replayed bool
 		if replayed, refused = g.once(bound, tx, c, s); refused != nil {
 			return refused
 		}
-		r := g.outcome(c, s, true, nil)
+		r, refusal := g.outcome(c, s, true, nil)
+		if refused = refusal; refused != nil {
+			return refused
+		}
 		if replayed { // it costs nothing
-			r.refund, r.entry.CallsCharged = true, 0
-			if r.entry.Detail = maps.Clone(r.entry.Detail); r.entry.Detail == nil {
+			r.used, r.entry.CallsCharged = authz.Amounts{}, 0
+			r.entry.Detail = maps.Clone(s.detail)
+			if r.entry.Detail == nil {
 				r.entry.Detail = map[string]any{}
 			}
 			r.entry.Detail["replayed"] = true
 		}
-		err := g.put(bound, tx, []*record{r})
-		if lost = err == nil && r.lost; lost {
-			return errLost()
+		var err error
+		if settled, err = g.put(bound, tx, []*record{r}); err == nil && r.void != nil {
+			void = r.void
+			return void
 		}
 		return err
 	})
 	switch {
 	case err == nil:
+		settled()
+		if s.charged != nil {
+			g.blocks.returned(s.Principal.Task, s.charged.held, true)
+		}
 		if s.write.After != nil {
 			s.write.After(context.WithoutCancel(ctx))
 		}
 		return nil
-	case refused == nil && !lost:
+	case refused == nil && void == nil:
 		// Whether the commit came about may not be known, so no second entry says
-		// otherwise; the charge stays.
+		// otherwise.
+		if s.charged != nil {
+			g.blocks.returned(s.Principal.Task, s.charged.held, false)
+		}
 		return withheld(err)
 	}
 	s.write = nil

@@ -242,7 +242,7 @@ func (g *Gateway) under(grant registry.Grant, now time.Time, want authz.TaskRequ
 			Message: "the grant gives tokens only to the holder of a key; send a proof of yours in the header DPoP (RFC 9449)"}
 	}
 	want.Scope = scope
-	want.Calls = leastOf(want.Calls, grant.Calls)
+	want.Calls, want.Limits = leastOf(want.Calls, grant.Calls), want.Limits.Least(grant.Limits)
 	want.Lifetime = leastOf(want.Lifetime, grant.Lifetime)
 	if !grant.Expires.IsZero() {
 		want.Lifetime = min(want.Lifetime, grant.Expires.Sub(now).Truncate(time.Second))
@@ -366,7 +366,7 @@ func (g *Gateway) Stands(ctx context.Context, token string) error {
 
 // alive refuses a task that may not go on, or one above which does not.
 func (g *Gateway) alive(ctx context.Context, task uuid.UUID) error {
-	r := &reservation{task: task, now: g.now()}
+	r := &reservation{task: task, root: task, now: g.now()}
 	if err := g.reservations.do(ctx, r); err != nil {
 		return err
 	}
@@ -376,7 +376,8 @@ func (g *Gateway) alive(ctx context.Context, task uuid.UUID) error {
 func (s Started) exchanged() Exchanged {
 	t := s.Task
 	return Exchanged{Token: s.Token, Expires: s.Expires, Bound: t.Thumbprint != "", Task: t.ID,
-		Granted: authz.TaskRequest{Agent: t.Agent, Purpose: t.Purpose, Scope: t.Scope, Calls: t.Budget.Limit, Lifetime: t.Budget.Deadline.Sub(t.Created)}}
+		Granted: authz.TaskRequest{Agent: t.Agent, Purpose: t.Purpose, Scope: t.Scope, Calls: t.Budget.Limit[authz.Calls],
+			Limits: authz.LimitsOf(t.Budget.Limit), Lifetime: t.Budget.Deadline.Sub(t.Created)}}
 }
 
 // summary is a wish as the log keeps it: a long list is cut, for whoever asks may have

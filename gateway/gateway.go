@@ -3,11 +3,11 @@
 // their task is alive and can pay, runs the call, and lets nothing out before the
 // call is on record.
 //
-// The governing idea: a call is bracketed by two shared transactions. The first
-// charges it to its task and to every task above, before it runs; the second
-// makes the answer and the audit entry durable, and takes back what a failed call
-// should not have cost, before it returns. Concurrent calls share both, so a call
-// costs its share of one durable commit.
+// The governing idea: what a call may cost at the worst is held before it runs, on
+// its task and on every task above, out of a block that this process has leased from
+// the database; and one shared transaction makes the answer and the audit entry
+// durable and settles what the call did cost, before it returns. So a call costs its
+// share of one durable commit.
 package gateway
 
 import (
@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -42,7 +43,9 @@ type Config struct {
 	Revocations *authz.Revocations
 	Keys        *authz.Keys
 	Clock       func() time.Time // default: time.Now; deadlines of tasks are judged by it
-	Log         *slog.Logger     // default: discards
+	// Lease is how long this process's hold on budgets outlives it; default: 30 s.
+	Lease time.Duration
+	Log   *slog.Logger // default: discards
 }
 
 // Gateway is the door. Its methods may be called concurrently. Do, Refuse and
@@ -59,6 +62,10 @@ type Gateway struct {
 	keys     *authz.Keys
 	now      func() time.Time
 	log      *slog.Logger
+
+	holder uuid.UUID // whose leases this process's are
+	lease  time.Duration
+	blocks *blocks
 
 	reservations *batcher[reservation]
 	records      *batcher[record]
@@ -83,11 +90,15 @@ func New(c Config) (*Gateway, error) {
 	if c.Clock == nil {
 		c.Clock = time.Now
 	}
+	if c.Lease == 0 {
+		c.Lease = 30 * time.Second
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
-		known: c.Registry, foreign: c.Identities, stops: c.Revocations, keys: c.Keys, now: c.Clock, log: c.Log}
+		known: c.Registry, foreign: c.Identities, stops: c.Revocations, keys: c.Keys, now: c.Clock, log: c.Log,
+		holder: uuid.New(), lease: c.Lease, blocks: newBlocks()}
 	g.reservations = newBatcher(g.reserve)
 	g.records = newBatcher(g.write)
 	return g, nil
@@ -96,16 +107,23 @@ func New(c Config) (*Gateway, error) {
 // Run serves calls until ctx ends. Then it lets no more in, waits until those
 // inside are recorded, and returns; whoever owns the calls' contexts ends them.
 func (g *Gateway) Run(ctx context.Context) error {
+	if err := g.breathe(ctx); err != nil {
+		g.log.WarnContext(ctx, "cannot say that budgets are charged here; trying again", "error", err)
+	}
 	var group errgroup.Group
 	detached := context.WithoutCancel(ctx)
 	group.Go(func() error { g.reservations.run(detached); return nil })
 	group.Go(func() error { g.records.run(detached); return nil })
 	group.Go(func() error { g.dropping(ctx); return nil })
+	held := make(chan struct{})
+	group.Go(func() error { defer close(held); g.holding(ctx); return nil })
 	<-ctx.Done()
 	g.mu.Lock()
 	g.closing = true
 	g.mu.Unlock()
 	g.inside.Wait()
+	<-held
+	g.retire(detached)
 	g.reservations.close()
 	g.records.close()
 	return group.Wait()

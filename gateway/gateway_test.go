@@ -186,7 +186,7 @@ func (w *world) number(t *testing.T, sql string, args ...any) (n int64) {
 
 func (w *world) used(t *testing.T, task uuid.UUID) int64 {
 	t.Helper()
-	return w.number(t, "select calls_settled from whence.tasks where id = $1", task)
+	return w.number(t, "select settled[1] from whence.tasks where id = $1", task)
 }
 
 func (w *world) answers(t *testing.T) int64 {

@@ -2,7 +2,7 @@ package gateway
 
 import (
 	"context"
-	"slices"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -10,126 +10,155 @@ import (
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
+	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/internal/pg"
 	"github.com/whence-db/whence/lineage"
 )
 
 // record is the outcome of one call, to be made durable before it returns.
 type record struct {
-	entry  audit.Entry
-	answer *lineage.Answer // nil when the call gave none
-	charge *reservation    // nil when nothing was charged
-	refund bool            // give the charge back
-	used   Usage           // whatever became of the call
-	path   []uuid.UUID     // the task's, from the root; nil for an operator
+	entry   audit.Entry
+	answer  *lineage.Answer // nil when the call gave none
+	charge  *charge         // nil when nothing was charged
+	task    uuid.UUID       // zero for an operator
+	used    authz.Amounts   // within charge
+	calls   int64           // of the embedding model
+	started time.Time
 
-	lost bool // the charge did not survive: the call may not succeed
+	void *whence.Error // why the call may not succeed, found as it was to be recorded
 }
 
-// errLost answers a call whose charge was lost in a crash of the database.
+// errLost answers a call whose lease went to somebody else meanwhile, and whose task
+// has nothing left to pay it with.
 func errLost() *whence.Error {
 	return &whence.Error{Kind: whence.ErrUnavailable, Reason: "RESERVATION_LOST", RetryAfter: time.Second,
-		Message: "the memory database restarted during the call, so its charge cannot be vouched for; try again"}
+		Message: "what this call was to cost could not be held until its end, so its result is withheld; try again"}
 }
 
 // write makes a batch of records durable in one transaction.
 func (g *Gateway) write(ctx context.Context, batch []*record) error {
-	return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return g.put(ctx, tx, batch) })
+	var settled func()
+	err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) (err error) {
+		settled, err = g.put(ctx, tx, batch)
+		return err
+	})
+	if err == nil {
+		settled()
+	}
+	return err
 }
 
-func (g *Gateway) put(ctx context.Context, tx pgx.Tx, batch []*record) error {
-	if err := findLost(ctx, tx, batch); err != nil {
-		return err
-	}
-	if err := settle(ctx, tx, batch); err != nil {
-		return err
+// put books, logs and stores a batch; settled is to be called once that is committed.
+func (g *Gateway) put(ctx context.Context, tx pgx.Tx, batch []*record) (settled func(), err error) {
+	if settled, err = g.settle(ctx, tx, batch); err != nil {
+		return nil, err
 	}
 	entries := make([]audit.Entry, len(batch))
 	var answers []lineage.Answer
 	for i, r := range batch {
 		entries[i] = r.entry
 		switch {
-		case r.lost:
-			entries[i] = withoutCharge(r.entry)
+		case r.void != nil:
+			entries[i] = r.voided()
 		case r.answer != nil:
 			answers = append(answers, *r.answer)
 		}
 	}
 	if err := g.audit.Append(ctx, tx, entries); err != nil {
-		return err
+		return nil, err
 	}
-	return g.lineage.Insert(ctx, tx, answers)
+	return settled, g.lineage.Insert(ctx, tx, answers)
 }
 
-func withoutCharge(e audit.Entry) audit.Entry {
+func (r *record) voided() audit.Entry {
+	e := r.entry
 	e.CallsCharged = 0
 	if e.Decision == audit.Allowed {
-		e.Decision, e.Reason, e.Answer = audit.Failed, errLost().Reason, uuid.Nil
+		e.Decision, e.Reason = judge(r.void)
+		e.Answer = uuid.Nil
 	}
 	return e
 }
 
-// findLost marks the records whose charge was committed before the database's
-// last crash, and so may be gone.
-func findLost(ctx context.Context, tx pgx.Tx, batch []*record) error {
-	if !slices.ContainsFunc(batch, func(r *record) bool { return r.charge != nil }) {
-		return nil
-	}
-	var epoch time.Time
-	if err := tx.QueryRow(ctx, epochSQL).Scan(&epoch); err != nil {
-		return err
-	}
+// settle moves what calls have used from what is reserved to what is spent, on each
+// task of their paths, and finds those that may not succeed.
+func (g *Gateway) settle(ctx context.Context, tx pgx.Tx, batch []*record) (settled func(), err error) {
+	var tasks []uuid.UUID
 	for _, r := range batch {
-		r.lost = r.charge != nil && !r.charge.epoch.Equal(epoch)
-	}
-	return nil
-}
-
-const (
-	lockSQL = `select from whence.tasks where id = any(@ids) order by id for no key update`
-
-	settleSQL = `
-update whence.tasks t set calls_settled = t.calls_settled - c.calls,
-    embedding_calls = t.embedding_calls + c.embedding_calls, embedding_tokens = t.embedding_tokens + c.embedding_tokens
-from unnest(@ids::uuid[], @calls::bigint[], @embeddingCalls::bigint[], @embeddingTokens::bigint[])
-    as c(id, calls, embedding_calls, embedding_tokens)
-where t.id = c.id`
-)
-
-// settle takes back what failed calls were charged, and books what calls have
-// used, on each task of their paths.
-func settle(ctx context.Context, tx pgx.Tx, batch []*record) error {
-	type change struct {
-		back int64
-		used Usage
-	}
-	changes := map[uuid.UUID]change{}
-	for _, r := range batch {
-		back := int64(0)
-		if r.refund && r.charge != nil && !r.lost {
-			back = r.charge.calls
+		if r.task != uuid.Nil && (r.charge != nil || r.calls != 0) {
+			tasks = append(tasks, r.task)
 		}
-		if back == 0 && r.used == (Usage{}) {
+	}
+	if len(tasks) == 0 {
+		return func() {}, nil
+	}
+	all, err := lockPaths(ctx, tx, tasks)
+	if err != nil {
+		return nil, err
+	}
+	l, err := g.lockLeases(ctx, tx, tasks)
+	if err != nil {
+		return nil, err
+	}
+	kept := map[uuid.UUID]authz.Amounts{}
+	for _, r := range batch {
+		if r.task == uuid.Nil || (r.charge == nil && r.calls == 0) {
 			continue
 		}
-		for _, id := range r.path {
-			c := changes[id]
-			changes[id] = change{c.back + back, c.used.plus(r.used)}
+		up, err := all.above(r.task)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range up {
+			n.embedded += r.calls
+			n.changed = n.changed || r.calls != 0
+		}
+		if r.charge != nil {
+			kept[r.task] = kept[r.task].Plus(all.spend(l, up, r))
 		}
 	}
-	if len(changes) == 0 {
-		return nil
+	return func() { g.blocks.settled(all, kept) }, errors.Join(g.saveLeases(ctx, tx, l), all.save(ctx, tx))
+}
+
+// spend settles one call. It returns what stays leased for the next ones.
+func (all nodes) spend(l leases, up []*node, r *record) (kept authz.Amounts) {
+	r.void = nil
+	for _, n := range up {
+		if n.state == TaskRevoked || (n.state != TaskActive && n.ended.Before(r.started)) {
+			r.void = n.alive(r.started).(*whence.Error) //nolint:errorlint // alive makes no other
+		}
 	}
-	var ids []uuid.UUID
-	var calls, embeddingCalls, embeddingTokens []int64
-	for id, c := range changes {
-		ids, calls = append(ids, id), append(calls, c.back)
-		embeddingCalls, embeddingTokens = append(embeddingCalls, c.used.EmbeddingCalls), append(embeddingTokens, c.used.EmbeddingTokens)
+	room, lease, used := left(up), l[up[0].id], r.used
+	for _, m := range authz.Meters() {
+		if beyond := used[m] - lease[m]; room[m] != authz.Unlimited && beyond > room[m] {
+			r.void = errLost()
+		}
 	}
-	if _, err := tx.Exec(ctx, lockSQL, pgx.NamedArgs{"ids": ids}); err != nil {
-		return err
+	if r.void != nil { // nobody learns what it found; what the model took is booked as far as it goes
+		used = authz.Amounts{}
+		used[authz.EmbeddingTokens] = min(r.used[authz.EmbeddingTokens], max(room[authz.EmbeddingTokens], lease[authz.EmbeddingTokens]))
 	}
-	_, err := tx.Exec(ctx, settleSQL, pgx.NamedArgs{"ids": ids, "calls": calls,
-		"embeddingCalls": embeddingCalls, "embeddingTokens": embeddingTokens})
-	return err
+	for _, m := range authz.Meters() {
+		bounded := room[m] != authz.Unlimited
+		leased := int64(0)
+		if bounded {
+			leased = min(lease[m], used[m])
+			if kept[m] = max(0, r.charge.held[m]-used[m]); m == authz.Concurrency {
+				leased, kept[m] = min(lease[m], r.charge.held[m]), 0
+			}
+		}
+		if leased == 0 && used[m] == 0 {
+			continue
+		}
+		lease[m] -= leased
+		for _, n := range up {
+			n.reserved[m] -= leased
+			n.settled[m] += used[m]
+			n.changed = true
+		}
+	}
+	if _, ok := l[up[0].id]; ok || lease != (authz.Amounts{}) {
+		l[up[0].id] = lease
+	}
+	return kept.Min(lease)
 }

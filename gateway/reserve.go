@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -10,93 +11,147 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/internal/pg"
 )
 
-// reservation is one call's request to be charged, and what came of it.
-type reservation struct {
-	task  uuid.UUID
-	calls int64
-	now   time.Time
-
-	refused error // why the task may not go on; nil: charged
-	path    []uuid.UUID
-	budget  Budget
-	epoch   time.Time
-}
-
-// Budget is what a task may still spend.
+// Budget is what a task may still spend; unlimited where nothing bounds it.
 type Budget struct {
-	Limit     int64 // calls, of the task itself
-	Used      int64 // charged to it, calls under way included
-	Remaining int64 // what it can spend: the least that is left to it or to any task above it
+	Limit     authz.Amounts // of the task itself
+	Used      authz.Amounts // charged to it, calls under way included
+	Remaining authz.Amounts // what it can spend: the least that is left to it or to any task above it
 	Deadline  time.Time
 }
 
-const (
-	// Without waiting for the disk: the record of the call, which is waited for,
-	// comes later in the write-ahead log, so if it is durable, so is this. What is
-	// left is a crash between the two that this process survives; epochSQL finds out.
-	asyncSQL = `set local synchronous_commit = off`
+// reservation asks for one call's worst case, and says what came of it.
+type reservation struct {
+	task, root uuid.UUID
+	need       authz.Amounts // the worst that the call may cost
+	now        time.Time
+	give       bool // asks for nothing
+	gather     bool // first gives back what this process holds idle for the tree
 
-	// Postgres begins its statistics anew in crash recovery, and only then (or at an
-	// administrator's word): the same epoch means that nothing committed was lost.
-	epochSQL = `select coalesce(stats_reset, 'epoch') from pg_stat_wal`
+	refused error // why the task may not go on; nil: charged
+	busy    bool  // refused only for what calls under way hold
+	charge  charge
+}
+
+// charge is what a call holds of its task's budget until it is recorded.
+type charge struct {
+	path   []uuid.UUID
+	held   authz.Amounts // the most that it may use
+	budget Budget
+}
+
+const (
+	// Without waiting for the disk. A crash of the database can lose a lease that is
+	// being used, and then its calls are charged as they are recorded, or fail.
+	asyncSQL = `set local synchronous_commit = off`
 
 	// In the order of ids, so that no two transactions wait for each other.
 	lockPathsSQL = `
-select id, path, state, deadline, calls_limit, calls_settled, coalesce(grant_id, @none), max_depth
+select id, path, state, deadline, limits, settled, reserved, coalesce(grant_id, @none), max_depth, coalesce(ended_at, deadline)
 from whence.tasks
 where id in (select unnest(path) from whence.tasks where id = any(@tasks))
 order by id
 for no key update`
 
-	chargeSQL = `
-update whence.tasks t set calls_settled = c.used
-from unnest(@ids::uuid[], @used::bigint[]) as c(id, used)
+	saveNodesSQL = `
+update whence.tasks t set settled = c.settled::bigint[], reserved = c.reserved::bigint[],
+    embedding_calls = t.embedding_calls + c.embedded
+from unnest(@ids::uuid[], @settled::text[], @reserved::text[], @embedded::bigint[]) as c(id, settled, reserved, embedded)
 where t.id = c.id`
+
+	lockLeasesSQL = `
+select task_id, amounts from whence.leases where holder_id = @holder and task_id = any(@tasks) order by task_id for update`
+
+	saveLeasesSQL = `
+insert into whence.leases as l (holder_id, task_id, amounts)
+select @holder, c.id, c.amounts::bigint[] from unnest(@ids::uuid[], @amounts::text[]) as c(id, amounts)
+on conflict (holder_id, task_id) do update set amounts = excluded.amounts`
 )
 
-// reserve charges a batch of calls to their tasks and to every task above them.
+// reserve leases to this process what a batch of calls may cost at the worst, and
+// somewhat more where there is plenty, from their tasks and every task above them.
 // The rows are locked, the calls decided one after the other in memory, and the
 // sums written back: whatever comes at once, from however many processes, no sum
 // passes its limit.
 func (g *Gateway) reserve(ctx context.Context, batch []*reservation) error {
-	tasks := make([]uuid.UUID, len(batch))
-	for i, r := range batch {
-		tasks[i] = r.task
+	var tasks []uuid.UUID
+	roots := map[uuid.UUID]bool{}
+	for _, r := range batch {
+		tasks = append(tasks, r.task)
+		if r.gather {
+			roots[r.root] = true
+		}
 	}
-	return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
+	idle := g.blocks.lend(roots)
+	for id := range idle {
+		tasks = append(tasks, id)
+	}
+	var extra map[uuid.UUID]authz.Amounts
+	var all nodes
+	err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) (err error) {
+		extra = map[uuid.UUID]authz.Amounts{}
 		if _, err := tx.Exec(ctx, asyncSQL); err != nil {
 			return err
 		}
-		all, err := lockPaths(ctx, tx, tasks)
+		if all, err = lockPaths(ctx, tx, tasks); err != nil {
+			return err
+		}
+		l, err := g.lockLeases(ctx, tx, tasks)
 		if err != nil {
 			return err
 		}
-		var epoch time.Time
-		if err := tx.QueryRow(ctx, epochSQL).Scan(&epoch); err != nil {
-			return err
+		for id, stays := range idle {
+			all.release(l, id, stays)
 		}
 		for _, r := range batch {
-			r.epoch = epoch
-			r.refused = all.charge(r)
+			if r.refused = nil; r.give {
+				continue
+			}
+			var more authz.Amounts
+			if more, err = all.grant(l, r); err != nil {
+				r.refused = err
+				continue
+			}
+			extra[r.task] = extra[r.task].Plus(more)
 		}
-		return all.save(ctx, tx)
+		return errors.Join(g.saveLeases(ctx, tx, l), all.save(ctx, tx))
 	})
+	if err != nil {
+		return err
+	}
+	for id := range idle {
+		extra[id] = extra[id].Plus(authz.Amounts{})
+	}
+	g.blocks.settled(all, extra)
+	for _, r := range batch {
+		if !r.give && r.refused == nil {
+			r.charge.budget = g.blocks.granted(all, r.task, r.charge.held)
+		}
+	}
+	return nil
 }
 
 // node is a locked row of whence.tasks.
 type node struct {
-	id          uuid.UUID
-	path        []uuid.UUID
-	state       TaskState
-	deadline    time.Time
-	limit, used int64
-	grant       uuid.UUID
-	maxDepth    int
-	changed     bool
+	id                       uuid.UUID
+	path                     []uuid.UUID
+	state                    TaskState
+	deadline, ended          time.Time
+	limit, settled, reserved authz.Amounts
+	grant                    uuid.UUID
+	maxDepth                 int
+	embedded                 int64 // calls of the embedding model to be added
+	changed                  bool
 }
+
+// room is what can still be reserved.
+func (n *node) room() authz.Amounts { return n.limit.Minus(n.settled).Minus(n.reserved) }
+
+// unspent is what is not settled.
+func (n *node) unspent() authz.Amounts { return n.limit.Minus(n.settled) }
 
 // nodes are tasks with every task above them, by id.
 type nodes map[uuid.UUID]*node
@@ -108,10 +163,14 @@ func lockPaths(ctx context.Context, tx pgx.Tx, tasks []uuid.UUID) (nodes, error)
 	}
 	all := nodes{}
 	var n node
-	_, err = pgx.ForEachRow(rows, []any{&n.id, &n.path, &n.state, &n.deadline, &n.limit, &n.used, &n.grant, &n.maxDepth}, func() error {
+	var limit, settled, reserved []int64
+	_, err = pgx.ForEachRow(rows, []any{&n.id, &n.path, &n.state, &n.deadline, &limit, &settled, &reserved, &n.grant, &n.maxDepth, &n.ended}, func() error {
 		c := n
+		copy(c.limit[:], limit)
+		copy(c.settled[:], settled)
+		copy(c.reserved[:], reserved)
 		all[c.id] = &c
-		n.path = nil
+		n.path, limit, settled, reserved = nil, nil, nil, nil
 		return nil
 	})
 	return all, err
@@ -119,6 +178,20 @@ func lockPaths(ctx context.Context, tx pgx.Tx, tasks []uuid.UUID) (nodes, error)
 
 // path returns a task that may go on: itself first, then those above it, all alive.
 func (all nodes) path(task uuid.UUID, now time.Time) ([]*node, error) {
+	up, err := all.above(task)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range up {
+		if err := n.alive(now); err != nil {
+			return nil, err
+		}
+	}
+	return up, nil
+}
+
+// above returns a task and those above it.
+func (all nodes) above(task uuid.UUID) ([]*node, error) {
 	self, ok := all[task]
 	if !ok {
 		return nil, taskError("TASK_NOT_FOUND", task, "the task of this credential does not exist; start a new task")
@@ -128,9 +201,6 @@ func (all nodes) path(task uuid.UUID, now time.Time) ([]*node, error) {
 		n, ok := all[self.path[i]]
 		if !ok {
 			return nil, fmt.Errorf("task %s: no row for the task %s above it", task, self.path[i])
-		}
-		if err := n.alive(now); err != nil {
-			return nil, err
 		}
 		up = append(up, n)
 	}
@@ -155,54 +225,129 @@ func taskError(reason string, task uuid.UUID, message string) error {
 }
 
 // exhausted refuses what n cannot pay.
-func (n *node) exhausted(wanted int64) error {
+func (n *node) exhausted(m authz.Meter, wanted int64) *whence.Error {
 	return &whence.Error{Kind: whence.ErrExhausted, Reason: "BUDGET_EXHAUSTED",
-		Message: fmt.Sprintf("task %[4]s has %[2]d of its %[3]d calls left, and this needs %[1]d; end the task, or start one with a larger budget",
-			wanted, n.limit-n.used, n.limit, n.id),
-		Metadata: map[string]string{"task": n.id.String(),
-			"limit": strconv.FormatInt(n.limit, 10), "used": strconv.FormatInt(n.used, 10)}}
+		Message: fmt.Sprintf("task %s has %d of its %d %s left, and this needs %d; ask for less, end the task, or start one with a larger budget",
+			n.id, n.unspent()[m], n.limit[m], m, wanted),
+		Metadata: n.quota(m, n.settled[m], wanted)}
 }
 
-// charge decides one call; an error says why it may not run.
-func (all nodes) charge(r *reservation) error {
+func (n *node) quota(m authz.Meter, used, wanted int64) map[string]string {
+	return map[string]string{"task": n.id.String(), "meter": m.String(), "limit": strconv.FormatInt(n.limit[m], 10),
+		"used": strconv.FormatInt(used, 10), "needed": strconv.FormatInt(wanted, 10)}
+}
+
+// busyFor is how long a call waits for what others hold before it is refused, and
+// when the refused may come again.
+const busyFor = 2 * time.Second
+
+// busy refuses what n could pay if calls under way did not hold it.
+func (n *node) busy(m authz.Meter, wanted int64) *whence.Error {
+	what := fmt.Sprintf("the %s that task %s has left are held by calls under way; try again when some have come back", m, n.id)
+	if m == authz.Concurrency {
+		what = fmt.Sprintf("task %s has %d calls under way, as many as it may; try again when one has come back", n.id, n.limit[m])
+	}
+	return &whence.Error{Kind: whence.ErrExhausted, Reason: "BUDGET_BUSY", Message: what, RetryAfter: busyFor / 4,
+		Metadata: n.quota(m, n.settled[m]+n.reserved[m], wanted)}
+}
+
+// grant decides one call; an error says why it may not run. It returns what is
+// leased beyond the call's need.
+func (all nodes) grant(l leases, r *reservation) (extra authz.Amounts, err error) {
 	up, err := all.path(r.task, r.now)
 	if err != nil {
-		return err
+		return extra, err
+	}
+	r.busy = false
+	room := left(up)
+	need := r.need
+	if b := room[authz.Bytes]; need[authz.Bytes] > b && b >= leastBytes { // it runs with what there is
+		need[authz.Bytes] = b
 	}
 	for _, n := range up {
-		if r.calls > n.limit-n.used {
-			return n.exhausted(r.calls)
+		room := n.room()
+		for _, m := range authz.Meters() {
+			switch {
+			case n.limit[m] == authz.Unlimited || need[m] == 0 || need[m] <= room[m]:
+			case need[m] <= n.unspent()[m]:
+				r.busy, err = true, n.busy(m, need[m])
+			default:
+				r.busy = false
+				return extra, n.exhausted(m, need[m])
+			}
 		}
 	}
-	r.path = up[0].path
-	for _, n := range up {
-		n.used += r.calls
-		n.changed = n.changed || r.calls != 0
+	if err != nil {
+		return extra, err
 	}
-	r.budget = Budget{Limit: up[0].limit, Used: up[0].used, Remaining: left(up), Deadline: up[0].deadline}
-	return nil
+	r.charge = charge{path: up[0].path, held: need}
+	for _, m := range authz.Meters() {
+		if room[m] != authz.Unlimited && m != authz.Concurrency && need[m] > 0 {
+			extra[m] = min(ahead*need[m], (room[m]-need[m])/16)
+		}
+	}
+	all.reserve(l, up, need.Plus(extra))
+	return extra, nil
+}
+
+const (
+	ahead      = 63   // how many calls like this one are leased with it, where there is plenty
+	leastBytes = 4096 // of a reply: with fewer left, a call waits or is refused
+)
+
+// reserve books amounts on a task and those above it, for what is bounded there.
+func (all nodes) reserve(l leases, up []*node, amounts authz.Amounts) {
+	lease, room := l[up[0].id], left(up)
+	for _, m := range authz.Meters() {
+		if amounts[m] == 0 || room[m] == authz.Unlimited {
+			continue
+		}
+		for _, n := range up {
+			n.reserved[m] += amounts[m]
+			n.changed = true
+		}
+		lease[m] += amounts[m]
+	}
+	l[up[0].id] = lease
+}
+
+// release gives back what is leased to a task but for what stays.
+func (all nodes) release(l leases, task uuid.UUID, stays authz.Amounts) {
+	up, err := all.above(task)
+	lease, ok := l[task]
+	if err != nil || !ok {
+		return // it was taken for dead, and nothing is held any more
+	}
+	back := lease.Minus(stays.Min(lease))
+	for _, n := range up {
+		n.reserved = n.reserved.Minus(back)
+		n.changed = true
+	}
+	l[task] = lease.Minus(back)
 }
 
 // left is what a task can spend: the least that it or any task above it has left.
-func left(up []*node) int64 {
-	least := up[0].limit - up[0].used
-	for _, n := range up {
-		least = min(least, n.limit-n.used)
+func left(up []*node) authz.Amounts {
+	least := up[0].room()
+	for _, n := range up[1:] {
+		least = least.Min(n.room())
 	}
 	return least
 }
 
 func (all nodes) save(ctx context.Context, tx pgx.Tx) error {
 	var ids []uuid.UUID
-	var used []int64
-	for _, n := range all {
+	var settled, reserved []string
+	var embedded []int64
+	for id, n := range all {
 		if n.changed {
-			ids, used = append(ids, n.id), append(used, n.used)
+			ids, settled, reserved = append(ids, id), append(settled, n.settled.Literal()), append(reserved, n.reserved.Literal())
+			embedded = append(embedded, n.embedded)
 		}
 	}
 	if len(ids) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(ctx, chargeSQL, pgx.NamedArgs{"ids": ids, "used": used})
+	_, err := tx.Exec(ctx, saveNodesSQL, pgx.NamedArgs{"ids": ids, "settled": settled, "reserved": reserved, "embedded": embedded})
 	return err
 }

@@ -158,15 +158,19 @@ func (s *Session) noteTask(t Task) {
 	s.Note("agent", t.Agent)
 	s.Note("purpose", t.Purpose)
 	s.Note("scope", t.Scope)
-	s.Note("calls", t.Budget.Limit)
+	s.Note("budget", authz.LimitsOf(t.Budget.Limit))
 	s.Note("deadline", t.Budget.Deadline)
 }
 
 // child makes the task below up[0], within what up has left.
 func (g *Gateway) child(p *authz.Principal, up []*node, r authz.TaskRequest) (Task, error) {
 	now, end := g.now(), up[0].deadline
-	if r.Calls == 0 {
-		r.Calls = max(1, left(up)) // if none is left, one is too many
+	if r.Calls == 0 { // if none is left, one is too many
+		r.Calls = up[0].unspent()[authz.Calls]
+		for _, n := range up {
+			r.Calls = min(r.Calls, n.unspent()[authz.Calls])
+		}
+		r.Calls = max(1, r.Calls)
 	}
 	if r.Lifetime == 0 {
 		r.Lifetime = end.Sub(now)
@@ -177,8 +181,10 @@ func (g *Gateway) child(p *authz.Principal, up []*node, r authz.TaskRequest) (Ta
 	t := newTask(now, p.Tenant, p.User, r)
 	t.Root, t.Parent, t.Depth = p.Root, p.Task, p.Depth+1
 	for _, n := range up {
-		if r.Calls > n.limit-n.used {
-			return Task{}, n.exhausted(r.Calls)
+		for m, wanted := range t.Budget.Limit {
+			if wanted != authz.Unlimited && wanted > n.unspent()[m] && authz.Meter(m) != authz.Concurrency {
+				return Task{}, n.exhausted(authz.Meter(m), wanted)
+			}
 		}
 	}
 	if t.Budget.Deadline.After(end) {
@@ -192,7 +198,7 @@ func newTask(now time.Time, tenant, user string, r authz.TaskRequest) Task {
 	now = now.UTC()
 	return Task{ID: uuid.Must(uuid.NewV7()), Tenant: tenant, User: user, Agent: r.Agent, Purpose: r.Purpose, Scope: r.Scope,
 		Actors: []string{r.Agent}, State: TaskActive, Created: now,
-		Budget: Budget{Limit: r.Calls, Remaining: r.Calls, Deadline: now.Add(r.Lifetime)}}
+		Budget: Budget{Limit: r.Amounts(), Remaining: r.Amounts(), Deadline: now.Add(r.Lifetime)}}
 }
 
 // issue signs the credential of a task.
@@ -207,7 +213,7 @@ func (g *Gateway) issue(t Task, longest time.Duration) (Started, error) {
 
 const insertTaskSQL = `
 insert into whence.tasks (id, root_id, parent_id, path, depth, tenant, user_id, agent, purpose, scope,
-       calls_limit, deadline, created_at, grant_id, actors, max_depth, thumbprint)
+       limits, deadline, created_at, grant_id, actors, max_depth, thumbprint)
 values (@id, @root, nullif(@parent::uuid, @none), @path, @depth, @tenant, @user, @agent, @purpose, @scope,
        @limit, @deadline, @created, nullif(@grant::uuid, @none), @actors, @maxDepth, @thumbprint)`
 
@@ -219,7 +225,7 @@ func insertTask(ctx context.Context, tx pgx.Tx, t Task, path []uuid.UUID) error 
 	_, err = tx.Exec(ctx, insertTaskSQL, pgx.NamedArgs{"none": uuid.Nil,
 		"id": t.ID, "root": t.Root, "parent": t.Parent, "path": path, "depth": t.Depth,
 		"tenant": pg.Text(t.Tenant), "user": pg.Text(t.User), "agent": pg.Text(t.Agent), "purpose": pg.Text(t.Purpose),
-		"scope": string(pg.JSON(scope)), "limit": t.Budget.Limit, "deadline": t.Budget.Deadline, "created": t.Created,
+		"scope": string(pg.JSON(scope)), "limit": t.Budget.Limit[:], "deadline": t.Budget.Deadline, "created": t.Created,
 		"grant": t.Grant, "actors": t.Actors, "maxDepth": t.MaxDepth, "thumbprint": t.Thumbprint})
 	return err
 }

@@ -61,14 +61,14 @@ type Usage struct {
 	EmbeddingCalls, EmbeddingTokens int64
 }
 
-func (u Usage) plus(v Usage) Usage {
-	return Usage{u.EmbeddingCalls + v.EmbeddingCalls, u.EmbeddingTokens + v.EmbeddingTokens}
-}
-
 const taskSQL = `
 select t.id, t.root_id, coalesce(t.parent_id, @none), t.depth, t.tenant, t.user_id, t.agent, t.purpose, t.scope,
-       t.state, t.deadline, t.calls_limit, t.calls_settled, t.created_at, t.ended_at,
-       (select min(a.calls_limit - a.calls_settled) from whence.tasks a where a.id = any(t.path)), t.embedding_calls, t.embedding_tokens,
+       t.state, t.deadline, t.limits, t.settled, t.reserved, t.created_at, t.ended_at,
+       (select array_agg(m.left order by m.meter) from (
+            select meter, min(case when l = @unlimited then l else l - s - r end) as left
+            from whence.tasks a, unnest(a.limits, a.settled, a.reserved) with ordinality as u(l, s, r, meter)
+            where a.id = any(t.path) group by meter) m),
+       t.embedding_calls,
        t.actors, coalesce(t.grant_id, @none), t.max_depth, t.thumbprint
 from whence.tasks t
 where true`
@@ -89,6 +89,16 @@ const (
 // GetTask returns a task as it stands. Whoever calls it has made sure that the
 // caller may see it. An unknown id is ErrNotFound TASK_NOT_FOUND.
 func (g *Gateway) GetTask(ctx context.Context, id uuid.UUID) (Task, error) {
+	t, err := g.getTask(ctx, g.pool, id)
+	if err != nil {
+		return t, err
+	}
+	if _, held := g.blocks.holds(t.Root); !held {
+		return t, nil
+	}
+	if err := g.giveBack(ctx, t.Root); err != nil {
+		return t, err
+	}
 	return g.getTask(ctx, g.pool, id)
 }
 
@@ -98,7 +108,7 @@ type querier interface {
 }
 
 func (g *Gateway) getTask(ctx context.Context, db querier, id uuid.UUID) (Task, error) {
-	rows, err := db.Query(ctx, taskSQL+byIDSQL, pgx.NamedArgs{"none": uuid.Nil, "id": id})
+	rows, err := db.Query(ctx, taskSQL+byIDSQL, pgx.NamedArgs{"none": uuid.Nil, "id": id, "unlimited": int64(authz.Unlimited)})
 	var t Task
 	if err == nil {
 		t, err = pgx.CollectExactlyOneRow(rows, g.scanTask)
@@ -197,12 +207,17 @@ func (g *Gateway) scanTask(row pgx.CollectableRow) (t Task, err error) {
 	var scope []byte
 	var ended *time.Time
 	b := &t.Budget
+	var limit, settled, reserved, remaining []int64
 	err = row.Scan(&t.ID, &t.Root, &t.Parent, &t.Depth, &t.Tenant, &t.User, &t.Agent, &t.Purpose, &scope,
-		&t.State, &b.Deadline, &b.Limit, &b.Used, &t.Created, &ended, &b.Remaining, &t.Usage.EmbeddingCalls, &t.Usage.EmbeddingTokens,
+		&t.State, &b.Deadline, &limit, &settled, &reserved, &t.Created, &ended, &remaining, &t.Usage.EmbeddingCalls,
 		&t.Actors, &t.Grant, &t.MaxDepth, &t.Thumbprint)
 	if err != nil {
 		return t, err
 	}
+	for i := range b.Limit {
+		b.Limit[i], b.Used[i], b.Remaining[i] = limit[i], settled[i]+reserved[i], remaining[i]
+	}
+	t.Usage.EmbeddingTokens = settled[authz.EmbeddingTokens]
 	t.Created, b.Deadline = t.Created.UTC(), b.Deadline.UTC()
 	if ended != nil {
 		t.Ended = ended.UTC()
@@ -214,8 +229,6 @@ func (g *Gateway) scanTask(row pgx.CollectableRow) (t Task, err error) {
 }
 
 const (
-	lockTaskSQL = `select from whence.tasks where id = @id for no key update`
-
 	// A task that has ended or was revoked before keeps its state.
 	endTreeSQL = `
 update whence.tasks set state = 'ENDED', ended_at = @now
@@ -236,7 +249,7 @@ func (g *Gateway) EndTask(s *Session, done func(task Task, below int64)) {
 		args := pgx.NamedArgs{"id": p.Task, "root": p.Root, "now": g.now()}
 		// Delegation locks the path above the new task, so from here on nothing
 		// more comes to hang below this one.
-		if _, err := tx.Exec(ctx, lockTaskSQL, args); err != nil {
+		if _, err := lockPaths(ctx, tx, []uuid.UUID{p.Task}); err != nil {
 			return fmt.Errorf("end a task: %w", err)
 		}
 		rows, err := tx.Query(ctx, endTreeSQL, args)

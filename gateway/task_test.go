@@ -42,7 +42,7 @@ func TestStartOwn(t *testing.T) {
 	}
 	want := gateway.Task{ID: id, Root: id, Tenant: authz.DefaultTenant, User: "olga", Agent: "worker", Actors: []string{"worker"}, Purpose: "a test",
 		Scope: r.Scope, State: gateway.TaskActive, Created: got.Created, MaxDepth: registry.DefaultDepth,
-		Budget: gateway.Budget{Limit: 7, Remaining: 7, Deadline: got.Created.Add(time.Hour)}}
+		Budget: gateway.Budget{Limit: r.Amounts(), Remaining: r.Amounts(), Deadline: got.Created.Add(time.Hour)}}
 	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		t.Error(diff)
 	}
@@ -94,7 +94,7 @@ func TestDelegate(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := g.GetTask(t.Context(), child.Task.ID)
-	if err != nil || got.Budget.Limit != 10 || got.Budget.Used != 3 || got.Budget.Remaining != 2 {
+	if err != nil || got.Budget.Limit[0] != 10 || got.Budget.Used[0] != 3 || got.Budget.Remaining[0] != 2 {
 		t.Errorf("the child may spend what its parent has left: %+v, %v", got.Budget, err)
 	}
 	call = read(child.Token)
@@ -105,7 +105,7 @@ func TestDelegate(t *testing.T) {
 	}
 
 	all, err := delegate(t, g, child.Token, authz.TaskRequest{Agent: "helper", Purpose: "the rest", Scope: narrow})
-	if err != nil || all.Task.Budget.Limit != 2 || !all.Task.Budget.Deadline.Equal(got.Budget.Deadline) {
+	if err != nil || all.Task.Budget.Limit[0] != 2 || !all.Task.Budget.Deadline.Equal(got.Budget.Deadline) {
 		t.Errorf("without budget and lifetime a task gets what is left: %+v, %v", all.Task.Budget, err)
 	}
 

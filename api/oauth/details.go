@@ -19,13 +19,9 @@ const maxDetails = 64 << 10
 // task needs.
 type detail struct {
 	authz.ScopeSpec
-	Budget   budget `json:"budget"`
-	Purpose  string `json:"purpose"`
-	Lifetime string `json:"lifetime"` // as "15m"; left out: as long as granted
-}
-
-type budget struct {
-	Calls *int64 `json:"calls"` // left out: as many as granted
+	Budget   authz.Limits `json:"budget"` // what is left out: as much as granted
+	Purpose  string       `json:"purpose"`
+	Lifetime string       `json:"lifetime"` // as "15m"; left out: as long as granted
 }
 
 const example = `[{"type":"whence","tables":["app.public.articles"],"allSubjects":true,` +
@@ -53,9 +49,9 @@ func readDetails(raw string) (want authz.TaskRequest, err error) {
 	if d.Type != authz.DetailType {
 		return want, badDetails("DETAILS_MALFORMED", "the element of authorization_details has the type whence; "+seeExample)
 	}
-	want = authz.TaskRequest{Purpose: d.Purpose, Scope: d.ScopeSpec}
-	if d.Budget.Calls != nil {
-		if want.Calls = *d.Budget.Calls; want.Calls < 1 {
+	want = authz.TaskRequest{Purpose: d.Purpose, Scope: d.ScopeSpec, Limits: d.Budget}
+	if calls, ok := d.Budget[authz.Calls]; ok {
+		if want.Calls = calls; want.Calls < 1 {
 			return want, whence.Invalid("budget.calls", "BUDGET_INVALID", fmt.Sprintf("ask for 1 to %d calls, or leave the budget out for as many as are granted", authz.MaxCalls))
 		}
 	}
@@ -83,7 +79,7 @@ func checkWant(want authz.TaskRequest) error {
 // granted writes down what a task was given (RFC 9396, section 7).
 func granted(r authz.TaskRequest) []detail {
 	r.Scope.Type = authz.DetailType
-	return []detail{{ScopeSpec: r.Scope, Budget: budget{&r.Calls}, Purpose: r.Purpose, Lifetime: r.Lifetime.String()}}
+	return []detail{{ScopeSpec: r.Scope, Budget: authz.LimitsOf(r.Amounts()), Purpose: r.Purpose, Lifetime: r.Lifetime.String()}}
 }
 
 func badDetails(reason, format string, args ...any) error {

@@ -24,6 +24,7 @@ type Grant struct {
 	User, Group   string // one of the two
 	Scope         authz.ScopeSpec
 	Calls         int64         // that each task under it may make
+	Limits        authz.Limits  // of the other meters, of each task under it
 	Lifetime      time.Duration // that each task under it may have
 	MaxDepth      int           // of tasks delegated under it
 	Proof         bool          // its tokens are bound to a key of the agent's
@@ -49,6 +50,8 @@ func (g Grant) Validate(now time.Time) error {
 		return whence.Invalid("user", "GRANT_INVALID", "say for whom the agent may act: a user or a group")
 	case g.Calls < 1 || g.Calls > authz.MaxCalls:
 		return whence.Invalid("budget.calls", "BUDGET_INVALID", fmt.Sprintf("each task under a grant needs a budget of 1 to %d calls", authz.MaxCalls))
+	case g.Limits.Validate() != nil:
+		return g.Limits.Validate()
 	case g.Lifetime < time.Second || g.Lifetime > authz.MaxLifetime:
 		return whence.Invalid("taskLifetime", "LIFETIME_INVALID", "tasks live from 1s to 24h")
 	case g.MaxDepth < 0 || g.MaxDepth > MaxDepth:
@@ -64,7 +67,7 @@ func (g Grant) Validate(now time.Time) error {
 
 const (
 	grantsSQL = `
-select id, tenant, agent, coalesce(user_id, ''), coalesce(group_name, ''), scope, calls, task_lifetime, max_depth, proof, created_by, created_at, expires_at
+select id, tenant, agent, coalesce(user_id, ''), coalesce(group_name, ''), scope, calls, limits, task_lifetime, max_depth, proof, created_by, created_at, expires_at
 from whence.grants`
 
 	grantSQL     = grantsSQL + ` where id = @id`
@@ -82,20 +85,20 @@ where (@tenant = '' or tenant = @tenant) and (@agent = '' or agent = @agent) and
 order by id::text desc limit @limit`
 
 	insertGrantSQL = `
-insert into whence.grants (id, tenant, agent, user_id, group_name, scope, calls, task_lifetime, max_depth, proof, created_by, created_at, expires_at)
-values (@id, @tenant, @agent, @user, @group, @scope, @calls, @lifetime, @depth, @proof, @by, @created, @expires)`
+insert into whence.grants (id, tenant, agent, user_id, group_name, scope, calls, limits, task_lifetime, max_depth, proof, created_by, created_at, expires_at)
+values (@id, @tenant, @agent, @user, @group, @scope, @calls, @limits, @lifetime, @depth, @proof, @by, @created, @expires)`
 
 	updateGrantSQL = `
-update whence.grants set scope = @scope, calls = @calls, task_lifetime = @lifetime, max_depth = @depth, proof = @proof, expires_at = @expires
+update whence.grants set scope = @scope, calls = @calls, limits = @limits, task_lifetime = @lifetime, max_depth = @depth, proof = @proof, expires_at = @expires
 where id = @id`
 
 	deleteGrantSQL = `delete from whence.grants where id = @id`
 )
 
 func scanGrant(row pgx.CollectableRow) (g Grant, err error) {
-	var scope []byte
+	var scope, limits []byte
 	var expires *time.Time
-	if err := row.Scan(&g.ID, &g.Tenant, &g.Agent, &g.User, &g.Group, &scope, &g.Calls, &g.Lifetime, &g.MaxDepth, &g.Proof,
+	if err := row.Scan(&g.ID, &g.Tenant, &g.Agent, &g.User, &g.Group, &scope, &g.Calls, &limits, &g.Lifetime, &g.MaxDepth, &g.Proof,
 		&g.CreatedBy, &g.Created, &expires); err != nil {
 		return g, err
 	}
@@ -103,12 +106,22 @@ func scanGrant(row pgx.CollectableRow) (g Grant, err error) {
 	if expires != nil {
 		g.Expires = expires.UTC()
 	}
+	if g.Limits, err = authz.ReadLimits(limits); err != nil {
+		return g, err
+	}
 	return g, json.Unmarshal(scope, &g.Scope)
+}
+
+func (g Grant) limits() authz.Limits {
+	if g.Limits == nil {
+		return authz.Limits{}
+	}
+	return g.Limits
 }
 
 func (g Grant) args() pgx.NamedArgs {
 	args := pgx.NamedArgs{"id": g.ID, "tenant": g.Tenant, "agent": g.Agent, "user": optional(g.User), "group": optional(g.Group),
-		"scope": toJSON(g.Scope), "calls": g.Calls, "lifetime": g.Lifetime, "depth": g.MaxDepth, "proof": g.Proof,
+		"scope": toJSON(g.Scope), "calls": g.Calls, "limits": toJSON(g.limits()), "lifetime": g.Lifetime, "depth": g.MaxDepth, "proof": g.Proof,
 		"by": g.CreatedBy, "created": g.Created, "expires": nil}
 	if !g.Expires.IsZero() {
 		args["expires"] = g.Expires

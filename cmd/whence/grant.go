@@ -21,11 +21,12 @@ type grantCmd struct {
 
 type grantCreate struct {
 	operatorFlags `embed:""`
-	Agent         string        `arg:"" help:"The agent."`
-	User          string        `help:"The user whom it may act for; a user's own token needs none." xor:"for"`
-	Group         string        `help:"The group whose users it may act for." xor:"for"`
-	Tenant        string        `help:"The tenant of agent and user; otherwise that of the token."`
-	Calls         *uint32       `help:"Calls that each task under it may make; otherwise 1000." placeholder:"N"`
+	Agent         string  `arg:"" help:"The agent."`
+	User          string  `help:"The user whom it may act for; a user's own token needs none." xor:"for"`
+	Group         string  `help:"The group whose users it may act for." xor:"for"`
+	Tenant        string  `help:"The tenant of agent and user; otherwise that of the token."`
+	Calls         *uint32 `help:"Calls that each task under it may make; otherwise 1000." placeholder:"N"`
+	budgetFlags   `embed:""`
 	Lifetime      time.Duration `help:"How long each task under it may last; otherwise 1h."`
 	MaxDepth      *uint32       `help:"How deep its tasks may delegate; otherwise 3." placeholder:"N"`
 	Proof         bool          `help:"Bind its tokens to a key of the agent's (DPoP)."`
@@ -39,10 +40,10 @@ func (c *grantCreate) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	req := &v1.CreateGrantRequest{Agent: c.Agent, User: c.User, Group: c.Group, Tenant: c.Tenant, Scope: c.message(),
+	req := &v1.CreateGrantRequest{Agent: c.Agent, User: c.User, Group: c.Group, Tenant: c.Tenant, Scope: c.scopeFlags.message(),
 		MaxDepth: c.MaxDepth, ProofOfPossession: c.Proof}
-	if c.Calls != nil {
-		req.Budget = &v1.BudgetLimits{Calls: c.Calls}
+	if req.Budget, err = c.budgetFlags.message(c.Calls); err != nil {
+		return err
 	}
 	if c.Lifetime != 0 {
 		req.TaskLifetime = durationpb.New(c.Lifetime)

@@ -36,14 +36,15 @@ func (c *taskGet) Run(ctx context.Context, a *app) error {
 
 type taskDelegate struct {
 	agentFlags  `embed:""`
-	Agent       string        `arg:"" help:"The agent that gets the task."`
-	Purpose     string        `arg:"" help:"What the task is for."`
-	Table       []string      `help:"Tables it may read." placeholder:"NAME"`
-	AllTables   bool          `help:"Every table that this task may read."`
-	Subject     []string      `help:"Subjects it may read." sep:"none"`
-	AllSubjects bool          `help:"Every subject that this task may read."`
-	Action      []string      `help:"What it may do." default:"memory:read"`
-	Calls       uint32        `help:"Calls that it may make."`
+	Agent       string   `arg:"" help:"The agent that gets the task."`
+	Purpose     string   `arg:"" help:"What the task is for."`
+	Table       []string `help:"Tables it may read." placeholder:"NAME"`
+	AllTables   bool     `help:"Every table that this task may read."`
+	Subject     []string `help:"Subjects it may read." sep:"none"`
+	AllSubjects bool     `help:"Every subject that this task may read."`
+	Action      []string `help:"What it may do." default:"memory:read"`
+	Calls       uint32   `help:"Calls that it may make."`
+	budgetFlags `embed:""`
 	Lifetime    time.Duration `help:"How long it may last." default:"15m"`
 }
 
@@ -54,8 +55,8 @@ func (c *taskDelegate) Run(ctx context.Context, a *app) error {
 	}
 	req := &v1.DelegateRequest{Agent: c.Agent, Purpose: c.Purpose, Lifetime: durationpb.New(c.Lifetime),
 		Scope: &v1.Scope{Tables: c.Table, AllTables: c.AllTables, Subjects: c.Subject, AllSubjects: c.AllSubjects, Actions: c.Action}}
-	if c.Calls > 0 {
-		req.Budget = &v1.BudgetLimits{Calls: &c.Calls}
+	if req.Budget, err = c.message(&c.Calls); err != nil {
+		return err
 	}
 	res, err := client.Delegate(ctx, req)
 	if err != nil {

@@ -30,13 +30,14 @@ const (
 type tokenExchange struct {
 	loginFlags   `embed:""`
 	scopeFlags   `embed:""`
-	Agent        string        `arg:"" help:"The agent that gets the task."`
-	Purpose      string        `arg:"" optional:"" help:"What the task is for."`
-	Installation string        `name:"issuer" env:"WHENCE_ISSUER" help:"Public URL of the installation, as its server has it: the agent signs for no other; default the server's URL." placeholder:"URL"`
-	Key          string        `required:"" env:"WHENCE_AGENT_KEY" type:"path" help:"File with the agent's private key (PEM, PKCS #8)." placeholder:"FILE"`
-	SubjectToken string        `env:"WHENCE_SUBJECT_TOKEN" help:"The user's token by a trusted issuer, instead of signing in." placeholder:"TOKEN"`
-	Renew        string        `help:"Get another token for the task of this one." placeholder:"TOKEN"`
-	Calls        int64         `help:"Calls that it may make; 0: as many as granted."`
+	Agent        string `arg:"" help:"The agent that gets the task."`
+	Purpose      string `arg:"" optional:"" help:"What the task is for."`
+	Installation string `name:"issuer" env:"WHENCE_ISSUER" help:"Public URL of the installation, as its server has it: the agent signs for no other; default the server's URL." placeholder:"URL"`
+	Key          string `required:"" env:"WHENCE_AGENT_KEY" type:"path" help:"File with the agent's private key (PEM, PKCS #8)." placeholder:"FILE"`
+	SubjectToken string `env:"WHENCE_SUBJECT_TOKEN" help:"The user's token by a trusted issuer, instead of signing in." placeholder:"TOKEN"`
+	Renew        string `help:"Get another token for the task of this one." placeholder:"TOKEN"`
+	Calls        int64  `help:"Calls that it may make; 0: as many as granted."`
+	budgetFlags  `embed:""`
 	Lifetime     time.Duration `help:"How long it may last; 0: as long as granted."`
 }
 

@@ -21,8 +21,12 @@ type taskWish struct {
 func (c *tokenExchange) wish() taskWish {
 	w := taskWish{ScopeSpec: c.spec(), Purpose: c.Purpose}
 	w.Type = authz.DetailType
+	w.Budget = maps.Clone(c.Budget)
 	if c.Calls != 0 {
-		w.Budget = map[string]int64{"calls": c.Calls}
+		if w.Budget == nil {
+			w.Budget = map[string]int64{}
+		}
+		w.Budget["calls"] = c.Calls
 	}
 	if c.Lifetime != 0 {
 		w.Lifetime = c.Lifetime.String()
@@ -51,8 +55,10 @@ func lessThan(asked, got taskWish) string {
 	if got.TopK > 0 && (asked.TopK == 0 || got.TopK < asked.TopK) {
 		add("at most %d hits of a query", got.TopK)
 	}
-	if n, ok := asked.Budget["calls"]; ok && got.Budget["calls"] < n {
-		add("%d calls of %d", got.Budget["calls"], n)
+	for _, name := range slices.Sorted(maps.Keys(asked.Budget)) {
+		if n, of := got.Budget[name], asked.Budget[name]; n < of {
+			add("%d %s of %d", n, name, of)
+		}
 	}
 	if want, err := time.ParseDuration(asked.Lifetime); err == nil {
 		if given, err := time.ParseDuration(got.Lifetime); err == nil && given < want {

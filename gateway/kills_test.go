@@ -24,7 +24,7 @@ import (
 // back, and what is settled is what the log says.
 func TestBudgetsUnderKills(t *testing.T) {
 	t.Parallel()
-	const callers, each, doors = 1000, 5, 3
+	const callers, each, doors = 1000, 6, 3
 	db := pgtest.New(t)
 	w := newWorld(t, db.Pool)
 	keeper, _ := w.gateway(t, db.Pool)
@@ -87,7 +87,7 @@ func TestBudgetsUnderKills(t *testing.T) {
 	var kills atomic.Int64
 	others.Go(func() error {
 		for ctx.Err() == nil {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(250 * time.Millisecond)
 			i := rand.IntN(doors)
 			mu.Lock()
 			shut := kill[i]

@@ -84,7 +84,7 @@ func (w *Writer) Acquire(ctx context.Context) (*pgxpool.Conn, Cluster, error) {
 
 const (
 	// The message makes the commit write to the log, and so wait until that is on disk.
-	emitSQL   = `select pg_logical_emit_message(true, 'whence', '')`
+	emitSQL    = `select pg_logical_emit_message(true, 'whence', '')`
 	flushedSQL = `select pg_current_wal_flush_lsn() >= $1::pg_lsn`
 )
 

@@ -75,7 +75,7 @@ func (w *Writer) Acquire(ctx context.Context) (*Write, error) {
 	s := w.source
 	if known := s.SystemID != "" && c.SystemID != ""; known && (s.SystemID != c.SystemID || s.timeline != c.Timeline) {
 		c.Release()
-		return nil, w.translate(ctx, fmt.Errorf("this server is of timeline %d of cluster %s, and capture of timeline %d of cluster %s",
+		return nil, w.Translate(ctx, fmt.Errorf("this server is of timeline %d of cluster %s, and capture of timeline %d of cluster %s",
 			c.Timeline, c.SystemID, s.timeline, s.SystemID))
 	}
 	return c, nil
@@ -88,7 +88,7 @@ func (w *Writer) Look(ctx context.Context) (*Write, error) {
 	defer cancel()
 	conn, at, err := w.from.Acquire(ctx)
 	if err != nil {
-		return nil, w.translate(ctx, err)
+		return nil, w.Translate(ctx, err)
 	}
 	return &Write{conn, at.System, at.Timeline}, nil
 }
@@ -98,12 +98,14 @@ func (w *Writer) Flush(ctx context.Context, upTo whence.LSN) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	if err := w.from.Flush(ctx, upTo); err != nil {
-		return w.translate(ctx, err)
+		return w.Translate(ctx, err)
 	}
 	return nil
 }
 
-func (w *Writer) translate(ctx context.Context, err error) error {
+// Translate says what lost contact with the source, or its refusal, means for a
+// caller; the log has the rest.
+func (w *Writer) Translate(ctx context.Context, err error) error {
 	name := w.source.Name
 	w.r.log.WarnContext(ctx, "cannot write to a source", "source", name, "error", err)
 	e := unwritable(name)

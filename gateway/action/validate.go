@@ -1,8 +1,6 @@
 package action
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
@@ -17,21 +15,21 @@ import (
 )
 
 const (
-	maxDescription          = 4096
-	maxParameters           = 64
-	maxValues               = 256
-	maxWhere                = 64
-	maxSet                  = 256
-	maxRows                 = 1000
-	maxSteps                = 16
-	maxApprovals            = 2
-	maxApprovalWindow       = 7 * 24 * time.Hour
-	maxUndoWindow           = 365 * 24 * time.Hour
-	maxTimeout              = 5 * time.Minute
-	maxReason               = 1024
-	maxTextLength           = 1 << 20 // characters that a parameter may ask for
-	defaultLength           = 65536
-	reservedPrefix          = "whence."
+	maxDescription    = 4096
+	maxParameters     = 64
+	maxValues         = 256
+	maxWhere          = 64
+	maxSet            = 256
+	maxRows           = 1000
+	maxSteps          = 16
+	maxApprovals      = 2
+	maxApprovalWindow = 7 * 24 * time.Hour
+	maxUndoWindow     = 365 * 24 * time.Hour
+	maxTimeout        = 5 * time.Minute
+	maxReason         = 1024
+	maxTextLength     = 1 << 20 // characters that a parameter may ask for
+	defaultLength     = 65536
+	reservedPrefix    = "whence."
 )
 
 var (
@@ -216,7 +214,7 @@ func (v *validation) operand(field string, o Operand, inverse bool) error {
 		return invalid(field, "the reply is known only to an inverse or a compensation")
 	case o.Result != nil && *o.Result != "" && !strings.HasPrefix(*o.Result, "/"):
 		return invalid(field, "%q is not a JSON Pointer: it is empty or begins with \"/\"", *o.Result)
-	case len(o.Constant) > 0 && (!json.Valid(o.Constant) || bytes.Contains(o.Constant, []byte(`\u0000`)) || !plain(string(o.Constant))):
+	case len(o.Constant) > 0 && !plainJSON(o.Constant):
 		return invalid(field, "a constant is any JSON value without null characters")
 	}
 	return nil

@@ -50,6 +50,7 @@ type catalogue struct {
 	Hidden     bool            `json:"hidden"`
 	May        map[string]bool `json:"may"`
 	Role       string          `json:"role"`
+	ReadOnly   bool            `json:"readOnly"` // the transaction
 }
 
 // A table's triggers and the keys that refer to it may also be on its partitions.
@@ -64,6 +65,7 @@ with tree as materialized (
 select jsonb_build_object(
     'kind', c.relkind::text,
     'role', current_user,
+    'readOnly', current_setting('transaction_read_only') = 'on',
     'hidden', row_security_active(c.oid),
     'may', jsonb_build_object('select', has_table_privilege(c.oid, 'select'), 'insert', has_table_privilege(c.oid, 'insert'),
         'update', has_table_privilege(c.oid, 'update'), 'delete', has_table_privilege(c.oid, 'delete')),
@@ -159,6 +161,10 @@ var privileges = map[Operation][]string{Select: {"select"}, Insert: {"select", "
 // check holds a row action against the live table.
 func (c catalogue) check(d Definition, t whence.Table) error {
 	name := whence.RelationName(t.Schema, t.Relation)
+	if c.ReadOnly && d.Row.Operation != Select {
+		return &whence.Error{Kind: whence.ErrPrecondition, Reason: "SOURCE_READ_ONLY", Metadata: map[string]string{"source": t.Source},
+			Message: fmt.Sprintf("the role %q, that the server has at the source %q, or its database has default_transaction_read_only on: turn that off for it, or give the source a role that may write", c.Role, t.Source)}
+	}
 	for _, op := range d.operations() {
 		for _, p := range privileges[op] {
 			if !c.May[p] {

@@ -19,13 +19,12 @@ import (
 // Effect is what an execution does to one row, with the whole row before and after
 // in Postgres's text form: more than the caller may be shown.
 type Effect struct {
-	Kind   Operation        `json:"kind"` // INSERT, UPDATE or DELETE
-	Source string           `json:"source"`
-	Table  string           `json:"table"`            // "schema.name"
-	Key    whence.Key       `json:"key"`              // of the row before, or of the inserted one
-	Before whence.Values    `json:"before,omitempty"` // nil for an insert
-	After  whence.Values    `json:"after,omitempty"`  // nil for a delete
-	name   whence.TableName // registered
+	Kind   Operation     `json:"kind"` // INSERT, UPDATE or DELETE
+	Source string        `json:"source"`
+	Table  string        `json:"table"`            // "schema.name"
+	Key    whence.Key    `json:"key"`              // of the row before, or of the inserted one
+	Before whence.Values `json:"before,omitempty"` // nil for an insert
+	After  whence.Values `json:"after,omitempty"`  // nil for a delete
 }
 
 // Shown is the effect with no more columns than the action shows, beside the key.
@@ -230,7 +229,7 @@ func (s *session) apply(ctx context.Context, q Request, where, set whence.Values
 		return out, expected(q.Expect, nil)
 	}
 	if op == Insert {
-		out.Effects = []Effect{{Kind: Insert, Source: s.t.Source, Table: whence.RelationName(s.t.Schema, s.t.Relation), name: s.t.Name()}}
+		out.Effects = []Effect{{Kind: Insert, Source: s.t.Source, Table: whence.RelationName(s.t.Schema, s.t.Relation)}}
 	}
 	if err := expected(q.Expect, out.Effects); err != nil {
 		return out, err
@@ -256,7 +255,7 @@ func (s *session) apply(ctx context.Context, q Request, where, set whence.Values
 
 // effect makes an effect of a row as it was or, without that, as it became.
 func (s *session) effect(op Operation, before, after whence.Values) (Effect, error) {
-	e := Effect{Kind: op, Source: s.t.Source, Table: whence.RelationName(s.t.Schema, s.t.Relation), Before: before, After: after, name: s.t.Name()}
+	e := Effect{Kind: op, Source: s.t.Source, Table: whence.RelationName(s.t.Schema, s.t.Relation), Before: before, After: after}
 	image := before
 	if image == nil {
 		image = after

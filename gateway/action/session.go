@@ -88,7 +88,7 @@ func (r *Runner) begin(ctx context.Context, d Definition, scope authz.Scope) (*s
 	if s.conn, err = s.w.Acquire(ctx); err != nil {
 		return nil, err
 	}
-	access := pgx.ReadWrite
+	var access pgx.TxAccessMode // a role that is not to write by default is not made to
 	if d.Row.Operation == Select {
 		access = pgx.ReadOnly
 	}

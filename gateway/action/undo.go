@@ -79,7 +79,7 @@ func (s *session) revert(ctx context.Context, e Effect) (Effect, error) {
 		return e, fmt.Errorf("undo: an effect on %s of %s is not one of an action on %s", e.Table, e.Source, s.t.Name())
 	}
 	var q *statement
-	done := Effect{Source: e.Source, Table: e.Table, Key: e.Key, name: s.t.Name()}
+	done := Effect{Source: e.Source, Table: e.Table, Key: e.Key}
 	if e.Kind == Delete {
 		done.Kind = Insert
 		row, err := s.writable(e)

@@ -34,9 +34,10 @@ type Registry struct {
 	log    *slog.Logger
 	shown  Answers
 
-	mu      sync.Mutex // guards readers
+	mu      sync.Mutex // guards readers and writers
 	readers map[int32]*reader
-	closing sync.WaitGroup // readers that were replaced
+	writers map[int32]*sourceWriter
+	closing sync.WaitGroup // readers and writers that were replaced
 }
 
 // Answers hold the words of rows that they showed. A purge takes them out in the
@@ -72,7 +73,8 @@ func NewRegistry(c Config) (*Registry, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log, shown: c.Answers, readers: map[int32]*reader{}}, nil
+	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log, shown: c.Answers, readers: map[int32]*reader{},
+		writers: map[int32]*sourceWriter{}}, nil
 }
 
 // channel is what a change of the registry is announced on.

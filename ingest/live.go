@@ -16,7 +16,7 @@ type reader struct {
 	*cdc.Reader
 }
 
-// Close ends the connections that Live keeps.
+// Close ends the connections that Live and Writer keep.
 func (r *Registry) Close() {
 	defer r.closing.Wait()
 	r.mu.Lock()
@@ -24,6 +24,10 @@ func (r *Registry) Close() {
 	for id, reader := range r.readers {
 		reader.Close()
 		delete(r.readers, id)
+	}
+	for id, writer := range r.writers {
+		writer.Close()
+		delete(r.writers, id)
 	}
 }
 

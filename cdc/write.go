@@ -1,0 +1,115 @@
+package cdc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/whence-db/whence"
+)
+
+// Writer gives connections to a source for transactions that change rows, with values
+// in the text forms that capture brings them in. It keeps a few while it is in use.
+type Writer struct {
+	pool *pgxpool.Pool
+	// flush has connections of its own: a transaction that holds the last one of the
+	// pool would wait for itself.
+	flush *pgxpool.Pool
+}
+
+const (
+	writerConns  = 4
+	flusherConns = 2
+)
+
+// NewWriter connects to nothing yet. The error repeats nothing of the string.
+func NewWriter(connString string) (*Writer, error) {
+	cfg, err := pgxpool.ParseConfig(connString)
+	if err != nil {
+		return nil, errors.New("the source's connection string cannot be read")
+	}
+	cfg.MaxConns, cfg.MinConns, cfg.MaxConnIdleTime = writerConns, 0, readerIdle
+	defaultTo(&cfg.ConnConfig.ConnectTimeout, connectLimit)
+	delete(cfg.ConnConfig.RuntimeParams, "replication")
+	parameters := maps.Clone(sessionParameters)
+	// Triggers of the source's owner find what they name as for any other client, and
+	// a role that is not to write is not made to.
+	delete(parameters, "search_path")
+	delete(parameters, "default_transaction_read_only")
+	parameters["application_name"] = "whence action"
+	maps.Copy(cfg.ConnConfig.RuntimeParams, parameters)
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, unsetTimeout)
+		return err
+	}
+	w := &Writer{}
+	if w.pool, err = pgxpool.NewWithConfig(context.Background(), cfg); err != nil {
+		return nil, errors.New("the source's connection string cannot be used")
+	}
+	few := cfg.Copy()
+	few.MaxConns = flusherConns
+	if w.flush, err = pgxpool.NewWithConfig(context.Background(), few); err != nil {
+		w.pool.Close()
+		return nil, errors.New("the source's connection string cannot be used")
+	}
+	return w, nil
+}
+
+// Close ends the connections, once they were given back.
+func (w *Writer) Close() {
+	w.pool.Close()
+	w.flush.Close()
+}
+
+// Acquire takes a connection and says which cluster it leads to; that is zero when
+// the source does not let the role ask. The caller gives it back by Release.
+func (w *Writer) Acquire(ctx context.Context) (*pgxpool.Conn, Cluster, error) {
+	var at Cluster
+	conn, err := w.pool.Acquire(ctx)
+	if err != nil {
+		return nil, at, fmt.Errorf("connect to the source: %w", err)
+	}
+	err = conn.QueryRow(ctx, clusterSQL).Scan(&at.System, &at.Timeline)
+	if err != nil && !isCode(err, codeDenied) {
+		conn.Release()
+		return nil, at, fmt.Errorf("ask which cluster this is: %w", err)
+	}
+	return conn, at, nil
+}
+
+const (
+	// The message makes the commit write to the log, and so wait until that is on disk.
+	emitSQL    = `select pg_logical_emit_message(true, 'whence', '')`
+	flushedSQL = `select pg_current_wal_flush_lsn() >= $1::pg_lsn`
+)
+
+// Flush returns once the source's log is on disk up to a position, whoever wrote it.
+func (w *Writer) Flush(ctx context.Context, upTo whence.LSN) error {
+	conn, err := w.flush.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the source: %w", err)
+	}
+	defer conn.Release()
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		var done bool
+		if _, err := conn.Exec(ctx, emitSQL); err != nil {
+			return fmt.Errorf("flush the source's log: %w", err)
+		}
+		if err := conn.QueryRow(ctx, flushedSQL, upTo).Scan(&done); err != nil {
+			return fmt.Errorf("ask how far the source's log is on disk: %w", err)
+		}
+		if done {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}

@@ -38,7 +38,7 @@ var layers = []layer{
 	{pkg: "query", may: []string{".", "internal/pg", "index", "embedder", "lineage", "authz"}},
 	{pkg: "notes", may: []string{".", "internal/pg", "authz", "index", "lineage", "ingest"}},
 	{pkg: "gateway", may: []string{
-		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query"}},
+		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query", "notes"}},
 	{pkg: "metrics", may: []string{".", "ingest"}},
 	{pkg: "proto"},
 	{pkg: "api", may: []string{

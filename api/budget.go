@@ -118,6 +118,9 @@ func worst(req proto.Message) authz.Amounts {
 	return a
 }
 
+// writes is how often a request writes that does no more than its name says.
+func writes(req proto.Message) int64 { return worst(req)[authz.Writes] }
+
 // rows is how many hits, records and versions a reply has.
 func rows(reply any) int64 {
 	switch r := reply.(type) {

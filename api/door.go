@@ -85,6 +85,7 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 		}
 		err := next(context.WithValue(ctx, sessionKey{}, s), spec, held)
 		s.Use(authz.Rows, rows(held.reply))
+		s.Use(authz.Writes, writes(req))
 		s.Measure(held.size)
 		return err
 	})

@@ -76,10 +76,10 @@ func NewHandler(c Config) http.Handler {
 	whencev1connect.RegisterSourceServiceHandler(server, &sources{registry: c.Registry})
 	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, wrote: c.Wrote})
 	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
-	whencev1connect.RegisterActionServiceHandler(server, whencev1connect.UnimplementedActionServiceHandler{})
+	whencev1connect.RegisterActionServiceHandler(server, &actions{gateway: c.Gateway})
 	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway, index: c.Index, models: c.Models,
 		registry: c.Authority, revocations: c.Revocations, keys: c.Keys})
-	whencev1connect.RegisterApprovalServiceHandler(server, whencev1connect.UnimplementedApprovalServiceHandler{})
+	whencev1connect.RegisterApprovalServiceHandler(server, &approvals{gateway: c.Gateway})
 	whencev1connect.RegisterAuditServiceHandler(server, &auditor{log: c.Audit, lineage: c.Lineage, query: c.Query})
 	server.SetUnknownHandler(d.intercept(nil))
 

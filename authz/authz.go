@@ -53,7 +53,7 @@ func (t Tier) Valid() bool { return slices.Contains(tiers, t) }
 
 // within tells whether t is no higher than highest; nothing is within a tier that
 // does not exist.
-func (t Tier) within(highest Tier) bool {
+func (t Tier) Within(highest Tier) bool {
 	return t.Valid() && slices.Index(tiers, t) <= slices.Index(tiers, highest)
 }
 

@@ -100,7 +100,7 @@ func (s Scope) lacks(o Scope) map[string]string {
 func (s Scope) and(o Scope) Scope {
 	s.tables, s.subjects = s.tables.and(o.tables), s.subjects.and(o.subjects)
 	s.actions = newSet(slices.DeleteFunc(s.actions.sorted(), func(a Action) bool { return !o.actions.has(a) }))
-	if !s.tier.within(o.tier) {
+	if !s.tier.Within(o.tier) {
 		s.tier = o.tier
 	}
 	if s.topK == 0 || o.topK > 0 && o.topK < s.topK {

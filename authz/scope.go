@@ -189,7 +189,7 @@ func (s Scope) Narrow(want ScopeSpec) (Scope, error) {
 	exceeds("tables", child.tables.beyond(s.tables))
 	exceeds("subjects", child.subjects.beyond(s.subjects))
 	exceeds("actions", list(child.actions.minus(s.actions)))
-	if !child.tier.within(s.tier) {
+	if !child.tier.Within(s.tier) {
 		exceeds("tier", string(child.tier))
 	}
 	if s.topK > 0 && (child.topK == 0 || child.topK > s.topK) {

@@ -50,14 +50,16 @@ type Session struct {
 	Principal *authz.Principal
 	Started   time.Time
 
-	write    *Write  // nil: the call writes nothing of its own
-	charged  *charge // nil for an operator
-	used     authz.Amounts
-	embedded int64        // requests to the embedding model
-	size     func() int64 // of the reply
-	digest   [32]byte
-	answer   *lineage.Answer
-	detail   map[string]any
+	call, key, token string  // as in Call
+	write            *Write  // nil: the call writes nothing of its own
+	replayed         bool    // it tells what was told before, and so costs nothing
+	charged          *charge // nil for an operator
+	used             authz.Amounts
+	embedded         int64        // requests to the embedding model
+	size             func() int64 // of the reply
+	digest           [32]byte
+	answer           *lineage.Answer
+	detail           map[string]any
 }
 
 // Budget is what the task has left, this call's charge taken off; zero for an operator.
@@ -107,6 +109,10 @@ type Write struct {
 	Replay func(ctx context.Context, tx pgx.Tx, reply []byte) error
 	// After runs once that is committed; optional.
 	After func(context.Context)
+	// Refused is told when Effect failed, and so did not happen; optional.
+	Refused func(context.Context, error)
+	// Keyed says that Effect itself sees to it that one idempotency key has one effect.
+	Keyed bool
 }
 
 // Write has the call write once its handler has succeeded.
@@ -134,7 +140,7 @@ func (g *Gateway) Do(ctx context.Context, c Call, fn func(context.Context, *Sess
 		return err
 	}
 	defer leave()
-	s := &Session{Started: g.now(), detail: maps.Clone(c.Detail)}
+	s := &Session{Started: g.now(), detail: maps.Clone(c.Detail), call: c.Name, key: c.IdempotencyKey, token: c.Presented.Token}
 	err = g.admit(ctx, c, s)
 	ran := err == nil
 	if ran {
@@ -286,9 +292,13 @@ func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) (*record,
 		if ran && (failure == nil || payable(failure)) {
 			r.used[authz.Calls], r.entry.CallsCharged = c.Charge, c.Charge
 		}
-		if failure == nil {
+		if s.replayed {
+			r.used[authz.Calls], r.entry.CallsCharged = 0, 0
+			s.Note("replayed", true)
+			r.entry.Detail = s.detail
+		} else if failure == nil {
 			paid := s.used
-			paid[authz.Calls], paid[authz.Writes] = c.Charge, s.charged.held[authz.Writes]
+			paid[authz.Calls] = c.Charge
 			r.used = paid
 			r.entry.Detail = chargedDetail(r.entry.Detail, paid)
 		}

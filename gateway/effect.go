@@ -4,14 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
+	"github.com/google/uuid"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/whence-db/whence"
-	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/internal/pg"
 )
@@ -29,21 +28,12 @@ func (g *Gateway) effect(ctx context.Context, c Call, s *Session) error {
 	defer cancel()
 	err := pg.InTxWith(bound, g.pool, index.Writing, func(tx pgx.Tx) error {
 		void, s.used = nil, used
-		var replayed bool
-		if replayed, refused = g.once(bound, tx, c, s); refused != nil {
+		if s.replayed, refused = g.once(bound, tx, c, s); refused != nil {
 			return refused
 		}
 		r, refusal := g.outcome(c, s, true, nil)
 		if refused = refusal; refused != nil {
 			return refused
-		}
-		if replayed { // it costs nothing
-			r.used, r.entry.CallsCharged = authz.Amounts{}, 0
-			r.entry.Detail = maps.Clone(s.detail)
-			if r.entry.Detail == nil {
-				r.entry.Detail = map[string]any{}
-			}
-			r.entry.Detail["replayed"] = true
 		}
 		var err error
 		if settled, err = g.put(bound, tx, []*record{r}); err == nil && r.void != nil {
@@ -70,6 +60,9 @@ func (g *Gateway) effect(ctx context.Context, c Call, s *Session) error {
 		}
 		return withheld(err)
 	}
+	if s.write.Refused != nil {
+		s.write.Refused(context.WithoutCancel(ctx), err)
+	}
 	s.write = nil
 	return g.record(ctx, c, s, true, err)
 }
@@ -78,29 +71,29 @@ const (
 	tryKey = `select pg_try_advisory_xact_lock(hashtextextended(@key, 1))`
 
 	selectKey = `
-select fingerprint, reply from whence.idempotency
-where tenant = @tenant and user_id = @user and task = @task and call = @call and key = @key`
+select fingerprint, reply, task from whence.idempotency
+where tenant = @tenant and user_id = @user and root_id = @root and call = @call and key = @key`
 
 	insertKey = `
-insert into whence.idempotency (tenant, user_id, task, call, key, fingerprint, reply, expires_at)
-values (@tenant, @user, @task, @call, @key, @fingerprint, @reply,
-    greatest(now() + interval '24 hours', (select deadline from whence.tasks where id = @task)))`
+insert into whence.idempotency (tenant, user_id, root_id, task, call, key, fingerprint, reply, expires_at)
+values (@tenant, @user, @root, @task, @call, @key, @fingerprint, @reply,
+    greatest(now() + interval '24 hours', (select deadline from whence.tasks where id = @root)))`
 
 	dropKeys = `delete from whence.idempotency where expires_at < now()`
 )
 
 // once runs the effect, or replays it when a call with its key has written before.
-// A key is of one task: another one's scope may be narrower, and a replay must tell
-// it nothing.
+// A key is of the whole task tree; another task of it, whose scope may be narrower,
+// learns nothing by it.
 func (g *Gateway) once(ctx context.Context, tx pgx.Tx, c Call, s *Session) (replayed bool, err error) {
 	p := s.Principal
-	if c.IdempotencyKey == "" || p.IsOperator() {
+	if c.IdempotencyKey == "" || p.IsOperator() || s.write.Keyed {
 		_, err := s.write.Effect(ctx, tx)
 		return false, err
 	}
-	args := pgx.NamedArgs{"tenant": p.Tenant, "user": p.User, "task": p.Task, "call": c.Name, "key": c.IdempotencyKey}
+	args := pgx.NamedArgs{"tenant": p.Tenant, "user": p.User, "root": p.Root, "task": p.Task, "call": c.Name, "key": c.IdempotencyKey}
 	var mine bool
-	lock := strings.Join([]string{p.Tenant, p.User, p.Task.String(), c.Name, c.IdempotencyKey}, "\x1f")
+	lock := strings.Join([]string{p.Tenant, p.User, p.Root.String(), c.Name, c.IdempotencyKey}, "\x1f")
 	if err := tx.QueryRow(ctx, tryKey, pgx.NamedArgs{"key": lock}).Scan(&mine); err != nil {
 		return false, err
 	}
@@ -113,13 +106,17 @@ func (g *Gateway) once(ctx context.Context, tx pgx.Tx, c Call, s *Session) (repl
 		return false, err
 	}
 	var fingerprint, reply []byte
-	if _, err := pgx.ForEachRow(rows, []any{&fingerprint, &reply}, func() error { replayed = true; return nil }); err != nil {
+	var by uuid.UUID
+	if _, err := pgx.ForEachRow(rows, []any{&fingerprint, &reply, &by}, func() error { replayed = true; return nil }); err != nil {
 		return false, err
 	}
 	if replayed {
 		if !bytes.Equal(fingerprint, s.digest[:]) {
 			return false, whence.Invalid("", "IDEMPOTENCY_KEY_REUSED",
 				"this idempotency key was used for another request; use a new key for a new request")
+		}
+		if err := g.mayLearn(ctx, tx, p, by); err != nil {
+			return false, err
 		}
 		return true, s.write.Replay(ctx, tx, reply)
 	}

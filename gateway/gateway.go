@@ -26,7 +26,9 @@ import (
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/authz/federation"
 	"github.com/whence-db/whence/authz/registry"
+	"github.com/whence-db/whence/gateway/action"
 	"github.com/whence-db/whence/lineage"
+	"github.com/whence-db/whence/notes"
 )
 
 // Config is what a Gateway works with; all but Clock and Log are required.
@@ -42,7 +44,12 @@ type Config struct {
 	Registry    *registry.Registry
 	Revocations *authz.Revocations
 	Keys        *authz.Keys
-	Clock       func() time.Time // default: time.Now; deadlines of tasks are judged by it
+	// Rows runs actions on rows of sources, Notes those on notes; Wrote is told when a
+	// note was written. Without them actions are refused.
+	Rows  *action.Runner
+	Notes *notes.Store
+	Wrote func()
+	Clock func() time.Time // default: time.Now; deadlines of tasks are judged by it
 	// Lease is how long this process's hold on budgets outlives it; default: 30 s.
 	Lease time.Duration
 	Log   *slog.Logger // default: discards
@@ -62,6 +69,12 @@ type Gateway struct {
 	keys     *authz.Keys
 	now      func() time.Time
 	log      *slog.Logger
+
+	actions action.Store
+	rows    *action.Runner
+	notes   *notes.Store
+	wrote   func()
+	running running // executions
 
 	holder uuid.UUID // whose leases this process's are
 	lease  time.Duration
@@ -98,7 +111,8 @@ func New(c Config) (*Gateway, error) {
 	}
 	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
 		known: c.Registry, foreign: c.Identities, stops: c.Revocations, keys: c.Keys, now: c.Clock, log: c.Log,
-		holder: uuid.New(), lease: c.Lease, blocks: newBlocks()}
+		holder: uuid.New(), lease: c.Lease, blocks: newBlocks(),
+		rows: c.Rows, notes: c.Notes, wrote: c.Wrote, running: running{of: map[uuid.UUID]bool{}}}
 	g.reservations = newBatcher(g.reserve)
 	g.records = newBatcher(g.write)
 	return g, nil

@@ -269,6 +269,19 @@ func (g *Gateway) charge(ctx context.Context, r *reservation) error {
 	}
 }
 
+// holdMore holds more of the task's budget for a call that is under way.
+func (g *Gateway) holdMore(ctx context.Context, s *Session, more authz.Amounts) error {
+	if s.charged == nil {
+		return nil
+	}
+	r := &reservation{task: s.Principal.Task, root: s.Principal.Root, need: more, now: g.now()}
+	if err := g.charge(ctx, r); err != nil {
+		return err
+	}
+	s.charged.held, s.charged.budget = s.charged.held.Plus(r.charge.held), r.charge.budget
+	return nil
+}
+
 // giveBack returns what lies spare for the tree of root, so that what the database
 // tells of it is what calls use.
 func (g *Gateway) giveBack(ctx context.Context, root uuid.UUID) error {

@@ -23,6 +23,7 @@ import (
 	authority "github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/gateway/action"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/internal/pg"
@@ -188,7 +189,11 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if err != nil {
 		return err
 	}
-	if s.gateway, err = gateway.New(gateway.Config{Pool: s.pool, Audit: log, Lineage: s.lineage,
+	rows, err := action.NewRunner(action.Config{Registry: s.registry, Log: s.log})
+	if err != nil {
+		return err
+	}
+	if s.gateway, err = gateway.New(gateway.Config{Rows: rows, Notes: s.notes, Wrote: s.filler.Wake, Pool: s.pool, Audit: log, Lineage: s.lineage,
 		Verifier: verifier, Issuer: s.issuer,
 		Identities: identities, Registry: s.authority, Revocations: stops, Keys: keys, Log: s.log}); err != nil {
 		return err

@@ -1,0 +1,187 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/gateway/action"
+	"github.com/whence-db/whence/internal/pg"
+)
+
+// Undo takes an execution of the caller's task, or of one below it, back: rows are
+// then exactly what they were, or it is refused with what stands against that.
+// Undoing what is undone changes nothing.
+func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Execution) error) error {
+	x, err := g.getExecution(ctx, g.pool, s.Principal, id, "")
+	if err != nil {
+		return err
+	}
+	s.Note("execution", x.ID)
+	s.Note("action", x.Action)
+	if x.State == Undone {
+		s.replayed, x.Replayed = true, true
+		return done(x)
+	}
+	r, err := g.undoable(ctx, s.Principal, x)
+	if err != nil {
+		return err
+	}
+	if err := g.holdMore(ctx, s, authz.Amounts{authz.Writes: 1, authz.Rows: max(1, int64(len(x.effects)))}); err != nil {
+		return err
+	}
+	if !g.running.start(x.ID) {
+		return inFlight("this execution")
+	}
+	defer g.running.end(x.ID)
+	x, gone, err := g.takeBack(ctx, s, r, x)
+	if err != nil {
+		return err
+	}
+	s.Use(authz.Writes, 1)
+	s.Use(authz.Rows, int64(len(x.effects)))
+	s.Write(Write{Keyed: true, Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
+		x := x
+		if !gone && r.def.Memory != nil {
+			if err := g.forgetAgain(ctx, tx, s.Principal, x); err != nil {
+				return nil, err
+			}
+		}
+		x.State, x.Ended = Undone, g.now().UTC()
+		if err := g.store(ctx, tx, x, Undoing); err != nil {
+			return nil, err
+		}
+		return nil, done(x)
+	}})
+	return nil
+}
+
+// undoable finds the version that ran, and refuses what cannot be undone by its kind,
+// its state, its age or the caller's scope.
+func (g *Gateway) undoable(ctx context.Context, p *authz.Principal, x Execution) (r run, err error) {
+	refuse := func(reason, message string) error {
+		return &whence.Error{Kind: whence.ErrPrecondition, Reason: reason, Message: message,
+			Metadata: map[string]string{"execution": x.ID.String(), "state": string(x.State), "action": x.Action}}
+	}
+	switch {
+	case x.State == Uncertain:
+		return r, uncertain(x)
+	case x.State != Succeeded && x.State != Undoing:
+		return r, refuse("NOTHING_TO_UNDO", "this execution has not taken effect: it is "+string(x.State))
+	case x.UndoUntil.IsZero():
+		return r, refuse("NOT_REVERSIBLE", "what this action does cannot be undone; preview says so of an action before it runs")
+	case !g.now().Before(x.UndoUntil):
+		return r, refuse("UNDO_WINDOW_OVER", "this could be undone until "+x.UndoUntil.Format(time.RFC3339)+"; do the opposite by an action of its own")
+	}
+	reg, err := g.actions.Version(ctx, g.pool, x.Tenant, x.Action, x.Version)
+	if err != nil {
+		return r, err
+	}
+	if !reg.Tier.Within(p.Scope.Tier()) {
+		return r, &whence.Error{Kind: whence.ErrDenied, Reason: "TIER_OUT_OF_SCOPE", Metadata: map[string]string{"action": reg.Name, "tier": string(reg.Tier)},
+			Message: "the action is of a higher tier than the task's scope holds"}
+	}
+	return run{Registered: reg, def: reg.Definition}, nil
+}
+
+// takeBack makes an execution this call's to undo, and undoes what it did to rows.
+// gone tells that a call before had done it already.
+func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) (_ Execution, gone bool, err error) {
+	if x.State == Undoing {
+		if err := g.orphaned(ctx, x); err != nil {
+			return x, false, err
+		}
+	}
+	// The transaction that ran it is not the one that undoes it.
+	tag, err := g.pool.Exec(ctx, undoingSQL, pgx.NamedArgs{"id": x.ID, "attempt": x.attempt, "was": x.State, "holder": g.holder})
+	if err != nil {
+		return x, false, fmt.Errorf("take an execution back: %w", pg.Translate(err))
+	}
+	if tag.RowsAffected() == 0 {
+		return x, false, inFlight("this execution")
+	}
+	was := x.State
+	x.State, x.attempt, x.holder = Undoing, x.attempt+1, g.holder
+	if was == Undoing && x.tx != nil {
+		switch fate, err := g.rows.Fate(ctx, x.tx.source, x.tx.xid, x.tx.system, x.tx.timeline); {
+		case err != nil:
+			return x, false, err
+		case fate == action.Committed:
+			return x, true, nil
+		case fate == action.InProgress:
+			return x, false, inFlight("undoing this")
+		case fate == action.Unknown:
+			return x, false, g.lost(ctx, x)
+		}
+	}
+	x.tx = nil
+	if r.def.Row == nil {
+		return x, false, nil
+	}
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
+	defer cancel()
+	res, err := g.rows.Undo(bound, r.def, x.effects, s.Principal.Scope, func(ctx context.Context, out action.Outcome) error {
+		x.tx = &sourceTx{source: r.source(), xid: out.XID, system: out.SystemID, timeline: out.Timeline}
+		return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
+			if err := g.still(ctx, tx, s.Principal); err != nil {
+				return err
+			}
+			return g.store(ctx, tx, x, Undoing)
+		})
+	})
+	if err == nil {
+		x.Token = res.Token
+		return x, false, nil
+	}
+	if errors.Is(err, action.ErrUncertain) {
+		return x, false, &whence.Error{Kind: whence.ErrUnavailable, Reason: "OUTCOME_PENDING", RetryAfter: time.Second,
+			Message:  "the source was lost while it committed, and whether this is undone is not known yet; undo it again to find out",
+			Metadata: map[string]string{"execution": x.ID.String()}, Err: err}
+	}
+	x.State, x.tx = Succeeded, nil
+	after, cancelAfter := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancelAfter()
+	if stored := pg.InTx(after, g.pool, func(tx pgx.Tx) error { return g.store(after, tx, x, Undoing) }); stored != nil {
+		g.log.WarnContext(ctx, "cannot write down that an execution was not undone", "execution", x.ID, "error", stored)
+	}
+	return x, false, err
+}
+
+// lost writes down that nobody can tell whether an execution was undone.
+func (g *Gateway) lost(ctx context.Context, x Execution) error {
+	x.State = Uncertain
+	x.Failure = failure(uncertain(x))
+	if err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return g.store(ctx, tx, x, Undoing) }); err != nil {
+		return err
+	}
+	return uncertain(x)
+}
+
+const (
+	undoingSQL = `
+update whence.executions set state = 'UNDOING', holder_id = @holder, attempt = attempt + 1,
+    xid = case when state = 'UNDOING' then xid end
+where id = @id and attempt = @attempt and state = @was`
+
+	standingSQL = `
+select x.id from whence.executions x join whence.tasks t on t.id = x.task_id
+where t.root_id = @root and @task = any(t.path) and x.state in ('SUCCEEDED', 'UNDOING', 'RUNNING')
+order by x.id desc`
+)
+
+// standing lists the executions of a task, and of those below it, that are in
+// effect, newest first.
+func (g *Gateway) standing(ctx context.Context, db querier, p *authz.Principal) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, standingSQL, pgx.NamedArgs{"root": p.Root, "task": p.Task})
+	if err != nil {
+		return nil, pg.Translate(err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	return ids, pg.Translate(err)
+}

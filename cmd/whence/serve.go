@@ -23,6 +23,7 @@ import (
 	authority "github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/gateway/action"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/internal/pg"
@@ -209,7 +210,12 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if !s.flags.role("api") {
 		handler = api.NewStatusHandler
 	}
-	s.handler = handler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
+	actions, err := action.NewRunner(action.Config{Registry: s.registry, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.handler = handler(api.Config{Pool: s.pool, Actions: actions,
+		Gateway: s.gateway, Query: engine, Registry: s.registry,
 		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Models: fillable(s.models), Wrote: s.filler.Wake, Issuer: name, OAuth: tokens,
 		Authority: s.authority, Revocations: stops, Keys: keys, Ready: s.pool.Ping,
 		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})

@@ -7,10 +7,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/gateway/action"
 	"github.com/whence-db/whence/index"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
@@ -24,6 +27,9 @@ type admin struct {
 	registry    *registry.Registry
 	revocations *authz.Revocations
 	keys        *authz.Keys
+	pool        *pgxpool.Pool
+	actions     action.Store
+	runner      *action.Runner
 }
 
 // standing tells whether the caller comes as a user, whose handlers then keep them

@@ -19,12 +19,14 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/connect/v2/connectproto"
 	"connectrpc.com/grpcreflect/v2"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/gateway/action"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/lineage"
@@ -47,6 +49,8 @@ type Config struct {
 	Lineage  *lineage.Store
 	Notes    *notes.Store
 	Index    *index.Index
+	Pool     *pgxpool.Pool  // of the memory database
+	Actions  *action.Runner // on rows of the sources
 	// Authority, Revocations and Keys are for operators who settle and stop who may do what.
 	Authority   *registry.Registry
 	Revocations *authz.Revocations
@@ -78,7 +82,7 @@ func NewHandler(c Config) http.Handler {
 	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
 	whencev1connect.RegisterActionServiceHandler(server, &actions{gateway: c.Gateway})
 	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway, index: c.Index, models: c.Models,
-		registry: c.Authority, revocations: c.Revocations, keys: c.Keys})
+		registry: c.Authority, revocations: c.Revocations, keys: c.Keys, pool: c.Pool, runner: c.Actions})
 	whencev1connect.RegisterApprovalServiceHandler(server, &approvals{gateway: c.Gateway})
 	whencev1connect.RegisterAuditServiceHandler(server, &auditor{log: c.Audit, lineage: c.Lineage, query: c.Query})
 	server.SetUnknownHandler(d.intercept(nil))

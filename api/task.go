@@ -62,15 +62,14 @@ func (t *tasks) EndTask(ctx context.Context, req *v1.EndTaskRequest) (*v1.EndTas
 	if asked := req.GetId(); asked != "" && asked != s.Principal.Task.String() {
 		return nil, notYours(asked)
 	}
-	if req.GetUndo() {
-		return nil, &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Field: "undo",
-			Message: "undo is not implemented yet: end the task without it"}
-	}
 	out := &v1.EndTaskResponse{}
-	t.gateway.EndTask(s, func(task gateway.Task, below int64) {
-		out.Task, out.EndedBelow = taskMessage(task), count(below)
+	err := t.gateway.EndTask(ctx, s, req.GetUndo(), func(task gateway.Task, below int64, undone []uuid.UUID) {
+		out.Task, out.EndedBelow, out.Undone = taskMessage(task), count(below), nil
+		for _, id := range undone {
+			out.Undone = append(out.Undone, id.String())
+		}
 	})
-	return out, nil
+	return out, err
 }
 
 func notYours(id string) error {

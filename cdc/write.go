@@ -70,16 +70,36 @@ func (w *Writer) Close() {
 // the source does not let the role ask. The caller gives it back by Release.
 func (w *Writer) Acquire(ctx context.Context) (*pgxpool.Conn, Cluster, error) {
 	var at Cluster
-	conn, err := w.pool.Acquire(ctx)
+	conn, err := live(ctx, w.pool, func(conn *pgxpool.Conn) error {
+		err := conn.QueryRow(ctx, clusterSQL).Scan(&at.System, &at.Timeline)
+		if isCode(err, codeDenied) {
+			return nil
+		}
+		return err
+	})
 	if err != nil {
 		return nil, at, fmt.Errorf("connect to the source: %w", err)
 	}
-	err = conn.QueryRow(ctx, clusterSQL).Scan(&at.System, &at.Timeline)
-	if err != nil && !isCode(err, codeDenied) {
-		conn.Release()
-		return nil, at, fmt.Errorf("ask which cluster this is: %w", err)
-	}
 	return conn, at, nil
+}
+
+// live takes a connection out of a pool that answers a question. One that the source
+// has ended, while it lay there, is thrown away for the next.
+func live(ctx context.Context, pool *pgxpool.Pool, ask func(*pgxpool.Conn) error) (*pgxpool.Conn, error) {
+	for tries := pool.Config().MaxConns; ; tries-- {
+		conn, err := pool.Acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err = ask(conn); err == nil {
+			return conn, nil
+		}
+		gone := conn.Conn().IsClosed()
+		conn.Release()
+		if !gone || tries == 0 || ctx.Err() != nil {
+			return nil, err
+		}
+	}
 }
 
 const (
@@ -90,19 +110,18 @@ const (
 
 // Flush returns once the source's log is on disk up to a position, whoever wrote it.
 func (w *Writer) Flush(ctx context.Context, upTo whence.LSN) error {
-	conn, err := w.flush.Acquire(ctx)
-	if err != nil {
-		return fmt.Errorf("connect to the source: %w", err)
-	}
-	defer conn.Release()
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		var done bool
-		if _, err := conn.Exec(ctx, emitSQL); err != nil {
+		conn, err := live(ctx, w.flush, func(conn *pgxpool.Conn) error {
+			if _, err := conn.Exec(ctx, emitSQL); err != nil {
+				return err
+			}
+			return conn.QueryRow(ctx, flushedSQL, upTo).Scan(&done)
+		})
+		if err != nil {
 			return fmt.Errorf("flush the source's log: %w", err)
 		}
-		if err := conn.QueryRow(ctx, flushedSQL, upTo).Scan(&done); err != nil {
-			return fmt.Errorf("ask how far the source's log is on disk: %w", err)
-		}
+		conn.Release()
 		if done {
 			return nil
 		}

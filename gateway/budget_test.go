@@ -375,8 +375,7 @@ func TestTasksThatMayNotCall(t *testing.T) {
 	end := func(g *gateway.Gateway, token string) error {
 		return g.Do(context.Background(), gateway.Call{Name: "whence.v1.TaskService/EndTask", Presented: authz.Presented{Token: token}},
 			func(_ context.Context, s *gateway.Session) error {
-				g.EndTask(s, func(gateway.Task, int64) {})
-				return nil
+				return g.EndTask(t.Context(), s, false, func(gateway.Task, int64, []uuid.UUID) {})
 			})
 	}
 	for name, c := range map[string]struct {

@@ -43,6 +43,8 @@ type Call struct {
 	IdempotencyKey string
 	// Detail is recorded with the entry; it is not to hold secrets.
 	Detail map[string]any
+
+	as *authz.Principal // who makes a call that is part of another, which has authenticated them
 }
 
 // Session is one call that was let in. It belongs to the goroutine that runs it.
@@ -50,10 +52,11 @@ type Session struct {
 	Principal *authz.Principal
 	Started   time.Time
 
-	call, key, token string  // as in Call
-	write            *Write  // nil: the call writes nothing of its own
-	replayed         bool    // it tells what was told before, and so costs nothing
-	charged          *charge // nil for an operator
+	call, key, token string   // as in Call
+	write            *Write   // nil: the call writes nothing of its own
+	after            []func() // run once the call is over
+	replayed         bool     // it tells what was told before, and so costs nothing
+	charged          *charge  // nil for an operator
 	used             authz.Amounts
 	embedded         int64        // requests to the embedding model
 	size             func() int64 // of the reply
@@ -140,7 +143,17 @@ func (g *Gateway) Do(ctx context.Context, c Call, fn func(context.Context, *Sess
 		return err
 	}
 	defer leave()
+	return g.do(ctx, c, fn)
+}
+
+// do is Do of a call that has entered.
+func (g *Gateway) do(ctx context.Context, c Call, fn func(context.Context, *Session) error) (err error) {
 	s := &Session{Started: g.now(), detail: maps.Clone(c.Detail), call: c.Name, key: c.IdempotencyKey, token: c.Presented.Token}
+	defer func() {
+		for _, f := range s.after {
+			f()
+		}
+	}()
 	err = g.admit(ctx, c, s)
 	ran := err == nil
 	if ran {
@@ -168,8 +181,10 @@ func (g *Gateway) Refuse(ctx context.Context, c Call, reason error) error {
 
 // admit leads a call up to its handler.
 func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
-	if s.Principal, err = g.verifier.Authenticate(ctx, c.Presented); err != nil {
-		return err
+	if s.Principal = c.as; s.Principal == nil {
+		if s.Principal, err = g.verifier.Authenticate(ctx, c.Presented); err != nil {
+			return err
+		}
 	}
 	if err := c.allow(s.Principal); err != nil {
 		return err

@@ -244,7 +244,7 @@ func (g *Gateway) takeUp(ctx context.Context, s *Session, r run, x Execution, do
 	if !g.running.start(x.ID) {
 		return inFlight("a call with this idempotency key")
 	}
-	defer g.running.end(x.ID)
+	s.after = append(s.after, func() { g.running.end(x.ID) })
 	tag, err := g.pool.Exec(ctx, takeUpSQL, pgx.NamedArgs{"id": x.ID, "attempt": x.attempt, "was": x.State, "state": Running, "holder": g.holder})
 	if err != nil {
 		return fmt.Errorf("take an execution up: %w", pg.Translate(err))
@@ -285,7 +285,7 @@ func (g *Gateway) perform(ctx context.Context, s *Session, r run, x Execution, d
 	if !g.running.start(x.ID) {
 		return inFlight("a call with this idempotency key")
 	}
-	defer g.running.end(x.ID)
+	s.after = append(s.after, func() { g.running.end(x.ID) })
 	s.Note("execution", x.ID)
 	if r.def.NeededApprovals() > 0 {
 		return g.ask(ctx, s, r, x)

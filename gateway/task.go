@@ -242,15 +242,30 @@ returning id`
 // are refused. It returns the task as it now stands and how many below it ended
 // with it. It does not matter if some had ended already.
 //
-// It does so in the transaction that records the call, and done is told then.
-func (g *Gateway) EndTask(s *Session, done func(task Task, below int64)) {
+// With undo, what the task and those below it have executed is undone first, the last
+// first; what cannot be undone stops that, and the task goes on.
+//
+// It ends them in the transaction that records the call, and done is told then.
+func (g *Gateway) EndTask(ctx context.Context, s *Session, undo bool, done func(task Task, below int64, undone []uuid.UUID)) error {
 	p := s.Principal
+	var undone []uuid.UUID
+	if undo {
+		var err error
+		if undone, err = g.undoAll(ctx, s); err != nil {
+			return err
+		}
+	}
 	end := func(ctx context.Context, tx pgx.Tx) error {
 		args := pgx.NamedArgs{"id": p.Task, "root": p.Root, "now": g.now()}
 		// Delegation locks the path above the new task, so from here on nothing
 		// more comes to hang below this one.
 		if _, err := lockPaths(ctx, tx, []uuid.UUID{p.Task}); err != nil {
 			return fmt.Errorf("end a task: %w", err)
+		}
+		if undo {
+			if left, err := g.standing(ctx, tx, p); err != nil || len(left) > 0 {
+				return errors.Join(err, moreStands(left))
+			}
 		}
 		rows, err := tx.Query(ctx, endTreeSQL, args)
 		if err != nil {
@@ -262,7 +277,7 @@ func (g *Gateway) EndTask(s *Session, done func(task Task, below int64)) {
 		}
 		task, err := g.getTask(ctx, tx, p.Task)
 		if err == nil {
-			done(task, int64(len(slices.DeleteFunc(ended, func(id uuid.UUID) bool { return id == p.Task }))))
+			done(task, int64(len(slices.DeleteFunc(ended, func(id uuid.UUID) bool { return id == p.Task }))), undone)
 		}
 		return err
 	}
@@ -271,4 +286,5 @@ func (g *Gateway) EndTask(s *Session, done func(task Task, below int64)) {
 		Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) { return nil, end(ctx, tx) },
 		Replay: func(ctx context.Context, tx pgx.Tx, _ []byte) error { return end(ctx, tx) },
 	})
+	return nil
 }

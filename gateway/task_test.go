@@ -168,12 +168,11 @@ func TestEndTaskEndsTheTree(t *testing.T) {
 	}
 	end := gateway.Call{Name: "whence.v1.TaskService/EndTask", Presented: authz.Presented{Token: ended[0].Token}}
 	err = g.Do(t.Context(), end, func(_ context.Context, s *gateway.Session) error {
-		g.EndTask(s, func(task gateway.Task, below int64) {
+		return g.EndTask(t.Context(), s, false, func(task gateway.Task, below int64, _ []uuid.UUID) {
 			if task.ID != ended[0].Task.ID || task.State != gateway.TaskEnded || task.Ended.IsZero() || below != 1 {
 				t.Errorf("ended: %+v and %d below", task, below)
 			}
 		})
-		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -329,8 +328,7 @@ func TestNothingHappensUnrecorded(t *testing.T) {
 	_, key := revoke(t, g, operator, authz.Revocation{Kind: authz.RevokedKey, Target: keys[0].ID})
 	_, agent := revoke(t, g, operator, authz.Revocation{Kind: authz.RevokedAgent, Tenant: authz.DefaultTenant, Target: "middle"})
 	end := g.Do(t.Context(), gateway.Call{Name: "end", Presented: authz.Presented{Token: tr.worker.Token}}, func(_ context.Context, s *gateway.Session) error {
-		g.EndTask(s, func(gateway.Task, int64) {})
-		return nil
+		return g.EndTask(t.Context(), s, false, func(gateway.Task, int64, []uuid.UUID) {})
 	})
 	for name, err := range map[string]error{"delegate": delegated, "revoke a key": key, "revoke an agent": agent, "end": end} {
 		if reason(err) != "AUDIT_UNAVAILABLE" {

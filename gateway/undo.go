@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -39,7 +40,7 @@ func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Exe
 	if !g.running.start(x.ID) {
 		return inFlight("this execution")
 	}
-	defer g.running.end(x.ID)
+	s.after = append(s.after, func() { g.running.end(x.ID) })
 	x, gone, err := g.takeBack(ctx, s, r, x)
 	if err != nil {
 		return err
@@ -60,6 +61,47 @@ func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Exe
 		return nil, done(x)
 	}})
 	return nil
+}
+
+// undoAll undoes all that is in effect of the caller's task and of those below it, the
+// last first, each recorded by itself. It stops at the first that cannot be undone.
+func (g *Gateway) undoAll(ctx context.Context, s *Session) (undone []uuid.UUID, err error) {
+	ids, err := g.standing(ctx, g.pool, s.Principal)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		// As a call of its own, so that each is recorded with its entry, and whatever
+		// stops the rest does not hide what was done.
+		part := Call{Name: "whence.v1.ActionService/Undo", Presented: authz.Presented{Token: s.token}, as: s.Principal, Action: authz.ActionExecute, Charge: 1,
+			Detail: map[string]any{"by": s.call}}
+		err := g.do(ctx, part, func(ctx context.Context, own *Session) error {
+			return g.Undo(ctx, own, id.String(), func(Execution) error { return nil })
+		})
+		var e *whence.Error
+		switch {
+		case errors.As(err, &e) && len(undone) > 0:
+			stopped := *e
+			stopped.Metadata = maps.Clone(e.Metadata)
+			if stopped.Metadata == nil {
+				stopped.Metadata = map[string]string{}
+			}
+			stopped.Metadata["undone"] = fmt.Sprint(len(undone))
+			return undone, &stopped
+		case err != nil:
+			return undone, err
+		}
+		undone = append(undone, id)
+	}
+	return undone, nil
+}
+
+func moreStands(left []uuid.UUID) error {
+	if len(left) == 0 {
+		return nil
+	}
+	return &whence.Error{Kind: whence.ErrAborted, Reason: "MORE_TO_UNDO", RetryAfter: 100 * time.Millisecond,
+		Message: "something was executed while the rest was undone; end the task again", Metadata: map[string]string{"execution": left[0].String()}}
 }
 
 // undoable finds the version that ran, and refuses what cannot be undone by its kind,

@@ -117,13 +117,13 @@ func (c *devCmd) prepare(ctx context.Context, s *process, cluster *pgcluster.Clu
 	if err != nil && !errors.Is(err, whence.ErrExists) {
 		return err
 	}
-	operator, _, err := s.issuer.IssueOperator("dev", authz.RoleAdmin, devTokenLifetime)
+	operator, _, err := s.issuer.IssueOperator("dev-operator", authz.RoleAdmin, devTokenLifetime)
 	if err != nil {
 		return err
 	}
 	agent, err := s.gateway.StartOwn(ctx, "dev", authz.TaskRequest{Agent: "dev-agent", Purpose: "development",
 		Scope: authz.ScopeSpec{Type: authz.DetailType, AllTables: true, AllSubjects: true,
-			Actions: []authz.Action{authz.MemoryRead, authz.MemoryWrite, authz.TaskDelegate}},
+			Actions: authz.Actions(), Tier: authz.TierIrreversible},
 		Calls: 1_000_000, Lifetime: devTokenLifetime})
 	if err != nil {
 		return err

@@ -39,6 +39,8 @@ type cli struct {
 	Answer   answerCmd   `cmd:"" help:"Show which memories fed an answer, and which answers a record fed."`
 	Audit    auditCmd    `cmd:"" help:"Read the audit log."`
 	Task     taskCmd     `cmd:"" help:"Look at, delegate and end tasks."`
+	Approval approvalCmd `cmd:"" help:"Decide what agents may do that cannot be undone."`
+	Action   actionCmd   `cmd:"" help:"Settle which operations agents may call."`
 	Token    tokenCmd    `cmd:"" help:"Get credentials."`
 
 	Issuer    issuerCmd    `cmd:"" help:"Trust identity providers."`

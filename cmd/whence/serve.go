@@ -214,7 +214,8 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if !s.flags.role("api") {
 		handler = api.NewStatusHandler
 	}
-	s.handler = handler(api.Config{Gateway: s.gateway, Query: engine, Registry: s.registry,
+	s.handler = handler(api.Config{Pool: s.pool, Actions: rows,
+		Gateway: s.gateway, Query: engine, Registry: s.registry,
 		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Models: fillable(s.models), Wrote: s.filler.Wake, Issuer: name, OAuth: tokens,
 		Authority: s.authority, Revocations: stops, Keys: keys, Ready: s.pool.Ping,
 		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})

@@ -36,12 +36,14 @@ func (o Operand) value(args Args, c Credential) (v value, ok bool, err error) {
 		v, err = ofText(c.part(o.Credential), c.part(o.Credential))
 		return v, err == nil, err
 	}
-	v.json = o.Constant
 	var is any
 	if err := json.Unmarshal(o.Constant, &is); err != nil {
 		return v, false, fmt.Errorf("read a constant: %w", err)
 	}
-	text := string(o.Constant)
+	if v.json, err = canonical(o.Constant); err != nil {
+		return v, false, fmt.Errorf("read a constant: %w", err)
+	}
+	text := string(v.json)
 	switch is := is.(type) {
 	case nil:
 		return v, true, nil

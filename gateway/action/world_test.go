@@ -37,7 +37,14 @@ type world struct {
 func open(t *testing.T, ddl ...string) *world {
 	t.Helper()
 	t.Parallel()
-	w := &world{t: t, source: pgtest.Empty(t), memory: pgtest.New(t)}
+	source := pgtest.Empty(t)
+	return openAt(t, source, source.DSN, ddl...)
+}
+
+// openAt is open with a source that is reached by another way than the tests' own.
+func openAt(t *testing.T, source *pgtest.DB, dsn string, ddl ...string) *world {
+	t.Helper()
+	w := &world{t: t, source: source, memory: pgtest.New(t)}
 	for _, s := range ddl {
 		w.exec(s)
 	}
@@ -49,7 +56,7 @@ func open(t *testing.T, ddl ...string) *world {
 	w.registry, err = ingest.NewRegistry(ingest.Config{Pool: w.memory.Pool, Index: x, Seal: key, Log: log})
 	w.check(err)
 	t.Cleanup(w.registry.Close)
-	_, err = w.registry.CreateSource(t.Context(), "app", w.source.DSN, "")
+	_, err = w.registry.CreateSource(t.Context(), "app", dsn, "")
 	w.check(err)
 	w.runner, err = NewRunner(Config{Registry: w.registry, Log: log})
 	w.check(err)

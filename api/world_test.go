@@ -81,7 +81,7 @@ func open(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w.handler = NewHandler(Config{Gateway: w.gateway, Audit: log, Lineage: answers, Authority: known, Revocations: stops, Keys: keys,
+	w.handler = NewHandler(Config{Pool: pool, Gateway: w.gateway, Audit: log, Lineage: answers, Authority: known, Revocations: stops, Keys: keys,
 		Issuer: name, OAuth: http.NotFoundHandler(), Ready: pool.Ping, Log: slog.New(slog.DiscardHandler)})
 	return w
 }

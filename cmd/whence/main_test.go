@@ -59,6 +59,7 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("SourceWithoutLogicalDecoding", w.testSourceWithoutLogicalDecoding)
 		t.Run("CommandLine", w.testCommandLine)
 		t.Run("Authority", w.testAuthority)
+		t.Run("Actions", w.testActions)
 		t.Run("UsersFromTheCommandLine", w.testUsersFromTheCommandLine)
 		t.Run("StopButton", w.testStopButton)
 		t.Run("RevokedStream", w.testRevokedStream)

@@ -94,6 +94,7 @@ func (g *Gateway) Execute(ctx context.Context, s *Session, a Asked, done func(Ex
 	if err != nil {
 		return err
 	}
+	g.step("claimed")
 	if !inserted { // somebody else was faster
 		if x, found, err := findExecution(ctx, g.pool, executionByKeySQL, known); err != nil || found {
 			return errors.Join(err, g.resume(ctx, s, a, x, done))
@@ -328,6 +329,7 @@ func (g *Gateway) dispatchRows(ctx context.Context, s *Session, r run, x *Execut
 	}
 	x.Token = res.Token
 	s.Use(authz.Rows, int64(res.Rows))
+	g.step("committed")
 	return nil
 }
 
@@ -370,6 +372,7 @@ func (g *Gateway) succeed(s *Session, r run, x Execution, done func(Execution) e
 		if err := g.store(ctx, tx, x, Running); err != nil {
 			return nil, err
 		}
+		g.step("being recorded")
 		return nil, done(x)
 	}})
 	if r.def.Memory != nil {
@@ -427,6 +430,7 @@ func (g *Gateway) store(ctx context.Context, tx pgx.Tx, x Execution, was Executi
 // prepare writes down what is about to be committed on the source, after a last look
 // at all that it depends on: from here on a crash does not hide what happened.
 func (g *Gateway) prepare(ctx context.Context, s *Session, r run, x *Execution, out action.Outcome) error {
+	g.step("done on the source")
 	if r.preview != "" && r.preview != r.previewDigest(out.Effects, nil).String() {
 		return stalePreview()
 	}
@@ -440,7 +444,7 @@ func (g *Gateway) prepare(ctx context.Context, s *Session, r run, x *Execution, 
 		return err
 	}
 	x.Result = result
-	return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
+	err = pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
 		if err := g.still(ctx, tx, s.Principal); err != nil {
 			return err
 		}
@@ -449,6 +453,8 @@ func (g *Gateway) prepare(ctx context.Context, s *Session, r run, x *Execution, 
 		}
 		return g.store(ctx, tx, *x, Running)
 	})
+	g.step("written down")
+	return err
 }
 
 // still refuses where the task may not go on by now.

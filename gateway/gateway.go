@@ -74,7 +74,8 @@ type Gateway struct {
 	rows    *action.Runner
 	notes   *notes.Store
 	wrote   func()
-	running running // executions
+	running running      // executions
+	step    func(string) // told of each step of an execution, for tests
 
 	holder uuid.UUID // whose leases this process's are
 	lease  time.Duration
@@ -112,7 +113,7 @@ func New(c Config) (*Gateway, error) {
 	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
 		known: c.Registry, foreign: c.Identities, stops: c.Revocations, keys: c.Keys, now: c.Clock, log: c.Log,
 		holder: uuid.New(), lease: c.Lease, blocks: newBlocks(),
-		rows: c.Rows, notes: c.Notes, wrote: c.Wrote, running: running{of: map[uuid.UUID]bool{}}}
+		rows: c.Rows, notes: c.Notes, wrote: c.Wrote, running: running{of: map[uuid.UUID]bool{}}, step: func(string) {}}
 	g.reservations = newBatcher(g.reserve)
 	g.records = newBatcher(g.write)
 	return g, nil

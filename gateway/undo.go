@@ -58,6 +58,7 @@ func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Exe
 		if err := g.store(ctx, tx, x, Undoing); err != nil {
 			return nil, err
 		}
+		g.step("being recorded")
 		return nil, done(x)
 	}})
 	return nil
@@ -170,6 +171,8 @@ func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) 
 	defer cancel()
 	res, err := g.rows.Undo(bound, r.def, x.effects, s.Principal.Scope, func(ctx context.Context, out action.Outcome) error {
 		x.tx = &sourceTx{source: r.source(), xid: out.XID, system: out.SystemID, timeline: out.Timeline}
+		g.step("done on the source")
+		defer g.step("written down")
 		return pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
 			if err := g.still(ctx, tx, s.Principal); err != nil {
 				return err
@@ -179,6 +182,7 @@ func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) 
 	})
 	if err == nil {
 		x.Token = res.Token
+		g.step("committed")
 		return x, false, nil
 	}
 	if errors.Is(err, action.ErrUncertain) {

@@ -14,7 +14,7 @@ create table whence.executions (
     action         text not null,
     action_version int not null,
     tier           text not null,
-    arguments      jsonb not null,
+    arguments      json not null,
     digest         bytea not null,               -- of action, version and arguments
     state          text not null check (state in
         ('AWAITING_APPROVAL', 'RUNNING', 'SUCCEEDED', 'FAILED', 'UNCERTAIN', 'DENIED', 'UNDOING', 'UNDONE')),
@@ -29,7 +29,7 @@ create table whence.executions (
     sent_at        timestamptz,
     effects        jsonb,                        -- whole rows before and after: what undo restores
     shown          jsonb not null default '[]',  -- of them, what the action shows
-    result         jsonb,
+    result         json,                        -- as it was told, byte for byte
     token          text not null default '',     -- for consistency.atLeast
     failure        jsonb,
     approval_id    uuid,

@@ -149,6 +149,7 @@ func (p Parameter) fit(given any) (value, error) {
 		}
 		s := string(b)
 		return value{&s, b}, nil
+	case Text, Time, UUID:
 	}
 	s, ok := given.(string)
 	if !ok {
@@ -176,6 +177,7 @@ func (p Parameter) fit(given any) (value, error) {
 			return value{}, errors.New("is not a UUID")
 		}
 		s = id.String()
+	case Integer, Number, Boolean, JSON: // not in a string
 	}
 	return ofText(s, s)
 }

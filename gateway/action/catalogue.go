@@ -222,7 +222,7 @@ func (c catalogue) reversible(d Definition, t whence.Table, name string) error {
 		}
 	}
 	for _, r := range c.References {
-		deed := ""
+		var deed string
 		switch {
 		case d.Row.Operation == Delete && further(r.OnDelete):
 			deed = "DELETE"

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -269,5 +270,78 @@ func TestCrashDoesNotGiveTheIDAway(t *testing.T) {
 	}
 	if fate, err := w.runner.Fate(t.Context(), "app", k.out.XID, k.out.SystemID, k.out.Timeline); fate != Aborted || err != nil {
 		t.Errorf("its fate is %s, %v", fate, err)
+	}
+}
+
+// Only the cluster that is captured is written to; what became of a transaction is
+// asked of whichever is there.
+func TestAnotherClusterIsNotWrittenTo(t *testing.T) {
+	w := open(t, tickets)
+	w.register(ticketSpec)
+	d := onRows(Update, ticketTable, []string{"id"}, []string{"title"})
+	raw := d.arguments(map[string]string{"id": "1"}, map[string]string{"title": "new"})
+	out, err := w.run(d, raw, everything(t))
+	w.check(err)
+	captured := func(system string, timeline int32) {
+		_, err := w.memory.Pool.Exec(t.Context(), `update whence.sources set system_id = $1, timeline = $2`, system, timeline)
+		w.check(err)
+	}
+	args, err := Arguments(d, raw)
+	w.check(err)
+	for name, c := range map[string]struct {
+		system   string
+		timeline int32
+		reason   string
+	}{
+		"this one":         {out.SystemID, out.Timeline, ""},
+		"another":          {"7000000000000000000", out.Timeline, "SOURCE_UNREACHABLE"},
+		"another timeline": {out.SystemID, out.Timeline + 1, "SOURCE_UNREACHABLE"},
+	} {
+		captured(c.system, c.timeline)
+		var k kept
+		if _, err := w.runner.Run(t.Context(), Request{Action: d, Args: args, Scope: everything(t)}, k.prepare); refusal(err) != c.reason {
+			t.Errorf("%s: %v", name, err)
+		}
+		if fate, err := w.runner.Fate(t.Context(), "app", out.XID, out.SystemID, out.Timeline); fate != Committed || err != nil {
+			t.Errorf("%s: the fate is %s, %v", name, fate, err)
+		}
+	}
+}
+
+// A source that refuses the server says so, without what its connection string holds.
+func TestSourceThatLetsNobodyIn(t *testing.T) {
+	t.Parallel()
+	source := pgtest.Empty(t)
+	const role, password = "locked_out_later", "hush-hush"
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := source.Pool.Exec(context.Background(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(`create role ` + role + ` superuser login password '` + password + `'`)
+	t.Cleanup(func() {
+		exec(`drop owned by ` + role)
+		exec(`drop role ` + role)
+	})
+	u, err := url.Parse(source.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, password)
+	w := openAt(t, source, u.String(), tickets)
+	w.register(ticketSpec)
+	d := onRows(Update, ticketTable, []string{"id"}, []string{"title"})
+	w.check(w.runner.Check(t.Context(), d))
+	exec(`alter role ` + role + ` nologin`)
+	w.registry.Close()
+	err = w.runner.Check(t.Context(), d)
+	if refusal(err) != "SOURCE_REFUSED" || meta(err, "source") != "app" {
+		t.Errorf("a source that refuses: %v", err)
+	}
+	for _, secret := range []string{u.Host, role, password} {
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("the caller is told %q: %v", secret, err)
+		}
 	}
 }

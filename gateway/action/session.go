@@ -205,8 +205,8 @@ func (s *session) write(ctx context.Context, statements []*statement, effects []
 	if err != nil {
 		return err
 	}
-	for i, rows := range all {
-		e := &effects[i]
+	for i := range effects {
+		e, rows := &effects[i], all[i]
 		if len(rows) != 1 {
 			return interfered(s.t.Name())
 		}

@@ -37,7 +37,7 @@ func (s *statement) put(v *string) *statement {
 	return s.add("$", strconv.Itoa(len(s.args)))
 }
 
-func (s *statement) text(v string) *statement { return s.put(&v).add("::text") }
+func (s *statement) text(v string) { s.put(&v).add("::text") }
 
 func quoted(name string) string { return pgx.Identifier{name}.Sanitize() }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -274,7 +275,7 @@ func (v *validation) tier() error {
 	switch {
 	case d.Row != nil && (d.Row.Operation == Select) != read:
 		return invalid("tier", "a row action is READ exactly when its operation is SELECT")
-	case d.HTTP != nil && (d.HTTP.Request.Method == "GET") != read:
+	case d.HTTP != nil && (d.HTTP.Request.Method == http.MethodGet) != read:
 		return invalid("tier", "an HTTP action is READ exactly when its method is GET")
 	case d.HTTP != nil && (d.HTTP.Inverse != nil) != (d.Tier == authz.TierReversible):
 		return invalid("http.inverse", "an HTTP action has an inverse exactly when it is REVERSIBLE")

@@ -1,13 +1,14 @@
 package action
 
 import (
+	"net/http"
 	"slices"
 	"strings"
 )
 
 const maxPath = 2048
 
-var methods = []string{"GET", "POST", "PUT", "PATCH", "DELETE"}
+var methods = []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}
 
 func (v *validation) http(h HTTPAction) error {
 	switch {
@@ -19,7 +20,7 @@ func (v *validation) http(h HTTPAction) error {
 	if err := v.request("http.request", h.Request, false); err != nil || h.Inverse == nil {
 		return err
 	}
-	if h.Inverse.Method == "GET" {
+	if h.Inverse.Method == http.MethodGet {
 		return invalid("http.inverse.method", "GET changes nothing, and so takes nothing back")
 	}
 	return v.request("http.inverse", *h.Inverse, true)
@@ -29,7 +30,7 @@ func (v *validation) request(field string, r HTTPRequest, inverse bool) error {
 	switch {
 	case !slices.Contains(methods, r.Method):
 		return invalid(field+".method", "there is no method %q; there are %s", r.Method, strings.Join(methods, ", "))
-	case r.Method == "GET" && len(r.Body) > 0:
+	case r.Method == http.MethodGet && len(r.Body) > 0:
 		return invalid(field+".body", "GET has no body")
 	case !strings.HasPrefix(r.Path, "/") || len(r.Path) > maxPath || strings.ContainsAny(r.Path, "?#\\ \r\n\t") || !plain(r.Path):
 		return invalid(field+".path", "a path begins with \"/\", has at most %d bytes, and holds neither spaces nor a query", maxPath)

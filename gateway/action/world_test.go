@@ -103,6 +103,7 @@ func (w *world) register(spec ingest.TableSpec) {
 
 // everything is a scope of all rows.
 func everything(t *testing.T) authz.Scope {
+	t.Helper()
 	return authztest.Scope(t, authz.ScopeSpec{AllTables: true, AllSubjects: true, Actions: authz.Actions(), Tier: authz.TierIrreversible})
 }
 

@@ -21,9 +21,9 @@ const idempotencyKey = "idempotencyKey"
 // arguments travel to the service as they came and become a message behind the door,
 // so that what is wrong with them is recorded and told only to who may call.
 type arguments struct {
-	body []byte // the request in JSON
-	key  string
-	err  error // *whence.Error: why they are no request
+	members object // of the request in JSON, each as it came
+	key     string
+	err     error // *whence.Error: why they are no request
 }
 
 // arguments takes apart what a tool was called with.
@@ -41,8 +41,7 @@ func (a *arguments) read(t *tool, raw json.RawMessage) error {
 	if start, err := dec.Token(); err != nil || start != json.Delim('{') {
 		return malformed("", "arguments must be an object, as in "+t.example)
 	}
-	var members []string
-	body := []byte{'{'}
+	seen := map[string]bool{}
 	for dec.More() {
 		word, err := dec.Token()
 		if err != nil {
@@ -54,28 +53,18 @@ func (a *arguments) read(t *tool, raw json.RawMessage) error {
 		}
 		name, _ := word.(string)
 		switch {
-		case slices.Contains(members, name):
+		case seen[name]:
 			return malformed(name, fmt.Sprintf("give %.64s once", name))
 		case !slices.Contains(t.takes, name):
 			return malformed("", fmt.Sprintf("there is no argument %.64q; %s takes %s", name, t.name, t.takesInWords()))
 		}
-		members = append(members, name)
-		if name == idempotencyKey {
-			if err := json.Unmarshal(value, &a.key); err != nil || a.key == "" {
-				return malformed(name, "idempotencyKey must be text: 1 to 255 printable ASCII characters, new for every intended effect")
-			}
-			continue
+		seen[name] = true
+		if name != idempotencyKey {
+			a.members = append(a.members, member{name, value})
+		} else if err := json.Unmarshal(value, &a.key); err != nil || a.key == "" {
+			return malformed(name, "idempotencyKey must be text: 1 to 255 printable ASCII characters, new for every intended effect")
 		}
-		if len(body) > 1 {
-			body = append(body, ',')
-		}
-		quoted, err := json.Marshal(name)
-		if err != nil {
-			return err
-		}
-		body = append(append(append(body, quoted...), ':'), value...)
 	}
-	a.body = append(body, '}')
 	return nil
 }
 
@@ -107,12 +96,32 @@ func copyMessage(dst, src any) error {
 	if !ok {
 		return fmt.Errorf("decode arguments: %T is not a message", dst)
 	}
-	if err := protojson.Unmarshal(a.body, m); err != nil {
-		// protojson varies its spaces, so that nobody relies on its words.
-		words := strings.ReplaceAll(err.Error(), "\u00a0", " ")
-		return malformed("", "arguments: "+position.ReplaceAllString(words, ""))
+	if err := a.members.decode(m); err != nil {
+		return a.blame(m, err)
 	}
 	return nil
+}
+
+func (o object) decode(m proto.Message) error {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	return protojson.Unmarshal(b, m)
+}
+
+// blame says which argument is at fault, which protojson does not always.
+func (a *arguments) blame(m proto.Message, fault error) error {
+	field := "arguments"
+	for _, one := range a.members {
+		if err := (object{one}).decode(m); err != nil {
+			field, fault = one.name, err
+			break
+		}
+	}
+	// protojson varies its spaces, so that nobody relies on its words.
+	words := strings.ReplaceAll(fault.Error(), "\u00a0", " ")
+	return malformed(field, field+": "+position.ReplaceAllString(words, ""))
 }
 
 // encode writes a reply as the API does.

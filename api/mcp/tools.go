@@ -58,7 +58,8 @@ var tools = []tool{
 	returning(renderRemember, tool{name: "remember", title: "Write a note",
 		procedure: rpc.MemoryServiceRememberProcedure, request: "RememberRequest", example: `{"text": "Ms Ito wants refunds as vouchers", "kind": "NOTE_KIND_PREFERENCE"}`,
 		key:   "Give one, so that a repeated call writes no second note. ",
-		hints: sdk.ToolAnnotations{DestructiveHint: ptr(false), IdempotentHint: true, OpenWorldHint: ptr(false)},
+		// Not idempotent by hint: that would hold without a key as well.
+		hints: sdk.ToolAnnotations{DestructiveHint: ptr(false), OpenWorldHint: ptr(false)},
 		description: "Keep something for later tasks: a fact, an event, a preference or a procedure. It is kept with this task, agent and user as its origin. " +
 			"Say in derivedFrom which answers (answerId) or hits (chunkId) it was concluded from: it is then shown as STALE once they change. " +
 			"With key, a later note with the same key about the same subject supersedes it. " +

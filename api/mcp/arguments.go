@@ -37,6 +37,9 @@ func (a *arguments) read(t *tool, raw json.RawMessage) error {
 	if raw = bytes.TrimSpace(raw); len(raw) == 0 || string(raw) == "null" {
 		raw = []byte("{}")
 	}
+	if !json.Valid(raw) { // which a decoder would find only as it comes to it
+		return malformed("", "arguments must be valid JSON")
+	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	if start, err := dec.Token(); err != nil || start != json.Delim('{') {
 		return malformed("", "arguments must be an object, as in "+t.example)

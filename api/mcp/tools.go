@@ -57,7 +57,7 @@ var tools = []tool{
 			"Fails with not_found for one that does not exist or is outside the task's scope."}),
 	returning(renderRemember, tool{name: "remember", title: "Write a note",
 		procedure: rpc.MemoryServiceRememberProcedure, request: "RememberRequest", example: `{"text": "Ms Ito wants refunds as vouchers", "kind": "NOTE_KIND_PREFERENCE"}`,
-		key:   "Give one, so that a repeated call writes no second note. ",
+		key: "Give one, so that a repeated call writes no second note. ",
 		// Not idempotent by hint: that would hold without a key as well.
 		hints: sdk.ToolAnnotations{DestructiveHint: ptr(false), OpenWorldHint: ptr(false)},
 		description: "Keep something for later tasks: a fact, an event, a preference or a procedure. It is kept with this task, agent and user as its origin. " +

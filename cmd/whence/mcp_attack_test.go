@@ -145,7 +145,7 @@ func (w *running) testMCPHostile(t *testing.T) {
 		{"query", `{"text":"x","idempotencyKey":"k"}`, `"idempotencyKey"`},
 		{"query", `["x"]`, "object"},
 		{"query", `"x"`, "object"},
-		{"query", `{"text":"\ud800"}`, "arguments"},
+		{"query", `{"text":"\ud800"}`, "text"},
 		{"record", `{"table":"app.public.barges","key":"7"}`, "key"},
 		{"remember", `{"text":"x","idempotencyKey":7}`, "idempotencyKey"},
 		{"remember", `{"text":"x","idempotencyKey":""}`, "idempotencyKey"},

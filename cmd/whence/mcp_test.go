@@ -259,4 +259,3 @@ func (w *running) testMCPNoSessions(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
-

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
@@ -25,6 +28,8 @@ func TestMCP(t *testing.T) {
 	t.Run("Tools", w.testMCPTools)
 	t.Run("Offer", w.testMCPOffer)
 	t.Run("SameAsOverConnect", w.testMCPSameAsConnect)
+	t.Run("SameJSON", w.testMCPSameJSON)
+	t.Run("GivenUp", w.testMCPGivenUp)
 	t.Run("Budget", w.testMCPBudget)
 	t.Run("Credentials", w.testMCPCredentials)
 	t.Run("Proofs", w.testMCPProofs)
@@ -210,6 +215,50 @@ func (w *running) testMCPSameAsConnect(t *testing.T) {
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(entry{})); diff != "" || len(got) != 16 {
 		t.Errorf("entries over Connect (-) and of tools (+): %s", diff)
 	}
+}
+
+// testMCPSameJSON holds structured content against the reply of plain HTTP, member by
+// member.
+func (w *running) testMCPSameJSON(t *testing.T) {
+	agent, _ := w.errand(t, 5, "memory:read")
+	const args = `{"table":"app.public.barges","key":{"id":"7"}}`
+	b, err := agent.post(t.Context(), "MemoryService/GetRecord", []byte(args))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(b []byte) map[string]any {
+		var m map[string]any
+		if err := json.Unmarshal(b, &m); err != nil {
+			t.Fatal(err)
+		}
+		delete(m, "budget")
+		delete(m["record"].(map[string]any)["freshness"].(map[string]any), "behind")
+		return m
+	}
+	got := w.mcp(t, "POST", toolCall("record", args), map[string][]string{"Authorization": {"Bearer " + agent.token}}).tool(t)
+	if diff := cmp.Diff(read(b), read(got.structured)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// testMCPGivenUp holds that a call ends when its client goes, as over Connect.
+func (w *running) testMCPGivenUp(t *testing.T) {
+	agent, task := w.errand(t, 5, "memory:read")
+	s := agent.byMCP(t)
+	before := w.lastEntry(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := s.CallTool(ctx, &sdk.CallToolParams{Name: "query", Arguments: map[string]any{
+		"text": "gravel", "tables": []string{"app.public.barges"}, "consistency": map[string]any{"atLeast": "7FFFFFFF/0"}}})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("waiting for what never comes: %v", err)
+	}
+	eventually(t, 2*time.Second, "the call is recorded as given up", func() error {
+		if got := w.entriesAfter(t, before, task); len(got) != 1 || got[0].decision != "FAILED" || got[0].reason != "CANCELED" {
+			return fmt.Errorf("%v", got)
+		}
+		return nil
+	})
 }
 
 func (w *running) testMCPBudget(t *testing.T) {

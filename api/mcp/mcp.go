@@ -58,7 +58,8 @@ func New(c Config) (http.Handler, error) {
 	}
 	server := sdk.NewServer(&sdk.Implementation{Name: "whence", Title: "Whence", Version: buildVersion()}, &sdk.ServerOptions{
 		Instructions: instructions,
-		// The tools are always the same, so there is nothing to notify of.
+		// The tools are always the same, so there is nothing to listen to: no stream is
+		// held open, which might outlast its credential.
 		Capabilities: &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{}},
 	})
 	known := make(map[string]bool, len(tools))
@@ -96,15 +97,11 @@ func lifetime(ctx context.Context) context.Context {
 // unknownProcedure is a call that there is not.
 const unknownProcedure = "/whence.v1.Unknown/Unknown"
 
-// guard records calls of tools that there are not, and keeps streams from being opened:
-// there is nothing to tell in one, and it might outlast its credential.
+// guard records calls of tools that there are not.
 func (e *endpoint) guard(known map[string]bool) sdk.Middleware {
 	return func(next sdk.MethodHandler) sdk.MethodHandler {
 		return func(ctx context.Context, method string, req sdk.Request) (sdk.Result, error) {
-			switch p, _ := req.GetParams().(*sdk.CallToolParamsRaw); {
-			case method == "subscriptions/listen":
-				return nil, &jsonrpc.Error{Code: jsonrpc.CodeMethodNotFound, Message: "there is nothing to listen to here"}
-			case p != nil && !known[p.Name]:
+			if p, ok := req.GetParams().(*sdk.CallToolParamsRaw); ok && p != nil && !known[p.Name] {
 				err := e.client.CallUnary(lifetime(ctx), connect.Spec{Procedure: unknownProcedure}, &arguments{}, nil)
 				if connect.CodeOf(err) != connect.CodeUnimplemented {
 					return nil, &jsonrpc.Error{Code: jsonrpc.CodeInternalError, Message: explain(err).Message}

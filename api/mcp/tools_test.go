@@ -70,6 +70,47 @@ func TestToolsAreCalls(t *testing.T) {
 	}
 }
 
+// A schema is closed and described at every depth, and refers to nothing outside itself.
+func TestSchemasAreWhole(t *testing.T) {
+	t.Parallel()
+	for name, one := range all(t) {
+		b, err := json.Marshal(one.input)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "$ref") || !strings.HasPrefix(string(b), `{"type":"object","properties":{`) {
+			t.Errorf("%s: %s", name, b)
+		}
+		var schema map[string]any
+		if err := json.Unmarshal(b, &schema); err != nil {
+			t.Fatal(err)
+		}
+		whole(t, name, schema)
+	}
+	b, err := json.Marshal(all(t)["query"].input)
+	if err != nil || !strings.Contains(string(b), `"halfLife":{"type":"string"`) {
+		t.Errorf("what query refers to is not in it: %s, %v", b, err)
+	}
+}
+
+func whole(t *testing.T, path string, schema map[string]any) {
+	t.Helper()
+	properties, ok := schema["properties"].(map[string]any)
+	if !ok {
+		return
+	}
+	if schema["additionalProperties"] != false {
+		t.Errorf("%s is open", path)
+	}
+	for name, p := range properties {
+		property, ok := p.(map[string]any)
+		if !ok || property["description"] == nil || property["type"] == nil {
+			t.Errorf("%s.%s: %v", path, name, p)
+		}
+		whole(t, path+"."+name, property)
+	}
+}
+
 // What is taken apart is what came, and what is refused says why.
 func FuzzArguments(f *testing.F) {
 	known := all(f)

@@ -194,6 +194,10 @@ func (w *running) testMCPHostile(t *testing.T) {
 		{"no message", http.MethodPost, `{"jsonrpc":"2.0"}`, allowed, 400, "", "", ""},
 		{"nothing", http.MethodPost, ``, allowed, 400, "", "", ""},
 		{"no such method", http.MethodPost, `{"jsonrpc":"2.0","id":1,"method":"tools/steal"}`, allowed, 400, "", "", ""},
+		{"a call of nothing", http.MethodPost, `{"jsonrpc":"2.0","id":1,"method":"tools/call"}`, allowed, 400, "", "", ""},
+		{"a call of null", http.MethodPost, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":null}`, allowed, 200, "-32600", "", ""},
+		{"a call of a number", http.MethodPost, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":7}}`, allowed, 200, "-32602", "", ""},
+		{"a call of no name", http.MethodPost, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{}}`, allowed, 200, "-32602", "unknown", "UNKNOWN_CALL"},
 		{"no such tool", http.MethodPost, toolCall("steal", "{}"), allowed, 200, "-32602", "unknown", "UNKNOWN_CALL"},
 		{"a stream", http.MethodGet, ``, allowed, 405, "", "", ""},
 		{"a form", http.MethodPost, toolCall("task", "{}"), with("Content-Type", "application/x-www-form-urlencoded"), 415, "", "", ""},
@@ -213,6 +217,16 @@ func (w *running) testMCPHostile(t *testing.T) {
 		} else if entries := w.entriesAfter(t, before, task); len(entries) != 0 {
 			t.Errorf("%s: %v", c.name, entries)
 		}
+	}
+	// A stream would outlast its credential, so none is opened.
+	listen := with("Mcp-Protocol-Version", "2026-07-28")
+	listen.Set("Mcp-Method", "subscriptions/listen")
+	hasty := *w
+	hasty.http = &http.Client{Transport: w.http.Transport, Timeout: 5 * time.Second}
+	got := hasty.mcp(t, http.MethodPost, `{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true},"_meta":{
+"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"test","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}`, listen)
+	if !strings.Contains(got.body, `"notifications":{}`) || !strings.Contains(got.body, `"result"`) {
+		t.Errorf("listening: %d %s", got.status, got.body)
 	}
 	// The name that a page's browser resolved to this server (DNS rebinding): to the
 	// browser all is of one origin.

@@ -72,6 +72,11 @@ var outside = []restriction{
 		only:     []string{"cdc", "bench"},
 		why:      "the replication protocol is cdc's",
 	},
+	{
+		prefixes: []string{"github.com/modelcontextprotocol/"},
+		only:     []string{"api"},
+		why:      "MCP is one more way into the API",
+	},
 }
 
 // never names what must not be reached over any number of imports.
@@ -242,6 +247,7 @@ func TestImportRulesCanFail(t *testing.T) {
 		module + "/embedder":            {module},
 		module + "/embedder/lexical":    {module + "/embedder"},
 		module + "/query":               {module + "/index"},
+		module + "/api/mcp":             {"github.com/modelcontextprotocol/go-sdk/mcp"},
 		module + "/api":                 {module + "/query", module + "/proto/gen/whence/v1", "connectrpc.com/connect/v2"},
 		module + "/console":             {module + "/api"},
 		module + "/cmd/whence":          {module + "/api", module + "/cdc", module + "/console"},
@@ -265,6 +271,7 @@ func TestImportRulesCanFail(t *testing.T) {
 		{"/query", module + "/proto/gen/whence/v1", "query may not import proto"},
 		{"/query", "github.com/pgvector/pgvector-go", "only package that knows pgvector"},
 		{"/api", "github.com/jackc/pglogrepl", "cdc's"},
+		{"/gateway", "github.com/modelcontextprotocol/go-sdk/mcp", "one more way into the API"},
 		{"/console", module + "/authz", "console may not import authz"},
 		{"/console", module + "/gateway", "console may not import gateway"},
 		{"/query", module + "/internal/pgtest", "for tests"},

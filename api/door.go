@@ -161,8 +161,12 @@ func undecodable(err error) error {
 }
 
 // presented is the credential of a call. A call's method is GET only where the
-// transport says so; its URL is the one that the installation is known by.
+// transport says so; its URL is the one that the installation is known by. A call that
+// came in a request to another URL has that request's credential.
 func (d *door) presented(ctx context.Context, procedure string) authz.Presented {
+	if p, ok := ctx.Value(presentedKey{}).(authz.Presented); ok {
+		return p
+	}
 	p := authz.Presented{Proof: header(ctx, "DPoP"), Method: http.MethodPost, URL: d.issuer + procedure}
 	if once(ctx, "Authorization") && once(ctx, "DPoP") {
 		p.Token, p.Bound = authz.ReadAuthorization(header(ctx, "Authorization"))

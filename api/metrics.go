@@ -3,10 +3,9 @@ package api
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	"errors"
 	"net/http"
 
-	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/gateway"
 )
@@ -26,22 +25,7 @@ func (d *metricsDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		d.Metrics.ServeHTTP(w, r)
 		return
 	}
-	var e *whence.Error
-	status := http.StatusInternalServerError
-	switch {
-	case !errors.As(err, &e):
-		d.Log.ErrorContext(r.Context(), "cannot tell who asks for the metrics", "error", err)
-		problem(w, status, "INTERNAL", "the server failed; its log says why")
-		return
-	case errors.Is(e.Kind, whence.ErrUnauthenticated):
-		status = http.StatusUnauthorized
-		w.Header().Set("WWW-Authenticate", d.challenge())
-	case errors.Is(e.Kind, whence.ErrDenied):
-		status = http.StatusForbidden
-	case errors.Is(e.Kind, whence.ErrUnavailable):
-		status = http.StatusServiceUnavailable
-	}
-	problem(w, status, e.Reason, e.Message)
+	refuse(w, r, d.Log, d.challenge(oauth.ResourceMetadataPath), err)
 }
 
 // sameSecret compares in a time that tells nothing of either.

@@ -9,6 +9,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -21,6 +22,8 @@ import (
 	"connectrpc.com/grpcreflect/v2"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/api/mcp"
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
@@ -68,14 +71,14 @@ type Config struct {
 }
 
 // challenge is the WWW-Authenticate of a 401: where to learn how to get a token.
-func (c Config) challenge() string {
-	where := c.Issuer + oauth.ResourceMetadataPath
+func (c Config) challenge(metadata string) string {
+	where := c.Issuer + metadata
 	return fmt.Sprintf("Bearer resource_metadata=%q, DPoP algs=%q, resource_metadata=%q", where, strings.Join(authz.ProofAlgorithms(), " "), where)
 }
 
 // NewHandler returns the handler of the one listener.
 func NewHandler(c Config) http.Handler {
-	d := &door{gateway: c.Gateway, log: c.Log, issuer: c.Issuer, challenge: c.challenge()}
+	d := &door{gateway: c.Gateway, log: c.Log, issuer: c.Issuer, challenge: c.challenge(oauth.ResourceMetadataPath)}
 	server := connect.NewServer(d.intercept)
 	whencev1connect.RegisterSourceServiceHandler(server, &sources{registry: c.Registry})
 	whencev1connect.RegisterMemoryServiceHandler(server, &memory{query: c.Query, notes: c.Notes, wrote: c.Wrote})
@@ -104,6 +107,11 @@ func NewHandler(c Config) http.Handler {
 			whencev1connect.ApprovalServiceName, whencev1connect.AuditServiceName}
 	})))
 	connecthttp.Mount(mux, reflection)
+	endpoint, err := mcp.New(mcp.Config{Calls: server, Log: c.Log})
+	if err != nil {
+		panic(err) // the contract that is built in lacks a call: no configuration does that
+	}
+	mux.Handle(oauth.MCPPath, &mcpDoor{c, endpoint})
 	mount(mux, c)
 	return mux
 }
@@ -148,6 +156,28 @@ func mountStatus(mux *http.ServeMux, c Config) {
 
 func notFound(w http.ResponseWriter, r *http.Request) {
 	problem(w, http.StatusNotFound, "", r.URL.Path+" is not served here; GET /openapi.yaml lists every call")
+}
+
+// refuse answers plain HTTP paths with an error as the caller may see it.
+func refuse(w http.ResponseWriter, r *http.Request, log *slog.Logger, challenge string, err error) {
+	var e *whence.Error
+	status := http.StatusInternalServerError
+	switch {
+	case !errors.As(err, &e):
+		log.ErrorContext(r.Context(), "cannot let a request in", "path", r.URL.Path, "error", err)
+		problem(w, status, "INTERNAL", "the server failed; its log says why")
+		return
+	case errors.Is(e.Kind, whence.ErrUnauthenticated):
+		status = http.StatusUnauthorized
+		w.Header().Set("WWW-Authenticate", challenge)
+	case errors.Is(e.Kind, whence.ErrDenied):
+		status = http.StatusForbidden
+	case errors.Is(e.Kind, whence.ErrUnavailable):
+		status = http.StatusServiceUnavailable
+	case e.Reason == "REQUEST_TOO_LARGE":
+		status = http.StatusRequestEntityTooLarge
+	}
+	problem(w, status, e.Reason, e.Message)
 }
 
 // problem answers plain HTTP paths with RFC 9457 problem details.

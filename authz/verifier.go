@@ -130,6 +130,7 @@ type Presented struct {
 	Bound       bool   // by the scheme DPoP instead of Bearer
 	Proof       string // the header DPoP
 	Method, URL string // of the call, as the client knows it; for the proof
+	Taken       *Taken // in place of the proof, where one request holds several calls
 }
 
 // Authenticate verifies a token and that who presents it may: one that is bound to a
@@ -146,6 +147,8 @@ func (v *Verifier) Authenticate(ctx context.Context, c Presented) (*Principal, e
 		return p, nil
 	case !c.Bound:
 		return p, refuse("PROOF_MISSING", "this token is bound to a key; send it as Authorization: DPoP TOKEN, with a proof in the header DPoP (RFC 9449)", nil)
+	case c.Taken.with(c.Token):
+		return p, nil
 	}
 	if err := v.c.Proofs.VerifyBound(c.Proof, c.Method, c.URL, c.Token, p.Thumbprint); err != nil {
 		return p, err

@@ -48,8 +48,10 @@ type resourceMetadata struct {
 	ProofAlgorithms []string `json:"dpop_signing_alg_values_supported"`
 }
 
-func describeResource(issuer string) resourceMetadata {
-	return resourceMetadata{Resource: issuer, Name: "Whence", Servers: []string{issuer}, Bearer: []string{"header"},
+// describeResource describes the installation, or what is at one of its paths. Tokens
+// for either are the same: their audience is the installation.
+func describeResource(issuer, path string) resourceMetadata {
+	return resourceMetadata{Resource: issuer + path, Name: "Whence", Servers: []string{issuer}, Bearer: []string{"header"},
 		Scopes: actions(), DetailTypes: []string{authz.DetailType}, ProofAlgorithms: authz.ProofAlgorithms()}
 }
 

@@ -31,6 +31,11 @@ const (
 	ServerMetadataPath = "/.well-known/oauth-authorization-server"
 	// ResourceMetadataPath is what a 401 elsewhere names in WWW-Authenticate's resource_metadata.
 	ResourceMetadataPath = "/.well-known/oauth-protected-resource"
+
+	// MCPPath is where the MCP endpoint is. Clients know it as a resource by itself and
+	// compare names (RFC 9728, section 3.3), so it has metadata of its own.
+	MCPPath         = "/mcp"
+	MCPMetadataPath = ResourceMetadataPath + MCPPath
 )
 
 // Door decides. Each of its calls is one call on record, refusals included, and what
@@ -78,14 +83,18 @@ func New(c Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	resource, err := json.Marshal(describeResource(c.Issuer))
+	resource, err := json.Marshal(describeResource(c.Issuer, ""))
 	if err != nil {
 		return nil, err
 	}
-	return routes(c, server, resource), nil
+	mcp, err := json.Marshal(describeResource(c.Issuer, MCPPath))
+	if err != nil {
+		return nil, err
+	}
+	return routes(c, server, resource, mcp), nil
 }
 
-func routes(c Config, serverMetadata, resourceMetadata []byte) http.Handler {
+func routes(c Config, serverMetadata, resourceMetadata, mcpMetadata []byte) http.Handler {
 	s := &server{c}
 	mux := http.NewServeMux()
 	mux.HandleFunc(TokenPath, s.post(s.token))
@@ -94,6 +103,7 @@ func routes(c Config, serverMetadata, resourceMetadata []byte) http.Handler {
 	mux.HandleFunc(JWKSPath, s.public(func(ctx context.Context) ([]byte, error) { return c.Keys.JWKS(ctx) }))
 	mux.HandleFunc(ServerMetadataPath, s.public(fixed(serverMetadata)))
 	mux.HandleFunc(ResourceMetadataPath, s.public(fixed(resourceMetadata)))
+	mux.HandleFunc(MCPMetadataPath, s.public(fixed(mcpMetadata)))
 	return mux
 }
 

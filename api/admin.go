@@ -11,6 +11,7 @@ import (
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/gateway/upstream"
 	"github.com/whence-db/whence/index"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
@@ -24,6 +25,7 @@ type admin struct {
 	registry    *registry.Registry
 	revocations *authz.Revocations
 	keys        *authz.Keys
+	upstreams   *upstream.Store
 }
 
 // standing tells whether the caller comes as a user, whose handlers then keep them

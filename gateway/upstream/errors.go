@@ -40,8 +40,7 @@ func Sent(err error) bool {
 func explain(ctx context.Context, u *Upstream, req *http.Request, sent bool, err error) error {
 	var network net.Error
 	var refused *refusedError
-	timeout := errors.As(err, &network) && network.Timeout() || errors.Is(err, context.DeadlineExceeded) ||
-		ctx.Err() != nil && !errors.Is(context.Cause(ctx), context.Canceled)
+	timeout := errors.As(err, &network) && network.Timeout() || errors.Is(ctx.Err(), context.DeadlineExceeded)
 	body, _ := req.Body.(*requestBody)
 	switch {
 	case body != nil && body.failure.Load() != nil: // of the caller's making

@@ -16,8 +16,8 @@ var notSent = []string{
 	// credentials, which are for this server
 	"authorization", "cookie", "cookie2", "dpop",
 	// who asks, and by which way
-	"forwarded", "via", "from", "x-forwarded", "x-forwarded-", "x-real-", "x-client-", "x-cluster-client-", "true-client-", "cf-connecting-",
-	"x-remote-", "remote-", "x-auth-request-", "origin", "referer", "sec-", "access-control-", "whence-", "x-whence-",
+	"forwarded", "via", "from", "x-forwarded", "x-forwarded-", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip",
+	"x-remote-user", "remote-user", "x-auth-request-", "origin", "referer", "sec-", "access-control-", "whence-", "x-whence-",
 	"traceparent", "tracestate", "baggage", "b3", "x-b3-",
 	// another target or method
 	"host", "x-host", "x-http-host-override", "x-original-", "x-rewrite-", "x-http-method", "x-http-method-override", "x-method-override",

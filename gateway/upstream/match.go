@@ -89,9 +89,12 @@ type Verdict struct {
 }
 
 // Match finds the first rule that matches. A request that none matches reads if its
-// method is GET or HEAD, and is irreversible otherwise. A request that another
-// verdict waits for once a slash is added to its path or taken from it is refused,
-// for many servers do just that; so is whatever [ReadTarget] refuses.
+// method is GET or HEAD, and is irreversible otherwise.
+//
+// Many servers serve a path with and without a slash at its end alike. So a path that
+// no rule spells out is refused where a rule does spell out the one with the slash
+// added or taken away, and judges it differently. Refused is also what [ReadTarget]
+// refuses.
 func (u *Upstream) Match(method, path string) (Verdict, error) {
 	if err := (Target{Method: method, Path: path}).check(); err != nil {
 		return Verdict{}, err
@@ -101,20 +104,23 @@ func (u *Upstream) Match(method, path string) (Verdict, error) {
 		return Verdict{}, badRequest(err.Error())
 	}
 	v := u.first(method, segments)
-	if path == "/" {
+	if path == "/" || u.spells(v) {
 		return v, nil
 	}
 	twin, spelt := append(slices.Clone(segments), ""), "with a slash at its end"
 	if last := len(segments) - 1; segments[last] == "" {
 		twin, spelt = segments[:last], "without the slash at its end"
 	}
-	if other := u.first(method, twin); !v.same(other) {
-		e := badRequest("the path falls under another rule " + spelt + "; write it as the rule does")
+	if other := u.first(method, twin); u.spells(other) && !v.same(other) {
+		e := badRequest("the path falls under a rule of its own only " + spelt + "; write it so")
 		e.Metadata = map[string]string{"rule": other.Path}
 		return Verdict{}, e
 	}
 	return v, nil
 }
+
+// spells tells whether a verdict comes of a rule that says how many segments there are.
+func (u *Upstream) spells(v Verdict) bool { return v.Index >= 0 && !u.templates[v.Index].rest }
 
 func (v Verdict) same(other Verdict) bool {
 	v.Method, v.Path, other.Method, other.Path = "", "", "", ""

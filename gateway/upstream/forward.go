@@ -169,11 +169,12 @@ func (f *Forwarder) Forward(ctx context.Context, u *Upstream, req *http.Request)
 		}
 		return nil, unknownFate(u, errors.New("the reply switches to another protocol, which was not asked for"))
 	}
-	res.Header = copyHeader(res.Header, notReturned)
-	res.Header.Del("Content-Length") // it is ContentLength
-	res.Trailer, res.Request = nil, req
-	res.Body = &replyBody{ReadCloser: res.Body, left: u.MaxResponseBytes, release: release,
+	// A reply of its own: net/http writes late trailers into the one that it made.
+	reply := &http.Response{Status: res.Status, StatusCode: res.StatusCode, Proto: res.Proto, ProtoMajor: res.ProtoMajor, ProtoMinor: res.ProtoMinor,
+		Header: copyHeader(res.Header, notReturned), ContentLength: res.ContentLength, Request: req}
+	reply.Header.Del("Content-Length") // it is ContentLength
+	reply.Body = &replyBody{ReadCloser: res.Body, left: u.MaxResponseBytes, release: release,
 		over:    func() error { return replyTooLarge(u) },
 		explain: func(err error) error { return explain(ctx, u, req, true, err) }}
-	return res, nil
+	return reply, nil
 }

@@ -17,11 +17,11 @@ import (
 // for net/http may go on to read when a reply has come early.
 type requestBody struct {
 	io.Reader
-	io.Closer          // nil: nothing to close
-	upstream *Upstream // nil: of no bytes
-	left     int64     // belongs to the goroutine that reads
-	closed   atomic.Bool
-	failure  atomic.Pointer[whence.Error] // why it could not be read to its end
+	io.Closer           // nil: nothing to close
+	upstream  *Upstream // nil: of no bytes
+	left      int64     // belongs to the goroutine that reads
+	closed    atomic.Bool
+	failure   atomic.Pointer[whence.Error] // why it could not be read to its end
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {

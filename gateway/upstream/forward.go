@@ -104,7 +104,9 @@ func (f *Forwarder) transport(u *Upstream) *http.Transport {
 func (f *Forwarder) newTransport(u *Upstream) *http.Transport {
 	check := control(u.private)
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second, Resolver: f.resolver,
-		ControlContext: func(_ context.Context, network, address string, c syscall.RawConn) error { return check(network, address, c) }}
+		ControlContext: func(_ context.Context, network, address string, c syscall.RawConn) error {
+			return check(network, address, c)
+		}}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true) // over TLS alone

@@ -31,6 +31,12 @@ func (n *names) next() (out []netip.Addr) {
 	return out
 }
 
+func (n *names) times() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.asked
+}
+
 // resolver asks a name server of the test's own, over loopback.
 func (n *names) resolver(t *testing.T) *net.Resolver {
 	t.Helper()
@@ -116,8 +122,8 @@ func TestNamesAreJudgedByWhereTheyLead(t *testing.T) {
 			if reason(err) != want || Sent(err) {
 				t.Errorf("%s, request %d: %v, want %q", c.name, i, err, want)
 			}
-			if n.asked != i+1 {
-				t.Errorf("%s: the name was looked up %d times for %d connections", c.name, n.asked, i+1)
+			if asked := n.times(); asked != i+1 {
+				t.Errorf("%s: the name was looked up %d times for %d connections", c.name, asked, i+1)
 			}
 		}
 	}

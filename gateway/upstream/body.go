@@ -85,9 +85,7 @@ func (b *replyBody) Read(p []byte) (int, error) {
 }
 
 func (b *replyBody) Close() error {
-	// Without a read to its end the connection cannot serve again, and is ended, so
-	// that the upstream does not go on to send.
-	b.release()
+	b.release() // what is not read to its end is broken off, so that the upstream does not go on to send
 	return b.ReadCloser.Close()
 }
 

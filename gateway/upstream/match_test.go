@@ -93,6 +93,11 @@ func TestPathTricksAreRefused(t *testing.T) {
 			t.Errorf("%q would be sent: %v", p, err)
 		}
 	}
+	for _, in := range []Target{{"TRACE", "/a", ""}, {"GET /x HTTP/1.1\r\nX:", "/a", ""}, {"get", "/a", ""}, {"GET", "/a", "x HTTP/1.1\r\nX: y"}, {"POST", "/a", "_method=DELETE"}} {
+		if _, err := forwarder(t, Config{}).Outgoing(t.Context(), u, Asked{Target: in}, Identity{}); reason(err) != "REQUEST_INVALID" {
+			t.Errorf("%+v would be sent: %v", in, err)
+		}
+	}
 	if _, err := u.Match("GET", "/"+strings.Repeat("a", maxTarget)); reason(err) != "REQUEST_INVALID" {
 		t.Errorf("a path of any length: %v", err)
 	}

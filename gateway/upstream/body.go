@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/whence-db/whence"
@@ -123,7 +124,9 @@ func Relay(w http.ResponseWriter, res *http.Response, budget int64) (done Relaye
 	if err := flush(); err != nil {
 		return done, fmt.Errorf("pass a reply on: %w", err)
 	}
-	buf := make([]byte, 32<<10)
+	pooled := buffers.Get().(*[]byte)
+	defer buffers.Put(pooled)
+	buf := *pooled
 	for {
 		n, readErr := res.Body.Read(buf)
 		over := int64(n) > budget-done.Bytes
@@ -150,6 +153,8 @@ func Relay(w http.ResponseWriter, res *http.Response, budget int64) (done Relaye
 		}
 	}
 }
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
 // streamed tells replies whose pieces are worth something by themselves.
 func streamed(res *http.Response) bool {

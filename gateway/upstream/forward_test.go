@@ -192,9 +192,9 @@ func TestRedirectsAreReturned(t *testing.T) {
 			w.Header().Set("Location", other.URL+"/latest/meta-data")
 			w.WriteHeader(status)
 		}))
-		res, _ := answered(t, forwarder(t, Config{}), define(t, srv.URL, nil), get("/"))
-		if res.StatusCode != status || res.Header.Get("Location") != other.URL+"/latest/meta-data" {
-			t.Errorf("%d comes back as %d to %q", status, res.StatusCode, res.Header.Get("Location"))
+		res := answered(t, forwarder(t, Config{}), define(t, srv.URL, nil), get("/"))
+		if res.status != status || res.header.Get("Location") != other.URL+"/latest/meta-data" {
+			t.Errorf("%d comes back as %d to %q", status, res.status, res.header.Get("Location"))
 		}
 		srv.Close()
 	}
@@ -212,16 +212,16 @@ func TestRepliesAreCleaned(t *testing.T) {
 			"Access-Control-Allow-Origin: *\r\nProxy-Authenticate: Basic\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\nTrailer: X-T\r\n"+
 			"Transfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\nX-T: late\r\n\r\n")
 	})
-	res, body := answered(t, forwarder(t, Config{}), define(t, base, nil), get("/"))
+	res := answered(t, forwarder(t, Config{}), define(t, base, nil), get("/"))
 	var left []string
-	for name := range res.Header {
+	for name := range res.header {
 		left = append(left, name)
 	}
-	if len(left) != 4 || res.Header.Get("Www-Authenticate") == "" || res.Header.Get("X-Cost") != "5" || res.Header.Get("Etag") == "" || res.Header.Get("Content-Type") == "" {
+	if len(left) != 4 || res.header.Get("Www-Authenticate") == "" || res.header.Get("X-Cost") != "5" || res.header.Get("Etag") == "" || res.header.Get("Content-Type") == "" {
 		t.Errorf("left are %q", left)
 	}
-	if body != "no" || res.Trailer.Get("X-T") != "" {
-		t.Errorf("the body is %q, the trailer %v", body, res.Trailer)
+	if res.body != "no" || res.trailer.Get("X-T") != "" {
+		t.Errorf("the body is %q, the trailer %v", res.body, res.trailer)
 	}
 }
 
@@ -298,8 +298,8 @@ func TestTLS(t *testing.T) {
 	bare := post("/", "")
 	bare.Header, bare.PassKey = http.Header{"Idempotency-Key": {"k"}}, true
 	for want, in := range map[string]Asked{"HTTP/2.0 GET ": get("/"), "HTTP/2.0 POST hello": post("/", "hello"), "HTTP/2.0 POST ": bare} {
-		if _, body := answered(t, f, u, in); body != want {
-			t.Errorf("the upstream got %q, want %q", body, want)
+		if got := answered(t, f, u, in).body; got != want {
+			t.Errorf("the upstream got %q, want %q", got, want)
 		}
 	}
 }

@@ -54,8 +54,15 @@ func ask(t testing.TB, f *Forwarder, u *Upstream, in Asked) (*http.Response, err
 	return f.Forward(t.Context(), u, req)
 }
 
+// answer is a reply that was read to its end.
+type answer struct {
+	status          int
+	header, trailer http.Header
+	body            string
+}
+
 // answered reads the reply of a request that must have one.
-func answered(t testing.TB, f *Forwarder, u *Upstream, in Asked) (*http.Response, string) {
+func answered(t testing.TB, f *Forwarder, u *Upstream, in Asked) answer {
 	t.Helper()
 	res, err := ask(t, f, u, in)
 	if err != nil {
@@ -66,7 +73,7 @@ func answered(t testing.TB, f *Forwarder, u *Upstream, in Asked) (*http.Response
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res, string(body)
+	return answer{res.StatusCode, res.Header, res.Trailer, string(body)}
 }
 
 // reason is what a caller is told; "" is no error, and the text of an error that is not for callers.

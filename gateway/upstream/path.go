@@ -143,7 +143,7 @@ func isHex(c byte) bool {
 }
 
 func checkQuery(query string) error {
-	for i := 0; i < len(query); i++ {
+	for i := range len(query) {
 		switch c := query[i]; {
 		case c <= ' ' || c >= 0x7f || strings.IndexByte("\"#<>\\^`{|}", c) >= 0:
 			return badRequest(fmt.Sprintf("the query has the character %q; escape it", c))

@@ -112,7 +112,7 @@ func Relay(w http.ResponseWriter, res *http.Response, budget int64) (done Relaye
 	for name, values := range res.Header {
 		w.Header()[name] = values
 	}
-	if res.ContentLength >= 0 && !bodiless && res.StatusCode >= 200 && res.StatusCode != http.StatusNoContent && res.StatusCode != http.StatusNotModified {
+	if res.ContentLength >= 0 && res.StatusCode != http.StatusNoContent && res.StatusCode != http.StatusNotModified {
 		w.Header().Set("Content-Length", strconv.FormatInt(res.ContentLength, 10))
 	}
 	w.WriteHeader(res.StatusCode)

@@ -177,6 +177,23 @@ func TestRelaySaysWhy(t *testing.T) {
 	}
 }
 
+// A reply to HEAD tells the length of what it does not bring.
+func TestHeadKeepsItsLength(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "5000") }))
+	defer srv.Close()
+	entry := httptest.NewServer(front(forwarder(t, Config{}), define(t, srv.URL, func(d *Definition) { d.MaxResponseBytes = 10 }), 10))
+	defer entry.Close()
+	res, err := http.Head(entry.URL + "/up/shop/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusOK || res.ContentLength != 5000 {
+		t.Errorf("%s, %d bytes", res.Status, res.ContentLength)
+	}
+}
+
 // Events pass as they come: the second is sent only once the caller has the first.
 func TestEventsPassAsTheyCome(t *testing.T) {
 	t.Parallel()

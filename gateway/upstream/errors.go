@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"time"
@@ -47,6 +48,7 @@ func explain(ctx context.Context, u *Upstream, req *http.Request, sent bool, err
 		e := *body.failure.Load()
 		if sent {
 			e.Metadata = map[string]string{"upstream": u.Name, sentKey: "maybe"}
+			maps.Copy(e.Metadata, body.failure.Load().Metadata)
 		}
 		return &e
 	case errors.As(err, &refused) && !sent:

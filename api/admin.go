@@ -14,6 +14,7 @@ import (
 	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/gateway/action"
+	"github.com/whence-db/whence/gateway/upstream"
 	"github.com/whence-db/whence/index"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
@@ -30,6 +31,7 @@ type admin struct {
 	pool        *pgxpool.Pool
 	actions     action.Store
 	runner      *action.Runner
+	upstreams   *upstream.Store
 }
 
 // standing tells whether the caller comes as a user, whose handlers then keep them

@@ -30,6 +30,7 @@ import (
 	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/gateway/action"
+	"github.com/whence-db/whence/gateway/upstream"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/lineage"
@@ -58,6 +59,7 @@ type Config struct {
 	Authority   *registry.Registry
 	Revocations *authz.Revocations
 	Keys        *authz.Keys
+	Upstreams   *upstream.Store
 	Models      []index.Model               // that this process embeds with
 	Wrote       func()                      // told when a note was written: there may be texts to embed
 	Issuer      string                      // URL of this installation
@@ -85,7 +87,7 @@ func NewHandler(c Config) http.Handler {
 	whencev1connect.RegisterTaskServiceHandler(server, &tasks{gateway: c.Gateway})
 	whencev1connect.RegisterActionServiceHandler(server, &actions{gateway: c.Gateway})
 	whencev1connect.RegisterAdminServiceHandler(server, &admin{gateway: c.Gateway, index: c.Index, models: c.Models,
-		registry: c.Authority, revocations: c.Revocations, keys: c.Keys, pool: c.Pool, runner: c.Actions})
+		registry: c.Authority, revocations: c.Revocations, keys: c.Keys, pool: c.Pool, runner: c.Actions, upstreams: c.Upstreams})
 	whencev1connect.RegisterApprovalServiceHandler(server, &approvals{gateway: c.Gateway})
 	whencev1connect.RegisterAuditServiceHandler(server, &auditor{log: c.Audit, lineage: c.Lineage, query: c.Query})
 	server.SetUnknownHandler(d.intercept(nil))

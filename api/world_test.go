@@ -22,6 +22,7 @@ import (
 	"github.com/whence-db/whence/authz/federation"
 	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway"
+	"github.com/whence-db/whence/gateway/upstream"
 	"github.com/whence-db/whence/internal/pgtest"
 	"github.com/whence-db/whence/internal/seal"
 	"github.com/whence-db/whence/lineage"
@@ -72,6 +73,8 @@ func open(t *testing.T) *world {
 	w.gateway, err = gateway.New(gateway.Config{Pool: pool, Audit: log, Lineage: answers, Verifier: verifier, Issuer: w.issuer,
 		Identities: foreign, Registry: known, Revocations: stops, Keys: keys})
 	check(err)
+	reached, err := upstream.NewStore(pool)
+	check(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var group errgroup.Group
 	group.Go(func() error { return w.gateway.Run(ctx) })
@@ -81,7 +84,7 @@ func open(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w.handler = NewHandler(Config{Pool: pool, Gateway: w.gateway, Audit: log, Lineage: answers, Authority: known, Revocations: stops, Keys: keys,
+	w.handler = NewHandler(Config{Pool: pool, Gateway: w.gateway, Audit: log, Lineage: answers, Authority: known, Revocations: stops, Keys: keys, Upstreams: reached,
 		Issuer: name, OAuth: http.NotFoundHandler(), Ready: pool.Ping, Log: slog.New(slog.DiscardHandler)})
 	return w
 }

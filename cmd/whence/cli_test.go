@@ -29,7 +29,7 @@ func (w *running) cli(t *testing.T, args ...string) outcome {
 func (w *running) credentialed(args []string) []string {
 	token := ""
 	switch args[0] {
-	case "source", "table", "space", "answer", "audit", "issuer", "agent", "grant", "revoke", "reinstate", "key", "action":
+	case "source", "table", "space", "answer", "audit", "issuer", "agent", "grant", "revoke", "reinstate", "key", "action", "upstream", "approval":
 		token = w.env["WHENCE_OPERATOR_TOKEN"]
 	case "query", "record", "remember", "forget":
 		token = w.env["WHENCE_AGENT_TOKEN"]

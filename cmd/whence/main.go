@@ -46,6 +46,7 @@ type cli struct {
 	Issuer    issuerCmd    `cmd:"" help:"Trust identity providers."`
 	Agent     agentCmd     `cmd:"" help:"Make agents known."`
 	Grant     grantCmd     `cmd:"" help:"Settle which agent may act for whom."`
+	Upstream  upstreamCmd  `cmd:"" help:"Let agents reach HTTP services through the server."`
 	Revoke    revokeCmd    `cmd:"" help:"Stop a task, an agent, a user, a tenant, a token or a key."`
 	Reinstate reinstateCmd `cmd:"" help:"Let an agent, a user or a tenant in again."`
 	Key       keyCmd       `cmd:"" help:"Look at the keys that sign tokens, and rotate them."`

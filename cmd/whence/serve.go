@@ -24,6 +24,7 @@ import (
 	"github.com/whence-db/whence/embedder"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/gateway/action"
+	"github.com/whence-db/whence/gateway/upstream"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/ingest"
 	"github.com/whence-db/whence/internal/pg"
@@ -198,6 +199,10 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 		Identities: identities, Registry: s.authority, Revocations: stops, Keys: keys, Log: s.log}); err != nil {
 		return err
 	}
+	upstreams, err := upstream.NewStore(s.pool)
+	if err != nil {
+		return err
+	}
 	engine, err := query.New(query.Config{Index: s.index, Registry: s.registry, Models: s.models, Pool: s.pool})
 	if err != nil {
 		return err
@@ -217,7 +222,7 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	s.handler = handler(api.Config{Pool: s.pool, Actions: rows,
 		Gateway: s.gateway, Query: engine, Registry: s.registry,
 		Audit: log, Lineage: s.lineage, Notes: s.notes, Index: s.index, Models: fillable(s.models), Wrote: s.filler.Wake, Issuer: name, OAuth: tokens,
-		Authority: s.authority, Revocations: stops, Keys: keys, Ready: s.pool.Ping,
+		Authority: s.authority, Revocations: stops, Keys: keys, Upstreams: upstreams, Ready: s.pool.Ping,
 		Metrics: measured, MetricsToken: s.flags.MetricsToken, Log: s.log})
 	return nil
 }

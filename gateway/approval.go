@@ -148,11 +148,23 @@ func (g *Gateway) binding(ctx context.Context, tx pgx.Tx, p *authz.Principal, r 
 	if err := tx.QueryRow(ctx, policySQL, pgx.NamedArgs{"task": x.Task}).Scan(&grant, &agent, &scope, &limits); err != nil {
 		return d, fmt.Errorf("read what an approval stands on: %w", err)
 	}
-	current, err := g.actions.Get(ctx, tx, x.Tenant, x.Action)
-	if err != nil {
-		return d, err
+	current := r.Registered
+	if r.raw == nil {
+		if current, err = g.actions.Get(ctx, tx, x.Tenant, x.Action); err != nil {
+			return d, err
+		}
 	}
-	policy := digestOf("policy", grant, agent, scope, limits, current.Version, current.Digest)
+	var to string
+	if r.raw != nil {
+		to = fmt.Sprintf("%x", r.raw.to.Digest)
+	} else if r.def.HTTP != nil {
+		u, err := g.upstreams.Current(ctx, x.Tenant, r.def.HTTP.Upstream)
+		if err != nil {
+			return d, err
+		}
+		to = fmt.Sprintf("%x", u.Digest)
+	}
+	policy := digestOf("policy", grant, agent, scope, limits, current.Version, current.Digest, to)
 	return digestOf("approval", x.Tenant, x.User, p.Actors, x.Task, x.Action, x.Version, r.Registered.Digest, r.args.JSON(),
 		before(effects), append([]Rendered{}, requests...), policy, expires.Format(time.RFC3339Nano), x.Key), nil
 }

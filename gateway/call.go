@@ -55,6 +55,7 @@ type Session struct {
 	call, key, token string   // as in Call
 	write            *Write   // nil: the call writes nothing of its own
 	after            []func() // run once the call is over
+	spent            int64    // of money, as an upstream told
 	replayed         bool     // it tells what was told before, and so costs nothing
 	charged          *charge  // nil for an operator
 	used             authz.Amounts

@@ -64,7 +64,7 @@ func inFlight(what string) *whence.Error {
 // source commits; committed there; recorded with its entry.
 func (g *Gateway) Execute(ctx context.Context, s *Session, a Asked, done func(Execution) error) error {
 	p := s.Principal
-	known := pgx.NamedArgs{"tenant": p.Tenant, "user": p.User, "root": p.Root, "call": s.call, "key": s.key}
+	known := keyArgs(s)
 	if s.key != "" {
 		x, found, err := findExecution(ctx, g.pool, executionByKeySQL, known)
 		if err != nil {
@@ -83,8 +83,7 @@ func (g *Gateway) Execute(ctx context.Context, s *Session, a Asked, done func(Ex
 		return g.read(ctx, s, r, done)
 	}
 	if s.key == "" {
-		return &whence.Error{Kind: whence.ErrInvalid, Reason: "IDEMPOTENCY_KEY_REQUIRED", Metadata: map[string]string{"header": "Idempotency-Key"},
-			Message: "this action writes: send a header Idempotency-Key of your own making, and the same one when you try again"}
+		return errKeyRequired()
 	}
 	x := r.execution(g, s)
 	if err := g.afford(ctx, s, r); err != nil {
@@ -111,6 +110,7 @@ type run struct {
 	args    action.Args
 	preview string
 	digest  whence.Digest // of action, version and arguments
+	raw     *outbound     // a request as an agent wrote it, and no registered action
 }
 
 // resolve finds the action and reads the arguments; what the scope does not hold is refused.
@@ -151,7 +151,10 @@ func (r run) execution(g *Gateway, s *Session) Execution {
 
 // afford holds what the action may cost at the most, beyond what any execution does.
 func (g *Gateway) afford(ctx context.Context, s *Session, r run) error {
-	more := authz.Amounts{authz.Spend: r.def.CostMicros, authz.Rows: 1}
+	more := authz.Amounts{authz.Spend: r.def.CostMicros}
+	if r.raw == nil {
+		more[authz.Rows] = 1
+	}
 	if r.def.Row != nil {
 		more[authz.Rows] = int64(r.def.Row.Limit())
 	}
@@ -182,6 +185,17 @@ func (g *Gateway) claim(ctx context.Context, x Execution) (mine bool, err error)
 
 // resume goes on with what a call with the same key has begun.
 func (g *Gateway) resume(ctx context.Context, s *Session, a Asked, x Execution, done func(Execution) error) error {
+	return g.goOn(ctx, s, x, done, func(x Execution) (run, error) {
+		reg, err := g.actions.Version(ctx, g.pool, x.Tenant, x.Action, x.Version)
+		if err != nil {
+			return run{}, err
+		}
+		return g.resolved(s.Principal, a, reg)
+	})
+}
+
+// goOn is resume of what again makes anew.
+func (g *Gateway) goOn(ctx context.Context, s *Session, x Execution, done func(Execution) error, again func(Execution) (run, error)) error {
 	if x.fingerprint != s.digest {
 		return whence.Invalid("", "IDEMPOTENCY_KEY_REUSED",
 			"this idempotency key was used for another request; use a new key for a new request")
@@ -203,11 +217,7 @@ func (g *Gateway) resume(ctx context.Context, s *Session, a Asked, x Execution, 
 		return uncertain(x)
 	case Awaiting, Running, Failed: // goes on
 	}
-	reg, err := g.actions.Version(ctx, g.pool, x.Tenant, x.Action, x.Version)
-	if err != nil {
-		return err
-	}
-	r, err := g.resolved(s.Principal, a, reg)
+	r, err := again(x)
 	if err != nil {
 		return err
 	}
@@ -303,6 +313,9 @@ func (g *Gateway) dispatch(ctx context.Context, s *Session, r run, x Execution, 
 	switch {
 	case err == nil:
 		return g.succeed(s, r, x, done)
+	case r.unsure(err):
+		s.Note("outcome", failure(err).Reason)
+		return g.lose(context.WithoutCancel(ctx), x)
 	case errors.Is(err, action.ErrUncertain):
 		return g.settleFate(context.WithoutCancel(ctx), s, r, x, done, err)
 	}
@@ -315,8 +328,10 @@ func (g *Gateway) dispatchKind(ctx context.Context, s *Session, r run, x *Execut
 		return g.dispatchRows(ctx, s, r, x)
 	case r.def.Memory != nil:
 		return nil // it happens in the transaction that records it
+	case r.def.HTTP != nil || r.raw != nil:
+		return g.dispatchHTTP(ctx, s, r, x)
 	}
-	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet"}
+	return notYet()
 }
 
 // dispatchRows runs a row action. What it did is written down before the source commits.
@@ -357,7 +372,7 @@ func (g *Gateway) settleFate(ctx context.Context, s *Session, r run, x Execution
 // succeed records an execution that took effect, with the call's entry.
 func (g *Gateway) succeed(s *Session, r run, x Execution, done func(Execution) error) error {
 	s.Use(authz.Writes, 1)
-	s.Use(authz.Spend, r.def.CostMicros)
+	s.Use(authz.Spend, r.def.CostMicros+s.spent)
 	s.Write(Write{Keyed: true, Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 		x := x
 		if r.def.Memory != nil {
@@ -529,7 +544,7 @@ func stalePreview() *whence.Error {
 // fail writes down that an execution took no effect, so that the same key may try
 // again, and returns why.
 func (g *Gateway) fail(ctx context.Context, x Execution, why error) error {
-	x.State, x.Failure, x.tx, x.effects, x.Shown, x.Result = Failed, failure(why), nil, nil, nil, nil
+	x.State, x.Failure, x.tx, x.effects, x.Shown, x.Result, x.sent = Failed, failure(why), nil, nil, nil, nil, false
 	var e *whence.Error
 	if errors.As(why, &e) && e.Reason == "APPROVAL_STALE" {
 		x.State = Denied
@@ -567,11 +582,20 @@ func (g *Gateway) read(ctx context.Context, s *Session, r run, done func(Executi
 	}
 	x := r.execution(g, s)
 	x.ID = uuid.Nil // nothing is kept of it but its entry
-	if r.def.Row == nil {
-		return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet"}
-	}
 	bound, cancel := context.WithTimeout(ctx, r.def.RunTime())
 	defer cancel()
+	if r.def.HTTP != nil {
+		if err := g.dispatchHTTP(bound, s, r, &x); err != nil {
+			return err
+		}
+		s.Use(authz.Rows, 1)
+		s.Use(authz.Spend, r.def.CostMicros+s.spent)
+		x.State, x.Ended = Succeeded, g.now().UTC()
+		return done(x)
+	}
+	if r.def.Row == nil {
+		return notYet()
+	}
 	res, err := g.rows.Run(bound, r.request(s.Principal, x), nil)
 	if err != nil {
 		return err

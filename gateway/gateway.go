@@ -27,6 +27,7 @@ import (
 	"github.com/whence-db/whence/authz/federation"
 	"github.com/whence-db/whence/authz/registry"
 	"github.com/whence-db/whence/gateway/action"
+	"github.com/whence-db/whence/gateway/upstream"
 	"github.com/whence-db/whence/lineage"
 	"github.com/whence-db/whence/notes"
 )
@@ -49,7 +50,10 @@ type Config struct {
 	Rows  *action.Runner
 	Notes *notes.Store
 	Wrote func()
-	Clock func() time.Time // default: time.Now; deadlines of tasks are judged by it
+	// Upstreams are the services that agents reach through Forwarder.
+	Upstreams *upstream.Store
+	Forwarder *upstream.Forwarder
+	Clock     func() time.Time // default: time.Now; deadlines of tasks are judged by it
 	// Lease is how long this process's hold on budgets outlives it; default: 30 s.
 	Lease time.Duration
 	Log   *slog.Logger // default: discards
@@ -74,6 +78,10 @@ type Gateway struct {
 	rows    *action.Runner
 	notes   *notes.Store
 	wrote   func()
+
+	upstreams *upstream.Store
+	forwarder *upstream.Forwarder
+
 	running running      // executions
 	step    func(string) // told of each step of an execution, for tests
 
@@ -113,7 +121,7 @@ func New(c Config) (*Gateway, error) {
 	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
 		known: c.Registry, foreign: c.Identities, stops: c.Revocations, keys: c.Keys, now: c.Clock, log: c.Log,
 		holder: uuid.New(), lease: c.Lease, blocks: newBlocks(),
-		rows: c.Rows, notes: c.Notes, wrote: c.Wrote, running: running{of: map[uuid.UUID]bool{}}, step: func(string) {}}
+		rows: c.Rows, notes: c.Notes, wrote: c.Wrote, upstreams: c.Upstreams, forwarder: c.Forwarder, running: running{of: map[uuid.UUID]bool{}}, step: func(string) {}}
 	g.reservations = newBatcher(g.reserve)
 	g.records = newBatcher(g.write)
 	return g, nil

@@ -67,6 +67,16 @@ func (g *Gateway) dry(ctx context.Context, p *authz.Principal, r run, x Executio
 		return out.Effects, nil, err
 	case r.def.Memory != nil:
 		return nil, nil, nil
+	case r.def.HTTP != nil || r.raw != nil:
+		var q action.HTTPRequest
+		if r.def.HTTP != nil {
+			q = r.def.HTTP.Request
+		}
+		o, err := g.outbound(ctx, p, r, x, q, nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		return nil, []Rendered{o.rendered()}, nil
 	}
 	return nil, nil, notYet()
 }

@@ -142,7 +142,7 @@ func (all nodes) spend(l leases, up []*node, r *record) (kept authz.Amounts) {
 		bounded := room[m] != authz.Unlimited
 		leased := int64(0)
 		if bounded {
-			leased = min(lease[m], used[m])
+			leased = min(lease[m], max(0, used[m])) // a stream gives back what it was charged too much
 			if kept[m] = max(0, r.charge.held[m]-used[m]); m == authz.Concurrency {
 				leased, kept[m] = min(lease[m], r.charge.held[m]), 0
 			}

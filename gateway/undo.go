@@ -163,12 +163,18 @@ func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) 
 			return x, false, g.lost(ctx, x)
 		}
 	}
-	x.tx = nil
+	if was == Undoing && x.sent && r.def.HTTP != nil && r.def.HTTP.IdempotencyHeader == "" {
+		return x, false, g.lost(ctx, x)
+	}
+	x.tx, x.sent = nil, false
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
+	defer cancel()
+	if r.def.HTTP != nil {
+		return x, false, g.stay(ctx, x, g.takeBackHTTP(bound, s, r, &x))
+	}
 	if r.def.Row == nil {
 		return x, false, nil
 	}
-	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
-	defer cancel()
 	res, err := g.rows.Undo(bound, r.def, x.effects, s.Principal.Scope, func(ctx context.Context, out action.Outcome) error {
 		x.tx = &sourceTx{source: r.source(), xid: out.XID, system: out.SystemID, timeline: out.Timeline}
 		g.step("done on the source")
@@ -190,13 +196,22 @@ func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) 
 			Message:  "the source was lost while it committed, and whether this is undone is not known yet; undo it again to find out",
 			Metadata: map[string]string{"execution": x.ID.String()}, Err: err}
 	}
-	x.State, x.tx = Succeeded, nil
+	return x, false, g.stay(ctx, x, err)
+}
+
+// stay writes down that an execution was not undone, and returns why.
+func (g *Gateway) stay(ctx context.Context, x Execution, why error) error {
+	var e *whence.Error
+	if why == nil || errors.As(why, &e) && e.Reason == "OUTCOME_UNKNOWN" { // which is written down already
+		return why
+	}
+	x.State, x.tx, x.sent = Succeeded, nil, true
 	after, cancelAfter := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancelAfter()
 	if stored := pg.InTx(after, g.pool, func(tx pgx.Tx) error { return g.store(after, tx, x, Undoing) }); stored != nil {
 		g.log.WarnContext(ctx, "cannot write down that an execution was not undone", "execution", x.ID, "error", stored)
 	}
-	return x, false, err
+	return why
 }
 
 // lost writes down that nobody can tell whether an execution was undone.
@@ -212,7 +227,7 @@ func (g *Gateway) lost(ctx context.Context, x Execution) error {
 const (
 	undoingSQL = `
 update whence.executions set state = 'UNDOING', holder_id = @holder, attempt = attempt + 1,
-    xid = case when state = 'UNDOING' then xid end
+    xid = case when state = 'UNDOING' then xid end, sent_at = case when state = 'UNDOING' then sent_at end
 where id = @id and attempt = @attempt and state = @was`
 
 	standingSQL = `

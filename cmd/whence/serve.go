@@ -190,17 +190,18 @@ func (s *process) wireDoor(ctx context.Context, secret seal.Key) error {
 	if err != nil {
 		return err
 	}
+	upstreams, err := upstream.NewStore(s.pool)
+	if err != nil {
+		return err
+	}
+	forwarder := upstream.NewForwarder(upstream.Config{Getenv: s.getenv})
 	rows, err := action.NewRunner(action.Config{Registry: s.registry, Log: s.log})
 	if err != nil {
 		return err
 	}
-	if s.gateway, err = gateway.New(gateway.Config{Rows: rows, Notes: s.notes, Wrote: s.filler.Wake, Pool: s.pool, Audit: log, Lineage: s.lineage,
+	if s.gateway, err = gateway.New(gateway.Config{Upstreams: upstreams, Forwarder: forwarder, Rows: rows, Notes: s.notes, Wrote: s.filler.Wake, Pool: s.pool, Audit: log, Lineage: s.lineage,
 		Verifier: verifier, Issuer: s.issuer,
 		Identities: identities, Registry: s.authority, Revocations: stops, Keys: keys, Log: s.log}); err != nil {
-		return err
-	}
-	upstreams, err := upstream.NewStore(s.pool)
-	if err != nil {
 		return err
 	}
 	engine, err := query.New(query.Config{Index: s.index, Registry: s.registry, Models: s.models, Pool: s.pool})

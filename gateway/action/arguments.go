@@ -221,3 +221,12 @@ func plainValue(v any) bool {
 	}
 	return true
 }
+
+// Canonical makes arguments of values that no definition describes.
+func Canonical(raw map[string]any) Args {
+	b, err := canonical(raw)
+	if err != nil { // texts always can be
+		panic(err)
+	}
+	return Args{json: b}
+}

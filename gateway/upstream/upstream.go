@@ -232,3 +232,6 @@ func validPort(s string) bool {
 func invalid(field, message string) *whence.Error {
 	return whence.Invalid(field, "UPSTREAM_INVALID", message)
 }
+
+// ValidName tells whether an upstream can have the name.
+func ValidName(s string) bool { return nameForm.MatchString(s) }

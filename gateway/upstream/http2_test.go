@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // refusing speaks just as much HTTP/2 (RFC 9113) as it takes to refuse every stream,
@@ -61,7 +62,7 @@ func TestNothingIsSentTwiceOverHTTP2(t *testing.T) {
 	base, roots, requests := refusing(t)
 	for i, in := range []Asked{get("/a"), {Target: Target{Method: http.MethodPost, Path: "/a"}}, post("/a", "x"), {Target: Target{Method: http.MethodDelete, Path: "/a"}}} {
 		f := NewForwarder(Config{RootCAs: roots})
-		_, err := ask(t, f, define(t, base, nil), in) //nolint:bodyclose // there is none
+		_, err := ask(t, f, define(t, base, func(d *Definition) { d.Timeout = 3 * time.Second }), in) //nolint:bodyclose // there is none
 		f.Close()
 		if reason(err) != ReasonFateUnknown || !Sent(err) || int(requests.Load()) != i+1 {
 			t.Errorf("%s: %v; %d requests in all, want %d", in.Method, err, requests.Load(), i+1)

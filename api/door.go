@@ -49,10 +49,16 @@ func (d *door) intercept(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
 		err := d.pass(ctx, spec, stream, next)
 		out := toConnect(ctx, d.log, spec.Procedure, err)
+		info, ok := connect.CallInfoForServerContext(ctx)
+		if !ok || out == nil {
+			return out
+		}
 		if connect.CodeOf(out) == connect.CodeUnauthenticated {
-			if info, ok := connect.CallInfoForServerContext(ctx); ok {
-				info.ResponseHeader().Set("WWW-Authenticate", d.challenge)
-			}
+			info.ResponseHeader().Set("WWW-Authenticate", d.challenge)
+		}
+		var e *whence.Error
+		if errors.As(err, &e) && e.RetryAfter > 0 {
+			info.ResponseHeader().Set("Retry-After", wholeSeconds(e.RetryAfter))
 		}
 		return out
 	}
@@ -83,6 +89,7 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 			opened = s
 			return nil
 		}
+		tellBudget(ctx, s)
 		err := next(context.WithValue(ctx, sessionKey{}, s), spec, held)
 		s.Use(authz.Rows, rows(held.reply))
 		s.Use(authz.Writes, writes(req))
@@ -99,6 +106,18 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 	ctx, cancel := context.WithDeadline(context.WithValue(ctx, sessionKey{}, opened), opened.Principal.Expires)
 	defer cancel()
 	return d.whileGood(ctx, call.Presented.Token, func(ctx context.Context) error { return next(ctx, spec, held) })
+}
+
+// tellBudget puts what the task has left into the headers that HTTP has for it
+// (RateLimit, draft-ietf-httpapi-ratelimit-headers); the messages have it whole.
+func tellBudget(ctx context.Context, s *gateway.Session) {
+	b := s.Budget()
+	info, ok := connect.CallInfoForServerContext(ctx)
+	if !ok || b.Deadline.IsZero() {
+		return
+	}
+	info.ResponseHeader().Set("RateLimit-Policy", fmt.Sprintf(`"calls";q=%d`, b.Limit[authz.Calls]))
+	info.ResponseHeader().Set("RateLimit", fmt.Sprintf(`"calls";r=%d;t=%d`, b.Remaining[authz.Calls], max(0, int64(time.Until(b.Deadline).Seconds()))))
 }
 
 // standingPause is how often a stream's credential is looked at again.

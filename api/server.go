@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -115,7 +117,14 @@ func NewHandler(c Config) http.Handler {
 	}
 	mux.Handle(oauth.MCPPath, &mcpDoor{c, endpoint})
 	mount(mux, c)
-	return mux
+	through := &up{c}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.RequestURI, upPath) { // past the multiplexer, which would tidy the path up
+			through.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // NewStatusHandler returns what a process serves that answers no calls: whether
@@ -157,38 +166,68 @@ func mountStatus(mux *http.ServeMux, c Config) {
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
-	problem(w, http.StatusNotFound, "", r.URL.Path+" is not served here; GET /openapi.yaml lists every call")
+	problem(w, http.StatusNotFound, &whence.Error{Message: r.URL.Path + " is not served here; GET /openapi.yaml lists every call"})
+}
+
+var statuses = []struct {
+	kind   error
+	status int
+}{
+	{whence.ErrInvalid, http.StatusBadRequest},
+	{whence.ErrNotFound, http.StatusNotFound},
+	{whence.ErrExists, http.StatusConflict},
+	{whence.ErrPrecondition, http.StatusConflict},
+	{whence.ErrUnauthenticated, http.StatusUnauthorized},
+	{whence.ErrDenied, http.StatusForbidden},
+	{whence.ErrExhausted, http.StatusTooManyRequests},
+	{whence.ErrAborted, http.StatusConflict},
+	{whence.ErrUnavailable, http.StatusServiceUnavailable},
+	{whence.ErrUnimplemented, http.StatusNotImplemented},
 }
 
 // refuse answers plain HTTP paths with an error as the caller may see it.
 func refuse(w http.ResponseWriter, r *http.Request, log *slog.Logger, challenge string, err error) {
 	var e *whence.Error
-	status := http.StatusInternalServerError
-	switch {
-	case !errors.As(err, &e):
+	if !errors.As(err, &e) {
 		log.ErrorContext(r.Context(), "cannot let a request in", "path", r.URL.Path, "error", err)
-		problem(w, status, "INTERNAL", "the server failed; its log says why")
+		problem(w, http.StatusInternalServerError, &whence.Error{Reason: "INTERNAL", Message: "the server failed; its log says why"})
 		return
-	case errors.Is(e.Kind, whence.ErrUnauthenticated):
-		status = http.StatusUnauthorized
+	}
+	status := http.StatusInternalServerError
+	for _, s := range statuses {
+		if errors.Is(e.Kind, s.kind) {
+			status = s.status
+		}
+	}
+	if status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", challenge)
-	case errors.Is(e.Kind, whence.ErrDenied):
-		status = http.StatusForbidden
-	case errors.Is(e.Kind, whence.ErrUnavailable):
-		status = http.StatusServiceUnavailable
-	case e.Reason == "REQUEST_TOO_LARGE":
+	}
+	if e.Reason == "REQUEST_TOO_LARGE" {
 		status = http.StatusRequestEntityTooLarge
 	}
-	problem(w, status, e.Reason, e.Message)
+	if e.Err != nil {
+		log.WarnContext(r.Context(), "request failed", "path", r.URL.Path, "reason", e.Reason, "error", e.Err)
+	}
+	problem(w, status, e)
 }
 
 // problem answers plain HTTP paths with RFC 9457 problem details.
-func problem(w http.ResponseWriter, status int, reason, detail string) {
-	body := map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail}
-	if reason != "" {
-		body["reason"] = reason
+func problem(w http.ResponseWriter, status int, e *whence.Error) {
+	body := map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": e.Message}
+	if e.Reason != "" {
+		body["reason"] = e.Reason
+	}
+	if len(e.Metadata) > 0 {
+		body["metadata"] = e.Metadata
+	}
+	if e.RetryAfter > 0 {
+		body["retryAfter"] = e.RetryAfter.Seconds()
+		w.Header().Set("Retry-After", wholeSeconds(e.RetryAfter))
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body)
 }
+
+// wholeSeconds is a time to wait as the header Retry-After has it, rounded up.
+func wholeSeconds(d time.Duration) string { return strconv.Itoa(int(math.Ceil(d.Seconds()))) }

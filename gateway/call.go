@@ -14,6 +14,7 @@ import (
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
 	"github.com/whence-db/whence/authz"
+	"github.com/whence-db/whence/gateway/upstream"
 	"github.com/whence-db/whence/lineage"
 	"github.com/whence-db/whence/query"
 )
@@ -384,6 +385,9 @@ func payable(err error) bool {
 	var e *whence.Error
 	if !errors.As(err, &e) {
 		return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	}
+	if upstream.Sent(err) {
+		return true
 	}
 	for _, free := range []error{whence.ErrUnavailable, whence.ErrAborted, whence.ErrInvalid, whence.ErrUnimplemented} {
 		if errors.Is(e.Kind, free) {

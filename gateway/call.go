@@ -57,6 +57,7 @@ type Session struct {
 	write            *Write   // nil: the call writes nothing of its own
 	after            []func() // run once the call is over
 	spent            int64    // of money, as an upstream told
+	unpaid           error    // why the call may only tell what was told before; nil: it is paid
 	replayed         bool     // it tells what was told before, and so costs nothing
 	charged          *charge  // nil for an operator
 	used             authz.Amounts
@@ -204,7 +205,15 @@ func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
 	}
 	r := &reservation{task: s.Principal.Task, root: s.Principal.Root, need: c.worst(), now: g.now()}
 	if err := g.charge(ctx, r); err != nil {
-		return err
+		// What was told before is told again, whatever is left.
+		var known bool
+		if errors.Is(err, whence.ErrExhausted) && s.key != "" {
+			known, _ = g.keyKnown(ctx, s) // else the refusal stands
+		}
+		if !known {
+			return err
+		}
+		s.unpaid = err
 	}
 	s.charged = &r.charge
 	return ctx.Err()
@@ -309,9 +318,11 @@ func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) (*record,
 		if ran && (failure == nil || payable(failure)) {
 			r.used[authz.Calls], r.entry.CallsCharged = c.Charge, c.Charge
 		}
-		if s.replayed {
+		if s.replayed || s.unpaid != nil {
 			r.used[authz.Calls], r.entry.CallsCharged = 0, 0
-			s.Note("replayed", true)
+			if s.replayed {
+				s.Note("replayed", true)
+			}
 			r.entry.Detail = s.detail
 		} else if failure == nil {
 			paid := s.used

@@ -79,8 +79,18 @@ insert into whence.idempotency (tenant, user_id, root_id, task, call, key, finge
 values (@tenant, @user, @root, @task, @call, @key, @fingerprint, @reply,
     greatest(now() + interval '24 hours', (select deadline from whence.tasks where id = @root)))`
 
+	keyKnownSQL = `
+select exists (select from whence.idempotency where tenant = @tenant and user_id = @user and root_id = @root and call = @call and key = @key)
+    or exists (select from whence.executions where tenant = @tenant and user_id = @user and root_id = @root and call = @call and key = @key)`
+
 	dropKeys = `delete from whence.idempotency where expires_at < now()`
 )
+
+// keyKnown tells whether a call with the key has done something before.
+func (g *Gateway) keyKnown(ctx context.Context, s *Session) (known bool, err error) {
+	err = g.pool.QueryRow(ctx, keyKnownSQL, keyArgs(s)).Scan(&known)
+	return known, err
+}
 
 // once runs the effect, or replays it when a call with its key has written before.
 // A key is of the whole task tree; another task of it, whose scope may be narrower,
@@ -119,6 +129,9 @@ func (g *Gateway) once(ctx context.Context, tx pgx.Tx, c Call, s *Session) (repl
 			return false, err
 		}
 		return true, s.write.Replay(ctx, tx, reply)
+	}
+	if s.unpaid != nil {
+		return false, s.unpaid
 	}
 	if reply, err = s.write.Effect(ctx, tx); err != nil {
 		return false, err

@@ -151,6 +151,9 @@ func (r run) execution(g *Gateway, s *Session) Execution {
 
 // afford holds what the action may cost at the most, beyond what any execution does.
 func (g *Gateway) afford(ctx context.Context, s *Session, r run) error {
+	if s.unpaid != nil {
+		return s.unpaid
+	}
 	more := authz.Amounts{authz.Spend: r.def.CostMicros}
 	if r.raw == nil {
 		more[authz.Rows] = 1

@@ -60,6 +60,7 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("CommandLine", w.testCommandLine)
 		t.Run("Authority", w.testAuthority)
 		t.Run("Actions", w.testActions)
+		t.Run("Gateway", w.testGateway)
 		t.Run("UsersFromTheCommandLine", w.testUsersFromTheCommandLine)
 		t.Run("UpstreamsFromTheCommandLine", w.testUpstreamsFromTheCommandLine)
 		t.Run("StopButton", w.testStopButton)

@@ -51,7 +51,7 @@ var tiers = []Tier{TierRead, TierReversible, TierIrreversible}
 // Valid tells whether t is one of the tiers.
 func (t Tier) Valid() bool { return slices.Contains(tiers, t) }
 
-// within tells whether t is no higher than highest; nothing is within a tier that
+// Within tells whether t is no higher than highest; nothing is within a tier that
 // does not exist.
 func (t Tier) Within(highest Tier) bool {
 	return t.Valid() && slices.Index(tiers, t) <= slices.Index(tiers, highest)

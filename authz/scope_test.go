@@ -144,7 +144,7 @@ func exceeds(parent, child Scope) bool {
 			return true
 		}
 	}
-	if !child.tier.within(parent.tier) || parent.topK > 0 && (child.topK == 0 || child.topK > parent.topK) {
+	if !child.tier.Within(parent.tier) || parent.topK > 0 && (child.topK == 0 || child.topK > parent.topK) {
 		return true
 	}
 	everywhere := func(filter map[string]string) Scope {

@@ -165,34 +165,41 @@ func TestChangedAfterApproval(t *testing.T) {
 		want   string
 	}{
 		"the row": {func(t *testing.T, s *site, _ *process, _ gateway.Started) error {
+			t.Helper()
 			s.sql(t, "update accounts set note = 'x' where id = 9")
 			return nil
 		}, "APPROVAL_STALE"},
 		"the row is gone": {func(t *testing.T, s *site, _ *process, _ gateway.Started) error {
+			t.Helper()
 			s.sql(t, "delete from accounts where id = 9")
 			return nil
 		}, "APPROVAL_STALE"},
 		"the action": {func(t *testing.T, s *site, _ *process, _ gateway.Started) error {
+			t.Helper()
 			s.action(t, action.Definition{Name: "close", Description: "another", Tier: authz.TierIrreversible, IrreversibleBecause: "y",
 				Parameters: []action.Parameter{{Name: "id", Type: action.Integer, Required: true}},
 				Row:        &action.RowAction{Table: "app.public.accounts", Operation: action.Delete, Where: map[string]action.Operand{"id": {Parameter: "id"}}, MaxRows: 5}})
 			return nil
 		}, "APPROVAL_STALE"},
 		"what the task may do": {func(t *testing.T, s *site, _ *process, task gateway.Started) error {
+			t.Helper()
 			_, err := s.pool.Exec(t.Context(), "update whence.tasks set scope = jsonb_set(scope, '{topK}', '3') where id = $1", task.Task.ID)
 			return err
 		}, "APPROVAL_STALE"},
 		"the agent's ceiling": {func(t *testing.T, s *site, _ *process, _ gateway.Started) error {
+			t.Helper()
 			_, err := s.pool.Exec(t.Context(), `insert into whence.agents (tenant, name, description, ceiling) values ('default', 'worker', '', '{"allTables": true}')`)
 			return err
 		}, "APPROVAL_STALE"},
 		"the task": {func(t *testing.T, s *site, p *process, task gateway.Started) error {
+			t.Helper()
 			return p.Do(t.Context(), gateway.Call{Name: "whence.v1.TaskService/EndTask", Presented: authz.Presented{Token: task.Token}},
 				func(ctx context.Context, ses *gateway.Session) error {
 					return p.EndTask(ctx, ses, false, func(gateway.Task, int64, []uuid.UUID) {})
 				})
 		}, "TASK_ENDED"},
 		"the token": {func(t *testing.T, s *site, p *process, task gateway.Started) error {
+			t.Helper()
 			principal, err := s.verifier.Verify(t.Context(), task.Token)
 			if err != nil {
 				return err

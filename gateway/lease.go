@@ -226,7 +226,7 @@ func (b *blocks) idle(than time.Duration) (roots []uuid.UUID) {
 }
 
 // holds tells a task that something lies spare for, in the tree of root.
-func (b *blocks) holds(root uuid.UUID) (task uuid.UUID, any bool) {
+func (b *blocks) holds(root uuid.UUID) (task uuid.UUID, held bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for id, k := range b.of {
@@ -285,8 +285,8 @@ func (g *Gateway) holdMore(ctx context.Context, s *Session, more authz.Amounts) 
 // giveBack returns what lies spare for the tree of root, so that what the database
 // tells of it is what calls use.
 func (g *Gateway) giveBack(ctx context.Context, root uuid.UUID) error {
-	task, any := g.blocks.holds(root)
-	if !any {
+	task, held := g.blocks.holds(root)
+	if !held {
 		return nil
 	}
 	return g.reservations.do(ctx, &reservation{task: task, root: root, give: true, gather: true, now: g.now()})

@@ -67,7 +67,7 @@ func (g *Gateway) Pass(ctx context.Context, in Passed, w http.ResponseWriter) er
 			send, err = g.passRead(ctx, s, in, o, w)
 			return err
 		}
-		send, err = g.passWrite(ctx, s, in, o, w)
+		send, err = g.passWrite(ctx, s, o, w)
 		return err
 	})
 	if err != nil {
@@ -123,7 +123,7 @@ func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outboun
 	if err != nil {
 		return nil, err
 	}
-	res, err := g.forwarder.Forward(ctx, o.to, req)
+	res, err := g.forwarder.Forward(ctx, o.to, req) //nolint:bodyclose // it is closed where it is passed on
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +191,7 @@ func (c *counted) Read(p []byte) (int, error) {
 }
 
 // passWrite runs a request that writes as an execution.
-func (g *Gateway) passWrite(ctx context.Context, s *Session, in Passed, o outbound, w http.ResponseWriter) (send func() error, err error) {
+func (g *Gateway) passWrite(ctx context.Context, s *Session, o outbound, w http.ResponseWriter) (send func() error, err error) {
 	r := o.asRun()
 	var got reply
 	done := func(x Execution) error {

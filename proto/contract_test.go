@@ -116,8 +116,12 @@ func checkBounds(t *testing.T, m protoreflect.MessageDescriptor, seen map[protor
 		single := rules
 		switch {
 		case f.IsMap():
-			if rules.GetMap().GetMaxPairs() == 0 || !bounded(rules.GetMap().GetKeys()) || !bounded(rules.GetMap().GetValues()) {
+			of := f.MapValue().Message()
+			if rules.GetMap().GetMaxPairs() == 0 || !bounded(rules.GetMap().GetKeys()) || of == nil && !bounded(rules.GetMap().GetValues()) {
 				t.Errorf("%s: the map, its keys or its values have no bound", f.FullName())
+			}
+			if of != nil {
+				checkBounds(t, of, seen)
 			}
 			continue
 		case f.IsList():

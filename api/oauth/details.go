@@ -49,11 +49,15 @@ func readDetails(raw string) (want authz.TaskRequest, err error) {
 	if d.Type != authz.DetailType {
 		return want, badDetails("DETAILS_MALFORMED", "the element of authorization_details has the type whence; "+seeExample)
 	}
-	want = authz.TaskRequest{Purpose: d.Purpose, Scope: d.ScopeSpec, Limits: d.Budget}
+	want = authz.TaskRequest{Purpose: d.Purpose, Scope: d.ScopeSpec}
 	if calls, ok := d.Budget[authz.Calls]; ok {
+		delete(d.Budget, authz.Calls)
 		if want.Calls = calls; want.Calls < 1 {
 			return want, whence.Invalid("budget.calls", "BUDGET_INVALID", fmt.Sprintf("ask for 1 to %d calls, or leave the budget out for as many as are granted", authz.MaxCalls))
 		}
+	}
+	if len(d.Budget) > 0 {
+		want.Limits = d.Budget
 	}
 	if d.Lifetime != "" {
 		if want.Lifetime, err = time.ParseDuration(d.Lifetime); err != nil || want.Lifetime < time.Second {

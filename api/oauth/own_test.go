@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/google/uuid"
+
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/gateway"
@@ -195,8 +197,7 @@ func (s *site) checkInactive(t *testing.T, ask func(string) map[string]any, root
 	}
 	end := gateway.Call{Name: "end", Presented: authz.Presented{Token: root}}
 	if err := s.Gateway.Do(t.Context(), end, func(_ context.Context, g *gateway.Session) error {
-		s.Gateway.EndTask(g, func(gateway.Task, int64) {})
-		return nil
+		return s.Gateway.EndTask(t.Context(), g, false, func(gateway.Task, int64, []uuid.UUID) {})
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -180,6 +180,7 @@ func (w *running) testRowsReadBack(t *testing.T) {
 
 // Registered requests: once, taken back, and never sent again when nobody knows.
 func (w *running) testRequests(t *testing.T, s *shop) {
+	t.Helper()
 	agent, task := w.spender(t, 10_000_000)
 	order := &v1.ExecuteRequest{Action: "shop.order", Arguments: object(t, `{"what": "tea"}`)}
 	var preview v1.PreviewResponse
@@ -204,7 +205,7 @@ func (w *running) testRequests(t *testing.T, s *shop) {
 	}
 	var undone v1.UndoResponse
 	agent.must(t, "ActionService/Undo", &v1.UndoRequest{Id: first.GetExecution().GetId()}, &undone)
-	if req, _ := s.last(); req.Method != "DELETE" || req.URL.Path != "/base/orders/o1" || s.orders.Load() != 0 {
+	if req, _ := s.last(); req.Method != http.MethodDelete || req.URL.Path != "/base/orders/o1" || s.orders.Load() != 0 {
 		t.Errorf("undone by %s %s", req.Method, req.URL)
 	}
 	var looked v1.ExecuteResponse
@@ -275,6 +276,7 @@ func problemReason(body string) string {
 
 // Requests as agents write them, through the proxy.
 func (w *running) testThrough(t *testing.T, s *shop) {
+	t.Helper()
 	agent, task := w.spender(t, 2_300_000)
 	spoofed := map[string]string{"Whence-Task-Id": "another", "traceparent": "00-11111111111111111111111111111111-2222222222222222-01", "baggage": "whence.user=root", "X-Forwarded-For": "1.2.3.4", "Cookie": "a=b", "X-Own": "kept"}
 	status, body, _ := agent.through(t, "GET", "/list?a=b", "", spoofed)

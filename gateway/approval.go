@@ -95,20 +95,20 @@ from whence.tasks t where t.id = @task`
 func (g *Gateway) ask(ctx context.Context, s *Session, r run, x Execution) error {
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
 	defer cancel()
-	effects, requests, err := g.dry(bound, s.Principal, r, x)
+	f, err := g.dry(bound, s.Principal, r, x)
 	if err != nil {
 		return g.fail(context.WithoutCancel(ctx), x, err)
 	}
-	if r.preview != "" && r.preview != r.previewDigest(effects, requests).String() {
+	if r.preview != "" && r.preview != r.previewDigest(f.effects, f.requests).String() {
 		return g.fail(context.WithoutCancel(ctx), x, stalePreview())
 	}
 	now := g.now().UTC().Truncate(time.Microsecond)
-	a := Approval{ID: uuid.Must(uuid.NewV7()), Needed: r.def.NeededApprovals(), Created: now, Expires: now.Add(r.def.ApprovalTime())}
-	shown, err := json.Marshal(r.shown(effects))
+	a := Approval{ID: uuid.Must(uuid.NewV7()), Needed: r.needs, Created: now, Expires: now.Add(r.def.ApprovalTime())}
+	shown, err := json.Marshal(append([]action.Effect{}, f.shown...))
 	if err != nil {
 		return err
 	}
-	sent, err := json.Marshal(append([]Rendered{}, requests...))
+	sent, err := json.Marshal(append([]Rendered{}, f.requests...))
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (g *Gateway) ask(ctx context.Context, s *Session, r run, x Execution) error
 		if err := g.still(bound, tx, s.Principal); err != nil {
 			return err
 		}
-		if a.Digest, err = g.binding(bound, tx, s.Principal, r, x, a.Expires, effects, requests); err != nil {
+		if a.Digest, err = g.binding(bound, tx, s.Principal, r, x, a.Expires, f.effects, f.requests); err != nil {
 			return err
 		}
 		_, err := tx.Exec(bound, insertApprovalSQL, pgx.NamedArgs{"id": a.ID, "execution": x.ID, "tenant": x.Tenant, "digest": a.Digest[:],
@@ -164,7 +164,7 @@ func (g *Gateway) binding(ctx context.Context, tx pgx.Tx, p *authz.Principal, r 
 		}
 		to = fmt.Sprintf("%x", u.Digest)
 	}
-	policy := digestOf("policy", grant, agent, scope, limits, current.Version, current.Digest, to)
+	policy := digestOf("policy", grant, agent, scope, limits, current.Version, current.Digest, to, r.parts)
 	return digestOf("approval", x.Tenant, x.User, p.Actors, x.Task, x.Action, x.Version, r.Registered.Digest, r.args.JSON(),
 		before(effects), append([]Rendered{}, requests...), policy, expires.Format(time.RFC3339Nano), x.Key), nil
 }
@@ -172,7 +172,7 @@ func (g *Gateway) binding(ctx context.Context, tx pgx.Tx, p *authz.Principal, r 
 // useApproval spends the approval that an execution needs, in the transaction after
 // which it runs. Whatever is not as it was approved is refused.
 func (g *Gateway) useApproval(ctx context.Context, tx pgx.Tx, p *authz.Principal, r run, x Execution, effects []action.Effect, requests []Rendered) error {
-	if r.def.NeededApprovals() == 0 {
+	if r.needs == 0 {
 		return nil
 	}
 	a, found, err := g.findApproval(ctx, tx, approvalSQL+oneApprovalSQL+lockApprovalSQL, pgx.NamedArgs{"tenant": x.Tenant, "id": x.Approval})

@@ -75,6 +75,9 @@ func (g *Gateway) Execute(ctx context.Context, s *Session, a Asked, done func(Ex
 		}
 	}
 	r, err := g.resolve(ctx, p, a)
+	if err == nil {
+		r, err = g.withParts(ctx, p, r)
+	}
 	if err != nil {
 		return err
 	}
@@ -111,6 +114,9 @@ type run struct {
 	preview string
 	digest  whence.Digest // of action, version and arguments
 	raw     *outbound     // a request as an agent wrote it, and no registered action
+	needs   int           // how many people must approve it
+	worst   authz.Amounts // the most that it may cost
+	parts   []string      // digests of the actions that it runs
 }
 
 // resolve finds the action and reads the arguments; what the scope does not hold is refused.
@@ -124,16 +130,65 @@ func (g *Gateway) resolve(ctx context.Context, p *authz.Principal, a Asked) (r r
 
 func (g *Gateway) resolved(p *authz.Principal, a Asked, reg action.Registered) (r run, err error) {
 	if !reg.Tier.Within(p.Scope.Tier()) {
-		return r, &whence.Error{Kind: whence.ErrDenied, Reason: "TIER_OUT_OF_SCOPE",
-			Message:  fmt.Sprintf("the action %q is %s and the task's scope goes up to %s; work without it, or ask for a task with a higher tier", reg.Name, reg.Tier, p.Scope.Tier()),
-			Metadata: map[string]string{"action": reg.Name, "tier": string(reg.Tier), "allowed": string(p.Scope.Tier())}}
+		return r, tierOutOfScope(reg, p)
 	}
 	r = run{Registered: reg, def: reg.Definition, preview: a.Preview}
 	if r.args, err = action.Arguments(r.def, a.Arguments); err != nil {
 		return r, err
 	}
 	r.digest = digestOf("action", r.Name, r.Version, r.Registered.Digest, r.args.JSON())
+	r.needs, r.worst = r.def.NeededApprovals(), worstOf(r.def)
 	return r, nil
+}
+
+// worstOf is the most that one action may cost by itself.
+func worstOf(d action.Definition) authz.Amounts {
+	a := authz.Amounts{authz.Spend: d.CostMicros, authz.Rows: 1}
+	if d.Row != nil {
+		a[authz.Rows] = int64(d.Row.Limit())
+	}
+	if d.Tier != authz.TierRead {
+		a[authz.Writes] = 1
+	}
+	return a
+}
+
+// withParts adds what a saga's steps, and taking them back, need and may cost.
+func (g *Gateway) withParts(ctx context.Context, p *authz.Principal, r run) (run, error) {
+	var steps []action.Step
+	if r.def.Saga != nil {
+		for _, step := range r.def.Saga.Steps {
+			steps = append(steps, step.Step)
+			if step.Compensation != nil {
+				steps = append(steps, *step.Compensation)
+			}
+		}
+	}
+	if r.def.Compensation != nil {
+		steps = append(steps, *r.def.Compensation)
+	}
+	for _, step := range steps {
+		of, err := g.actions.Get(ctx, g.pool, p.Tenant, step.Action)
+		if err != nil {
+			return r, err
+		}
+		if !of.Tier.Within(p.Scope.Tier()) {
+			return r, tierOutOfScope(of, p)
+		}
+		r.needs = max(r.needs, of.Approvals)
+		if of.NeededApprovals() > 0 && of.Compensation == nil && r.def.Saga != nil {
+			r.needs = max(r.needs, 1)
+		}
+		r.worst = r.worst.Plus(worstOf(of.Definition))
+		r.parts = append(r.parts, of.Digest.String())
+	}
+	return r, nil
+}
+
+func tierOutOfScope(of action.Registered, p *authz.Principal) error {
+	return &whence.Error{Kind: whence.ErrDenied, Reason: "TIER_OUT_OF_SCOPE",
+		Message:  fmt.Sprintf("the action %q is %s and the task's scope goes up to %s; work without it, or ask for a task with a higher tier", of.Name, of.Tier, p.Scope.Tier()),
+		Metadata: map[string]string{"action": of.Name, "tier": string(of.Tier), "allowed": string(p.Scope.Tier())}}
 }
 
 func (r run) note(s *Session) {
@@ -154,17 +209,7 @@ func (g *Gateway) afford(ctx context.Context, s *Session, r run) error {
 	if s.unpaid != nil {
 		return s.unpaid
 	}
-	more := authz.Amounts{authz.Spend: r.def.CostMicros}
-	if r.raw == nil {
-		more[authz.Rows] = 1
-	}
-	if r.def.Row != nil {
-		more[authz.Rows] = int64(r.def.Row.Limit())
-	}
-	if r.def.Tier != authz.TierRead {
-		more[authz.Writes] = 1
-	}
-	return g.holdMore(ctx, s, more)
+	return g.holdMore(ctx, s, r.worst)
 }
 
 // claim makes a key this execution's; false: it is another one's.
@@ -209,7 +254,13 @@ func (g *Gateway) goOn(ctx context.Context, s *Session, x Execution, done func(E
 	s.Note("action", x.Action)
 	s.Note("execution", x.ID)
 	switch x.State {
-	case Succeeded, Undone, Undoing:
+	case Undoing:
+		if x.Failure != nil { // a saga that is being taken back, because a step failed
+			return g.goBack(ctx, s, x, again)
+		}
+		s.replayed, x.Replayed = true, true
+		return done(x)
+	case Succeeded, Undone:
 		s.replayed, x.Replayed = true, true
 		return done(x)
 	case Denied:
@@ -221,6 +272,9 @@ func (g *Gateway) goOn(ctx context.Context, s *Session, x Execution, done func(E
 	case Awaiting, Running, Failed: // goes on
 	}
 	r, err := again(x)
+	if err == nil {
+		r, err = g.withParts(ctx, s.Principal, r)
+	}
 	if err != nil {
 		return err
 	}
@@ -236,6 +290,42 @@ func (g *Gateway) goOn(ctx context.Context, s *Session, x Execution, done func(E
 		return err
 	}
 	return g.takeUp(ctx, s, r, x, done)
+}
+
+// goBack goes on taking a saga back that failed.
+func (g *Gateway) goBack(ctx context.Context, s *Session, x Execution, again func(Execution) (run, error)) error {
+	r, err := again(x)
+	if err != nil {
+		return err
+	}
+	if err := g.orphaned(ctx, x); err != nil {
+		return err
+	}
+	if !g.running.start(x.ID) {
+		return inFlight("a call with this idempotency key")
+	}
+	s.after = append(s.after, func() { g.running.end(x.ID) })
+	tag, err := g.pool.Exec(ctx, takeUpSQL, pgx.NamedArgs{"id": x.ID, "attempt": x.attempt, "was": x.State, "state": Undoing, "holder": g.holder})
+	if err != nil {
+		return fmt.Errorf("take an execution up: %w", pg.Translate(err))
+	}
+	if tag.RowsAffected() == 0 {
+		return inFlight("a call with this idempotency key")
+	}
+	x.attempt, x.holder = x.attempt+1, g.holder
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
+	defer cancel()
+	why := &whence.Error{Kind: whence.ErrPrecondition, Reason: x.Failure.Reason, Message: x.Failure.Message, Metadata: x.Failure.Metadata}
+	err = g.takeBackSaga(bound, s, r, &x, x.Failure, why)
+	var undone *sagaUndone
+	var stuck *sagaStuck
+	switch {
+	case errors.As(err, &undone):
+		return undone.why
+	case errors.As(err, &stuck):
+		return stuck.why
+	}
+	return err
 }
 
 // orphaned refuses while somebody is at an execution.
@@ -286,6 +376,8 @@ func (g *Gateway) takeUp(ctx context.Context, s *Session, r run, x Execution, do
 // fate tells what became of an execution whose process died.
 func (g *Gateway) fate(ctx context.Context, r run, x Execution) (action.Fate, error) {
 	switch {
+	case r.def.Saga != nil:
+		return action.Aborted, nil // its steps know
 	case x.tx != nil:
 		return g.rows.Fate(ctx, x.tx.source, x.tx.xid, x.tx.system, x.tx.timeline)
 	case x.sent && (r.def.HTTP == nil || r.def.HTTP.IdempotencyHeader == ""):
@@ -301,7 +393,7 @@ func (g *Gateway) perform(ctx context.Context, s *Session, r run, x Execution, d
 	}
 	s.after = append(s.after, func() { g.running.end(x.ID) })
 	s.Note("execution", x.ID)
-	if r.def.NeededApprovals() > 0 {
+	if r.needs > 0 {
 		return g.ask(ctx, s, r, x)
 	}
 	return g.dispatch(ctx, s, r, x, done)
@@ -313,9 +405,15 @@ func (g *Gateway) dispatch(ctx context.Context, s *Session, r run, x Execution, 
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
 	defer cancel()
 	err := g.dispatchKind(bound, s, r, &x)
+	var undone *sagaUndone
+	var stuck *sagaStuck
 	switch {
 	case err == nil:
 		return g.succeed(s, r, x, done)
+	case errors.As(err, &undone):
+		return undone.why
+	case errors.As(err, &stuck):
+		return stuck.why
 	case r.unsure(err):
 		s.Note("outcome", failure(err).Reason)
 		return g.lose(context.WithoutCancel(ctx), x)
@@ -333,6 +431,8 @@ func (g *Gateway) dispatchKind(ctx context.Context, s *Session, r run, x *Execut
 		return nil // it happens in the transaction that records it
 	case r.def.HTTP != nil || r.raw != nil:
 		return g.dispatchHTTP(ctx, s, r, x)
+	case r.def.Saga != nil:
+		return g.dispatchSaga(ctx, s, r, x)
 	}
 	return notYet()
 }

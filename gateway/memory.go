@@ -42,12 +42,13 @@ func (g *Gateway) dispatchMemory(ctx context.Context, tx pgx.Tx, s *Session, r r
 	}
 	x.Token = w.Token
 	x.Result, err = json.Marshal(map[string]any{"table": whence.NotesTable, "key": w.Key.Values()})
-	s.write.After = func(ctx context.Context) {
+	after := context.WithoutCancel(ctx)
+	s.after = append(s.after, func() {
 		if g.wrote != nil {
 			g.wrote()
 		}
-		_ = g.notes.Index.Settle(ctx, w.Unsettled) // else the next version's writer does
-	}
+		_ = g.notes.Index.Settle(after, w.Unsettled) // else the next version's writer does
+	})
 	return err
 }
 

@@ -226,6 +226,7 @@ func (o outbound) asRun() run {
 	r := run{Registered: action.Registered{Definition: d, Tenant: o.to.Tenant, Version: int32(min(o.to.Version, 1<<31-1)), Digest: o.to.Digest}, def: d, raw: &o}
 	args := map[string]any{"method": o.target.Method, "path": o.target.Path, "query": o.target.RawQuery, "body": whence.DigestOf(string(o.body)).String()}
 	r.args = action.Canonical(args)
+	r.needs, r.worst = d.NeededApprovals(), authz.Amounts{authz.Writes: 1}
 	r.digest = digestOf("action", r.Name, r.Version, r.Registered.Digest, r.args.JSON())
 	return r
 }

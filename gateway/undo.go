@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -34,7 +35,7 @@ func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Exe
 	if err != nil {
 		return err
 	}
-	if err := g.holdMore(ctx, s, authz.Amounts{authz.Writes: 1, authz.Rows: max(1, int64(len(x.effects)))}); err != nil {
+	if err := g.holdMore(ctx, s, r.worst.Plus(authz.Amounts{authz.Writes: 1, authz.Rows: max(1, int64(len(x.effects)))})); err != nil {
 		return err
 	}
 	if !g.running.start(x.ID) {
@@ -130,7 +131,8 @@ func (g *Gateway) undoable(ctx context.Context, p *authz.Principal, x Execution)
 		return r, &whence.Error{Kind: whence.ErrDenied, Reason: "TIER_OUT_OF_SCOPE", Metadata: map[string]string{"action": reg.Name, "tier": string(reg.Tier)},
 			Message: "the action is of a higher tier than the task's scope holds"}
 	}
-	return run{Registered: reg, def: reg.Definition}, nil
+	r = run{Registered: reg, def: reg.Definition, worst: worstOf(reg.Definition)}
+	return g.withParts(ctx, p, r)
 }
 
 // takeBack makes an execution this call's to undo, and undoes what it did to rows.
@@ -167,6 +169,9 @@ func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) 
 		return x, false, g.lost(ctx, x)
 	}
 	x.tx, x.sent = nil, false
+	if r.def.Compensation != nil || r.def.Saga != nil {
+		return x, false, g.stay(ctx, x, g.takeBackParts(ctx, s, r, &x))
+	}
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
 	defer cancel()
 	if r.def.HTTP != nil {
@@ -197,6 +202,29 @@ func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) 
 			Metadata: map[string]string{"execution": x.ID.String()}, Err: err}
 	}
 	return x, false, g.stay(ctx, x, err)
+}
+
+// takeBackParts makes up for an execution by others.
+func (g *Gateway) takeBackParts(ctx context.Context, s *Session, r run, x *Execution) error {
+	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
+	defer cancel()
+	if r.def.Compensation != nil {
+		return g.compensate(bound, s, r, *x)
+	}
+	raw := map[string]any{}
+	if err := json.Unmarshal(x.Arguments, &raw); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	var err error
+	if r.args, err = action.Arguments(r.def, raw); err != nil {
+		return err
+	}
+	err = g.takeBackSaga(bound, s, r, x, nil, nil)
+	var stuck *sagaStuck
+	if errors.As(err, &stuck) {
+		return stuck.why
+	}
+	return err
 }
 
 // stay writes down that an execution was not undone, and returns why.

@@ -195,6 +195,13 @@ func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
 	if err := c.checkKey(); err != nil {
 		return err
 	}
+	if !s.Principal.IsOperator() && c.as == nil {
+		leave, err := g.turns.enter(ctx, s.Principal.Tenant+"\x1f"+s.Principal.Agent)
+		if err != nil {
+			return err
+		}
+		s.after = append(s.after, leave)
+	}
 	if c.Prepare != nil {
 		if s.digest, err = c.Prepare(); err != nil {
 			return err

@@ -56,7 +56,9 @@ type Config struct {
 	Clock     func() time.Time // default: time.Now; deadlines of tasks are judged by it
 	// Lease is how long this process's hold on budgets outlives it; default: 30 s.
 	Lease time.Duration
-	Log   *slog.Logger // default: discards
+	// Inside is how many agents' calls run at once; default: 256. More wait, in turn.
+	Inside int
+	Log    *slog.Logger // default: discards
 }
 
 // Gateway is the door. Its methods may be called concurrently. Do, Refuse and
@@ -88,6 +90,7 @@ type Gateway struct {
 	holder uuid.UUID // whose leases this process's are
 	lease  time.Duration
 	blocks *blocks
+	turns  *turns
 
 	reservations *batcher[reservation]
 	records      *batcher[record]
@@ -115,12 +118,15 @@ func New(c Config) (*Gateway, error) {
 	if c.Lease == 0 {
 		c.Lease = 30 * time.Second
 	}
+	if c.Inside == 0 {
+		c.Inside = 256
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	g := &Gateway{pool: c.Pool, audit: c.Audit, lineage: c.Lineage, verifier: c.Verifier, issuer: c.Issuer,
 		known: c.Registry, foreign: c.Identities, stops: c.Revocations, keys: c.Keys, now: c.Clock, log: c.Log,
-		holder: uuid.New(), lease: c.Lease, blocks: newBlocks(),
+		holder: uuid.New(), lease: c.Lease, blocks: newBlocks(), turns: newTurns(c.Inside),
 		rows: c.Rows, notes: c.Notes, wrote: c.Wrote, upstreams: c.Upstreams, forwarder: c.Forwarder, running: running{of: map[uuid.UUID]bool{}}, step: func(string) {}}
 	g.reservations = newBatcher(g.reserve)
 	g.records = newBatcher(g.write)

@@ -87,7 +87,7 @@ func TestBudgetsUnderKills(t *testing.T) {
 	var kills atomic.Int64
 	others.Go(func() error {
 		for ctx.Err() == nil {
-			time.Sleep(250 * time.Millisecond)
+			time.Sleep(400 * time.Millisecond)
 			i := rand.IntN(doors)
 			mu.Lock()
 			shut := kill[i]

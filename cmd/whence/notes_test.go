@@ -185,14 +185,18 @@ func (w *running) testNotesOnce(t *testing.T) {
 	if hits := agent.query(t, &v1.QueryRequest{Text: "vermilion ledger", Subjects: []string{"once"}}).GetHits(); len(hits) != 1 {
 		t.Errorf("written more than once: %v", hits)
 	}
-	// A task beside it learns nothing from the key, and writes its own note with it.
+	// A task beside it that may do less learns nothing from the key, which is the tree's.
 	beside, _ := w.agent().delegate(t, &v1.DelegateRequest{Purpose: "beside", Agent: "helper", Budget: &v1.BudgetLimits{Calls: proto.Uint32(10)},
 		Scope: &v1.Scope{AllTables: true, Subjects: []string{"beside"}, Actions: []string{"memory:read", "memory:write"}}})
-	if _, _, err := beside.remember(t, "ledger-1", req); err == nil || err.(*refusal).reason() != "SUBJECT_OUT_OF_SCOPE" { //nolint:errorlint // as the client made it
+	if _, _, err := beside.remember(t, "ledger-1", req); err == nil || err.(*refusal).reason() != "IDEMPOTENCY_KEY_REUSED" { //nolint:errorlint // as the client made it
 		t.Errorf("another task's key: %v", err)
 	}
-	if got, _, err := beside.remember(t, "ledger-1", &v1.RememberRequest{Text: "its own", Subject: "beside"}); err != nil || got.GetRecord().GetText() != "its own" {
-		t.Errorf("another task's key: %v, %v", got, err)
+	if got, _, err := beside.remember(t, "ledger-2", &v1.RememberRequest{Text: "its own", Subject: "beside"}); err != nil || got.GetRecord().GetText() != "its own" {
+		t.Errorf("a key of its own: %v, %v", got, err)
+	}
+	// One that may do all that the other may gets what it got.
+	if got, _, err := w.agent().remember(t, "ledger-1", req); err != nil || got.GetRecord().GetText() != req.GetText() {
+		t.Errorf("the key, from above: %v, %v", got, err)
 	}
 	// First writers of one key follow each other.
 	for i := range 8 {

@@ -74,6 +74,8 @@ func credentials(t *testing.T, w *running) map[string]string {
 	idle, _ := w.agent().delegate(t, &v1.DelegateRequest{Agent: "idle", Purpose: "do nothing"})
 	ended, _ := w.agent().delegate(t, &v1.DelegateRequest{Agent: "ended", Purpose: "end at once",
 		Scope: &v1.Scope{AllTables: true, AllSubjects: true, Actions: []string{"memory:read"}}})
+	lead, _ := w.agent().delegate(t, &v1.DelegateRequest{Agent: "lead", Purpose: "hand work on",
+		Scope: &v1.Scope{AllTables: true, AllSubjects: true, Actions: []string{"memory:read", "task:delegate"}}})
 	ended.must(t, "TaskService/EndTask", &v1.EndTaskRequest{}, &v1.EndTaskResponse{})
 	agent := w.env["WHENCE_AGENT_TOKEN"]
 	from, to := len(agent)-40, len(agent)-20 // within the signature
@@ -85,7 +87,7 @@ func credentials(t *testing.T, w *running) map[string]string {
 	}, agent[from:to]) + agent[to:]
 	return map[string]string{
 		"agent": agent, "operator": w.env["WHENCE_OPERATOR_TOKEN"], "none": "", "words": "open sesame", "garbled": garbled,
-		"narrow": narrow.token, "idle": idle.token, "ended": ended.token,
+		"narrow": narrow.token, "idle": idle.token, "ended": ended.token, "lead": lead.token,
 		"viewer":  signed(t, w, authz.RoleViewer, time.Now, w.env["WHENCE_ISSUER"]),
 		"expired": signed(t, w, authz.RoleAdmin, func() time.Time { return time.Now().Add(-2 * time.Hour) }, w.env["WHENCE_ISSUER"]),
 		"foreign": signed(t, w, authz.RoleAdmin, time.Now, "https://elsewhere.example"),

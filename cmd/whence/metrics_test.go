@@ -153,7 +153,14 @@ func (w *running) testMetricsSay(t *testing.T) {
 	if a := got.GetStatus().GetSetAside(); a.GetRows() != 1 || a.GetKey() != `{"id":"41"}` || !strings.Contains(a.GetReason(), "subject") || a.GetTime() == nil {
 		t.Errorf("the status says %v", a)
 	}
-	hits := w.agent().query(t, &v1.QueryRequest{Text: "metricword", Tables: []string{"app.public.gauges"}, Limit: proto.Uint32(200)}).GetHits()
+	var hits []*v1.Hit
+	eventually(t, showLimit, "every row is found", func() error {
+		hits = w.agent().query(t, &v1.QueryRequest{Text: "metricword", Tables: []string{"app.public.gauges"}, Limit: proto.Uint32(200)}).GetHits()
+		if len(hits) != 71 {
+			return fmt.Errorf("%d hits", len(hits))
+		}
+		return nil
+	})
 	for _, h := range hits {
 		aside := h.GetOrigin().GetKey().GetFields()["id"].GetStringValue() == "41"
 		f := h.GetFreshness()
@@ -161,9 +168,6 @@ func (w *running) testMetricsSay(t *testing.T) {
 			aside && f.GetState() == v1.FreshnessState_FRESHNESS_STATE_FRESH {
 			t.Errorf("%v is %v", h.GetOrigin().GetKey(), f)
 		}
-	}
-	if len(hits) != 71 {
-		t.Errorf("%d hits", len(hits))
 	}
 	w.cli(t, "table", "get", "app.public.gauges").is(t, 0, "rows not taken over whole: 1", `{"id":"41"}`)
 	w.cli(t, "source", "list").is(t, 0, "BEHIND", "KEPT", "APPLIED", "/s", "LAST COMMIT")

@@ -317,8 +317,8 @@ func (g *Gateway) goBack(ctx context.Context, s *Session, x Execution, again fun
 	defer cancel()
 	why := &whence.Error{Kind: whence.ErrPrecondition, Reason: x.Failure.Reason, Message: x.Failure.Message, Metadata: x.Failure.Metadata}
 	err = g.takeBackSaga(bound, s, r, &x, x.Failure, why)
-	var undone *sagaUndone
-	var stuck *sagaStuck
+	var undone *undoneError
+	var stuck *stuckError
 	switch {
 	case errors.As(err, &undone):
 		return undone.why
@@ -405,8 +405,8 @@ func (g *Gateway) dispatch(ctx context.Context, s *Session, r run, x Execution, 
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
 	defer cancel()
 	err := g.dispatchKind(bound, s, r, &x)
-	var undone *sagaUndone
-	var stuck *sagaStuck
+	var undone *undoneError
+	var stuck *stuckError
 	switch {
 	case err == nil:
 		return g.succeed(s, r, x, done)

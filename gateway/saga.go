@@ -28,11 +28,11 @@ type part struct {
 	result json.RawMessage
 }
 
-// sagaUndone is why a saga did not come to its end, and that nothing of it is left.
-type sagaUndone struct{ why error }
+// undoneError is why a saga did not come to its end, and that nothing of it is left.
+type undoneError struct{ why error }
 
-func (e *sagaUndone) Error() string { return "the saga was taken back: " + e.why.Error() }
-func (e *sagaUndone) Unwrap() error { return e.why }
+func (e *undoneError) Error() string { return "the saga was taken back: " + e.why.Error() }
+func (e *undoneError) Unwrap() error { return e.why }
 
 // dispatchSaga runs the steps in order. When one fails, those before it are taken
 // back, the last first; what a crash interrupts goes on the next time.
@@ -41,14 +41,14 @@ func (g *Gateway) dispatchSaga(ctx context.Context, s *Session, r run, x *Execut
 		return err
 	}
 	for i, step := range r.def.Saga.Steps {
-		_, err := g.runPart(ctx, s, r, *x, part{of: x.ID, key: stepKey(i), step: step.Step})
+		err := g.runPart(ctx, s, r, *x, part{of: x.ID, key: stepKey(i), step: step.Step})
 		if err == nil {
 			g.step("step done")
 			continue
 		}
 		var e *whence.Error
 		if errors.As(err, &e) && (e.RetryAfter > 0 || e.Reason == "OUTCOME_UNKNOWN") {
-			return &sagaStuck{err} // neither on nor back by itself
+			return &stuckError{err} // neither on nor back by itself
 		}
 		return g.takeBackSaga(ctx, s, r, x, failure(err), err)
 	}
@@ -56,11 +56,11 @@ func (g *Gateway) dispatchSaga(ctx context.Context, s *Session, r run, x *Execut
 	return nil
 }
 
-// sagaStuck is why a saga stands where it does until it is called again.
-type sagaStuck struct{ why error }
+// stuckError is why a saga stands where it does until it is called again.
+type stuckError struct{ why error }
 
-func (e *sagaStuck) Error() string { return "the saga waits: " + e.why.Error() }
-func (e *sagaStuck) Unwrap() error { return e.why }
+func (e *stuckError) Error() string { return "the saga waits: " + e.why.Error() }
+func (e *stuckError) Unwrap() error { return e.why }
 
 func stepKey(i int) string { return fmt.Sprintf("step-%d", i) }
 
@@ -98,11 +98,11 @@ func (g *Gateway) takeBackSaga(ctx context.Context, s *Session, r run, x *Execut
 	was := x.State
 	x.State, x.Failure = Undoing, why
 	if stored := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return g.store(ctx, tx, *x, was) }); stored != nil {
-		return &sagaStuck{stored}
+		return &stuckError{stored}
 	}
 	for i := len(r.def.Saga.Steps) - 1; i >= 0; i-- {
 		if back := g.takeBackStep(ctx, s, r, *x, i); back != nil {
-			return &sagaStuck{back}
+			return &stuckError{back}
 		}
 		g.step("step taken back")
 	}
@@ -111,9 +111,9 @@ func (g *Gateway) takeBackSaga(ctx context.Context, s *Session, r run, x *Execut
 	}
 	x.State, x.Ended = Undone, g.now().UTC()
 	if stored := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return g.store(ctx, tx, *x, Undoing) }); stored != nil {
-		return &sagaStuck{stored}
+		return &stuckError{stored}
 	}
-	return &sagaUndone{err}
+	return &undoneError{err}
 }
 
 // takeBackStep takes one step back, if it was done: by its compensation or else by
@@ -138,8 +138,7 @@ func (g *Gateway) takeBackStep(ctx context.Context, s *Session, r run, x Executi
 		}
 	}
 	if c := r.def.Saga.Steps[i].Compensation; c != nil {
-		_, err := g.runPart(ctx, s, r, x, part{of: x.ID, key: "back-" + stepKey(i), step: *c, result: done.Result})
-		return err
+		return g.runPart(ctx, s, r, x, part{of: x.ID, key: "back-" + stepKey(i), step: *c, result: done.Result})
 	}
 	of, err := g.actions.Version(ctx, g.pool, done.Tenant, done.Action, done.Version)
 	if err != nil || of.Tier == authz.TierRead {
@@ -180,7 +179,7 @@ func (g *Gateway) partRun(ctx context.Context, p *authz.Principal, r run, x Exec
 	}
 	for name, o := range part.step.Arguments {
 		var v json.RawMessage
-		given := true
+		var given bool
 		if o.Result != nil {
 			v, given, err = pointer(replied(reply), *o.Result)
 		} else {
@@ -210,35 +209,35 @@ func replied(result any) any {
 }
 
 // runPart runs a part, once, with an entry of its own.
-func (g *Gateway) runPart(ctx context.Context, s *Session, r run, x Execution, p part) (Execution, error) {
+func (g *Gateway) runPart(ctx context.Context, s *Session, r run, x Execution, p part) error {
 	own, err := g.partRun(ctx, s.Principal, r, x, p)
 	if err != nil {
-		return Execution{}, err
+		return err
 	}
 	child, found, err := g.findPart(ctx, s.Principal, p.of, p.key)
 	switch {
 	case err != nil:
-		return child, err
+		return err
 	case found && child.State == Succeeded:
-		return child, nil
+		return nil
 	case found && child.State == Uncertain:
-		return child, uncertain(child)
+		return uncertain(child)
 	case found:
 		was := child
 		if _, err := g.pool.Exec(ctx, takeUpSQL, pgx.NamedArgs{"id": child.ID, "attempt": child.attempt, "was": child.State, "state": Running, "holder": g.holder}); err != nil {
-			return child, fmt.Errorf("take a step up: %w", pg.Translate(err))
+			return fmt.Errorf("take a step up: %w", pg.Translate(err))
 		}
 		child.State, child.attempt, child.holder = Running, child.attempt+1, g.holder
 		if was.State == Running {
 			switch fate, err := g.fate(ctx, own, was); {
 			case err != nil:
-				return child, err
+				return err
 			case fate == action.Committed:
-				return child, g.partDone(ctx, s, own, &child)
+				return g.partDone(ctx, s, own, &child)
 			case fate == action.InProgress:
-				return child, inFlight("a step of this")
+				return inFlight("a step of this")
 			case fate == action.Unknown:
-				return child, g.lose(ctx, child)
+				return g.lose(ctx, child)
 			}
 		}
 	default:
@@ -246,25 +245,25 @@ func (g *Gateway) runPart(ctx context.Context, s *Session, r run, x Execution, p
 		child.Call, child.Key = partCall(p.of), p.key
 		child.fingerprint = own.digest
 		if mine, err := g.claim(ctx, child); err != nil || !mine {
-			return child, errors.Join(err, inFlight("a step of this"))
+			return errors.Join(err, inFlight("a step of this"))
 		}
 	}
 	if own.def.Tier == authz.TierRead {
-		return child, g.readPart(ctx, s, own, &child)
+		return g.readPart(ctx, s, own, &child)
 	}
 	own.needs = 0 // what it is part of was approved
 	err = g.dispatchKind(ctx, s, own, &child)
 	switch {
 	case err == nil:
-		return child, g.partDone(ctx, s, own, &child)
+		return g.partDone(ctx, s, own, &child)
 	case own.unsure(err):
-		return child, g.lose(ctx, child)
+		return g.lose(ctx, child)
 	case errors.Is(err, action.ErrUncertain):
-		return child, &whence.Error{Kind: whence.ErrUnavailable, Reason: "OUTCOME_PENDING", RetryAfter: time.Second, Err: err,
+		return &whence.Error{Kind: whence.ErrUnavailable, Reason: "OUTCOME_PENDING", RetryAfter: time.Second, Err: err,
 			Message:  "the source was lost while it committed a step, and whether it did is not known yet; try again with the same key to find out",
 			Metadata: map[string]string{"execution": child.ID.String()}}
 	}
-	return child, g.fail(ctx, child, err)
+	return g.fail(ctx, child, err)
 }
 
 func (g *Gateway) readPart(ctx context.Context, s *Session, own run, child *Execution) error {
@@ -332,6 +331,5 @@ func (g *Gateway) compensate(ctx context.Context, s *Session, r run, x Execution
 	if r.args, err = action.Arguments(r.def, raw); err != nil {
 		return err
 	}
-	_, err = g.runPart(ctx, s, r, x, part{of: x.ID, key: "compensation", step: *r.def.Compensation, result: x.Result})
-	return err
+	return g.runPart(ctx, s, r, x, part{of: x.ID, key: "compensation", step: *r.def.Compensation, result: x.Result})
 }

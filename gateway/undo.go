@@ -220,7 +220,7 @@ func (g *Gateway) takeBackParts(ctx context.Context, s *Session, r run, x *Execu
 		return err
 	}
 	err = g.takeBackSaga(bound, s, r, x, nil, nil)
-	var stuck *sagaStuck
+	var stuck *stuckError
 	if errors.As(err, &stuck) {
 		return stuck.why
 	}

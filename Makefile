@@ -47,6 +47,7 @@ race: setup ## run every test under the race detector
 
 .PHONY: bench
 bench: setup ## measure (ARGS are handed on)
+	@scripts/setup-haproxy
 	$(with_pg) go run ./bench $(ARGS)
 
 # DATA has another meaning, and so another default, for make dev.

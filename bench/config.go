@@ -14,6 +14,7 @@ import (
 const (
 	partQuery    = "query"
 	partDoor     = "door"
+	partThrough  = "through"
 	partCapture  = "capture"
 	partDrain    = "drain"
 	partBackfill = "backfill"
@@ -167,13 +168,13 @@ func numbers(flag, list string, most int) (out []int, err error) {
 
 func partsOf(list string) (out []string, err error) {
 	if list == "" {
-		list = partQuery + "," + partDoor + "," + partCapture
+		list = partQuery + "," + partDoor + "," + partThrough + "," + partCapture
 	}
 	for part := range strings.SplitSeq(list, ",") {
 		switch part = strings.TrimSpace(part); {
 		case part == partCapture:
 			out = append(out, captureParts...)
-		case part == partQuery || part == partDoor || part == partScale || slices.Contains(captureParts, part):
+		case part == partQuery || part == partDoor || part == partThrough || part == partScale || slices.Contains(captureParts, part):
 			out = append(out, part)
 		default:
 			return nil, fmt.Errorf("-only %q: there is no part %q", list, part)

@@ -6,6 +6,8 @@
 //     insert, which is the least that an answer with a record of it can cost;
 //   - a backfill with COPY of the same columns from one database to the other;
 //   - a call through the door with the same handler without one;
+//   - a request through to an upstream with HAProxy that verifies a token, and with
+//     a bare reverse proxy;
 //   - the reading of the source's log with pg_recvlogical, and its applying with
 //     Postgres's own subscription and with the same rows written as plain SQL.
 //
@@ -34,6 +36,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == proxyArgument {
+		if err := beProxy(os.Args[2], os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -83,6 +92,11 @@ func (r *report) measure(ctx context.Context, c config, say func(string, ...any)
 			return err
 		}
 	}
+	if c.runs(partThrough) {
+		if err := r.through(ctx, c, say); err != nil {
+			return err
+		}
+	}
 	if c.runs(partScale) {
 		if err := r.growing(ctx, c, say); err != nil {
 			return err
@@ -108,6 +122,23 @@ func (r *report) door(ctx context.Context, c config, say func(string, ...any)) (
 	}
 	r.Door, err = measureDoor(ctx, dsn, w.key, c, say)
 	return err
+}
+
+// through measures what a request pays on its way to an upstream.
+func (r *report) through(ctx context.Context, c config, say func(string, ...any)) (err error) {
+	say("building and starting whence dev")
+	s, err := startServer(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	return while(ctx, s.program, func(ctx context.Context) (err error) {
+		if r.Environment, err = inspect(ctx, s.env["WHENCE_DATABASE_URL"]); err != nil {
+			return err
+		}
+		r.Through, err = measureThrough(ctx, s, c, say)
+		return err
+	})
 }
 
 // apart measures capture with source and memory database on servers of their

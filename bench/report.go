@@ -22,6 +22,7 @@ type report struct {
 	Steady      *steadyResult   `json:"steady_rate,omitempty"`
 	Scale       *scaleResult    `json:"scale,omitempty"`
 	Door        *doorResult     `json:"door,omitempty"`
+	Through     *throughResult  `json:"through,omitempty"`
 
 	Backfill     *backfillResult `json:"backfill,omitempty"`
 	Data         *dataLine       `json:"data,omitempty"`
@@ -124,6 +125,7 @@ func (r *report) print(w io.Writer) error {
 		{r.Huge != nil, func(w io.Writer) error { return r.Huge.print(w) }},
 		{r.Steady != nil, func(w io.Writer) error { return r.Steady.print(w) }},
 		{r.Door != nil, func(w io.Writer) error { return r.Door.print(w) }},
+		{r.Through != nil, func(w io.Writer) error { return r.Through.print(w) }},
 		{r.Scale != nil, func(w io.Writer) error { return r.Scale.print(w) }},
 		{len(r.Queries) > 0, r.printQueries},
 		{len(r.Shares) > 0, r.printShares},

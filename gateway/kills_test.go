@@ -24,7 +24,8 @@ import (
 // back, and what is settled is what the log says.
 func TestBudgetsUnderKills(t *testing.T) {
 	t.Parallel()
-	const callers, each, doors = 1000, 6, 3
+	const callers, doors = 1000, 3
+	each := often(t, "WHENCE_BUDGET_CALLS", 6)
 	db := pgtest.New(t)
 	w := newWorld(t, db.Pool)
 	keeper, _ := w.gateway(t, db.Pool)
@@ -34,7 +35,7 @@ func TestBudgetsUnderKills(t *testing.T) {
 		r.Limits = authz.Limits{authz.Rows: rows, authz.Spend: 3 * calls}
 		return r
 	}
-	root, err := keeper.StartOwn(t.Context(), "olga", limits(1500, 5000))
+	root, err := keeper.StartOwn(t.Context(), "olga", limits(int64(each)*250, int64(each)*830))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +44,7 @@ func TestBudgetsUnderKills(t *testing.T) {
 		var next []string
 		for _, token := range level {
 			for i := range 2 {
-				r := below(limits(int64(1000>>depth+i*37), int64(4000>>depth)), depth)
+				r := below(limits(int64(each*(166>>depth)+i*37), int64(each*(660>>depth))), depth)
 				s, err := delegate(t, keeper, token, r)
 				if err != nil {
 					t.Fatal(err)

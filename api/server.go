@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,6 +39,7 @@ import (
 	"github.com/whence-db/whence/proto/gen/openapi"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
 	"github.com/whence-db/whence/query"
+	"github.com/whence-db/whence/reason"
 )
 
 // maxRequest bounds a request message, in bytes. The largest field is a text of
@@ -155,7 +158,7 @@ func mountStatus(mux *http.ServeMux, c Config) {
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
-	problem(w, http.StatusNotFound, "", r.URL.Path+" is not served here; GET /openapi.yaml lists every call")
+	problem(w, http.StatusNotFound, &whence.Error{Reason: "PATH_NOT_FOUND"}, r.URL.Path+" is not served here; GET /openapi.yaml lists every call")
 }
 
 // refuse answers plain HTTP paths with an error as the caller may see it.
@@ -165,7 +168,7 @@ func refuse(w http.ResponseWriter, r *http.Request, log *slog.Logger, challenge 
 	switch {
 	case !errors.As(err, &e):
 		log.ErrorContext(r.Context(), "cannot let a request in", "path", r.URL.Path, "error", err)
-		problem(w, status, "INTERNAL", "the server failed; its log says why")
+		problem(w, status, &whence.Error{Reason: "INTERNAL", RetryAfter: time.Second}, "the server failed; its log says why")
 		return
 	case errors.Is(e.Kind, whence.ErrUnauthenticated):
 		status = http.StatusUnauthorized
@@ -177,16 +180,17 @@ func refuse(w http.ResponseWriter, r *http.Request, log *slog.Logger, challenge 
 	case e.Reason == "REQUEST_TOO_LARGE":
 		status = http.StatusRequestEntityTooLarge
 	}
-	problem(w, status, e.Reason, e.Message)
+	problem(w, status, e, e.Message)
 }
 
-// problem answers plain HTTP paths with RFC 9457 problem details.
-func problem(w http.ResponseWriter, status int, reason, detail string) {
-	body := map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail}
-	if reason != "" {
-		body["reason"] = reason
-	}
+// problem answers plain HTTP paths with RFC 9457 problem details, and with the same
+// reason, metadata and next step that a call's error would have.
+func problem(w http.ResponseWriter, status int, e *whence.Error, detail string) {
 	w.Header().Set("Content-Type", "application/problem+json")
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
+	_ = json.NewEncoder(w).Encode(map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status,
+		"detail": detail, "reason": e.Reason, "next": reason.After(e.Reason), "metadata": reason.Details(e.Reason, e.Metadata)})
 }

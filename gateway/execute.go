@@ -316,7 +316,7 @@ func (g *Gateway) dispatchKind(ctx context.Context, s *Session, r run, x *Execut
 	case r.def.Memory != nil:
 		return nil // it happens in the transaction that records it
 	}
-	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet"}
+	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet; do without it, or by another action"}
 }
 
 // dispatchRows runs a row action. What it did is written down before the source commits.
@@ -568,7 +568,7 @@ func (g *Gateway) read(ctx context.Context, s *Session, r run, done func(Executi
 	x := r.execution(g, s)
 	x.ID = uuid.Nil // nothing is kept of it but its entry
 	if r.def.Row == nil {
-		return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet"}
+		return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet; do without it, or by another action"}
 	}
 	bound, cancel := context.WithTimeout(ctx, r.def.RunTime())
 	defer cancel()

@@ -59,7 +59,7 @@ func (s *sink) backfillArgs(table int32, snapshot whence.LSN) pgx.NamedArgs {
 	return pgx.NamedArgs{"id": table, "source": s.id, "snapshot": snapshot}
 }
 
-var errOtherBackfill = &whence.Error{Kind: whence.ErrAborted, Reason: "BACKFILL_OUTDATED",
+var errOtherBackfill = &whence.Error{Kind: whence.ErrAborted, Reason: "BACKFILL_OUTDATED", RetryAfter: time.Second,
 	Message: "the table was registered otherwise, unregistered, or is being copied from a newer snapshot"}
 
 // BackfillStart begins to copy a table from a snapshot, or goes on from it.

@@ -202,7 +202,7 @@ func (s *sink) checkpointArgs(p cdc.Progress, began time.Time) pgx.NamedArgs {
 	return args
 }
 
-var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER",
+var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER", RetryAfter: time.Second,
 	Message: "the checkpoint is not where this process left it: another one captures the source, or it was deleted"}
 
 // Caught records progress without data.

@@ -102,8 +102,10 @@ func foreign(ctx context.Context, log *slog.Logger, procedure string, err error)
 
 // explained gives an error of the protocol's own the details that every error has.
 func explained(ce *connect.Error) error {
-	if len(ce.Details()) > 0 {
-		return ce
+	for _, d := range ce.Details() {
+		if d.Type == string((&errdetails.ErrorInfo{}).ProtoReflect().Descriptor().FullName()) {
+			return ce
+		}
 	}
 	var out *errdetails.ErrorInfo
 	switch ce.Code() {

@@ -203,7 +203,7 @@ func (s *sink) checkpointArgs(p cdc.Progress, began time.Time) pgx.NamedArgs {
 }
 
 var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER", RetryAfter: time.Second,
-	Message: "the checkpoint is not where this process left it: another one captures the source, or it was deleted"}
+	Message: "the checkpoint is not where this process left it: another one captures the source, or it was deleted; look at the source again"}
 
 // Caught records progress without data.
 func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {

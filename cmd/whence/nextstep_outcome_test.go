@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -89,6 +90,7 @@ func (w *running) crowds(t *testing.T) []predicament {
 	hold := func(y try, id int) (before func(*testing.T), release func(*testing.T, *refusal)) {
 		free := make(chan struct{})
 		done := make(chan error, 1)
+		var once sync.Once
 		before = func(t *testing.T) {
 			locked, err := w.source.Begin(t.Context())
 			if err == nil {
@@ -104,10 +106,13 @@ func (w *running) crowds(t *testing.T) []predicament {
 			}()
 			held := make(chan struct{})
 			go func() { defer close(held); _, _ = y.send(ctx) }()
-			t.Cleanup(func() { <-held })
+			t.Cleanup(func() {
+				once.Do(func() { close(free) })
+				<-held
+			})
 		}
 		release = func(t *testing.T, _ *refusal) {
-			close(free)
+			once.Do(func() { close(free) })
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
@@ -120,7 +125,7 @@ func (w *running) crowds(t *testing.T) []predicament {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_, _ = atLeast(single, "FFFF/0").send(context.WithoutCancel(t.Context()))
+			_, _ = caughtUpTo(single, "FFFF/0").send(context.WithoutCancel(t.Context()))
 		}()
 		t.Cleanup(func() { <-done })
 		time.Sleep(500 * time.Millisecond)
@@ -128,6 +133,7 @@ func (w *running) crowds(t *testing.T) []predicament {
 	return []predicament{
 		{reason: "IN_FLIGHT", next: reason.Retry, first: inFlight, until: releaseKey, before: func(t *testing.T) {
 			holdKey(t)
+			time.Sleep(200 * time.Millisecond) // the one that holds the key comes first
 			eventually(t, showLimit, "the first call is under way", func() error {
 				var r *refusal
 				if _, err := inFlight.send(t.Context()); !errors.As(err, &r) || r.reason() != "IN_FLIGHT" {
@@ -140,8 +146,8 @@ func (w *running) crowds(t *testing.T) []predicament {
 	}
 }
 
-// atLeast asks for an answer that holds all that the source had committed by an LSN.
-func atLeast(as caller, lsn string) try {
+// caughtUpTo asks for an answer that holds all that the source had committed by an LSN.
+func caughtUpTo(as caller, lsn string) try {
 	return try{as: as, call: queryCall, body: fmt.Sprintf(`{"text": "quinces", "consistency": {"atLeast": "app@%s"}}`, lsn)}
 }
 
@@ -154,7 +160,7 @@ func (w *running) behind(t *testing.T) []predicament {
 		t.Fatal(err)
 	}
 	return []predicament{
-		{reason: "NOT_CAUGHT_UP", next: reason.Retry, first: atLeast(w.agent(), lsn), until: func(t *testing.T, _ *refusal) {
+		{reason: "NOT_CAUGHT_UP", next: reason.Retry, first: caughtUpTo(w.agent(), lsn), until: func(t *testing.T, _ *refusal) {
 			w.operator().must(t, "SourceService/ResumeSource", &v1.ResumeSourceRequest{Name: "app"}, &v1.ResumeSourceResponse{})
 		}},
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/whence-db/whence/api/oauth"
+	"github.com/google/uuid"
+
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/gateway/gatewaytest"
@@ -194,9 +196,8 @@ func (s *site) checkInactive(t *testing.T, ask func(string) map[string]any, root
 		}
 	}
 	end := gateway.Call{Name: "end", Presented: authz.Presented{Token: root}}
-	if err := s.Gateway.Do(t.Context(), end, func(_ context.Context, g *gateway.Session) error {
-		s.Gateway.EndTask(g, func(gateway.Task, int64) {})
-		return nil
+	if err := s.Gateway.Do(t.Context(), end, func(ctx context.Context, g *gateway.Session) error {
+		return s.Gateway.EndTask(ctx, g, false, func(gateway.Task, int64, []uuid.UUID) {})
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -9,10 +9,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/whence-db/whence/api/oauth"
 	"github.com/google/uuid"
 
+	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/gateway"
 	"github.com/whence-db/whence/gateway/gatewaytest"

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"testing"
@@ -60,7 +60,7 @@ var expected = map[reason.Next]nextstep.Step{
 // catalogue, in each of its codes, as it goes over the wire.
 func TestAgentGoesOnByDetails(t *testing.T) {
 	t.Parallel()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	tried := 0
 	for _, e := range reason.All() {
 		for _, code := range e.Codes {
@@ -116,7 +116,7 @@ func TestAgentGoesOnByDetails(t *testing.T) {
 // its next step, wherever it came from.
 func TestForeignErrors(t *testing.T) {
 	t.Parallel()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	for _, c := range []struct {
 		err          error
 		code, reason string
@@ -149,7 +149,7 @@ func TestForeignErrors(t *testing.T) {
 func TestProblemDetails(t *testing.T) {
 	t.Parallel()
 	w := httptest.NewRecorder()
-	refuse(w, httptest.NewRequest("GET", "/mcp", nil), slog.New(slog.NewTextHandler(io.Discard, nil)), "Bearer",
+	refuse(w, httptest.NewRequest(http.MethodGet, "/mcp", nil), slog.New(slog.DiscardHandler), "Bearer",
 		&whence.Error{Kind: whence.ErrUnavailable, Reason: "REVOCATIONS_UNKNOWN", RetryAfter: 1500 * time.Millisecond, Message: "not now"})
 	var body struct {
 		Reason, Next, Detail string

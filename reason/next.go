@@ -36,7 +36,7 @@ const (
 	Stop Next = "STOP"
 )
 
-var advice = map[Next]string{
+var advice = map[Next]string{ //nolint:gosec // G101: words about tokens, not tokens
 	FixRequest:      "Correct the request, in the field that is named if one is, and send it as a new one: a write with a new idempotency key.",
 	LookUp:          "List what there is, and name one of that; or go on with what is there already.",
 	Retry:           "Send the same again, with the same idempotency key, after RetryInfo's delay; without one, after a second and then ever longer.",

@@ -332,10 +332,10 @@ func (s *scanner) held(e ast.Expr, o types.Object, in env) (out []string) {
 		s.problem(e, "cannot tell what this reason can be")
 	}
 	for _, g := range values {
-		switch {
-		case g.index == -1:
+		switch g.index {
+		case -1:
 			out = append(out, s.strings(g.expr, in)...)
-		case g.index == element:
+		case element:
 			out = append(out, s.elements(g.expr)...)
 		default:
 			if c, ok := g.expr.(*ast.CallExpr); ok {

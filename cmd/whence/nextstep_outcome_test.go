@@ -57,6 +57,7 @@ func digestOf(t *testing.T, as caller, body string) string {
 
 // outcomes are those where something has happened, or has not.
 func (w *running) outcomes(t *testing.T) []predicament {
+	t.Helper()
 	agent := w.agent()
 	execution := func(call, id string) try { return try{as: agent, call: call, body: fmt.Sprintf(`{"id": %q}`, id)} }
 	keyed := func(y try) try { y.key = "undo-" + y.body; return y }
@@ -81,6 +82,7 @@ func (w *running) outcomes(t *testing.T) []predicament {
 
 // crowds are those where others are at it, or capture is behind: what passes.
 func (w *running) crowds(t *testing.T) []predicament {
+	t.Helper()
 	agent := w.agent()
 	one := uint32(1)
 	single, _ := agent.delegate(t, &v1.DelegateRequest{Agent: "single", Purpose: "one thing at a time", Budget: &v1.BudgetLimits{Concurrency: &one},
@@ -92,6 +94,7 @@ func (w *running) crowds(t *testing.T) []predicament {
 		done := make(chan error, 1)
 		var once sync.Once
 		before = func(t *testing.T) {
+			t.Helper()
 			locked, err := w.source.Begin(t.Context())
 			if err == nil {
 				_, err = locked.Exec(t.Context(), `update public.stock set n = n where id = $1`, id)
@@ -112,6 +115,7 @@ func (w *running) crowds(t *testing.T) []predicament {
 			})
 		}
 		release = func(t *testing.T, _ *refusal) {
+			t.Helper()
 			once.Do(func() { close(free) })
 			if err := <-done; err != nil {
 				t.Error(err)
@@ -122,6 +126,7 @@ func (w *running) crowds(t *testing.T) []predicament {
 	inFlight := try{as: agent, call: executing, body: setStock(22, 1), key: "in-flight"}
 	holdKey, releaseKey := hold(inFlight, 22)
 	holdTask := func(t *testing.T) { // with a question that waits for what is not to come, and gives up
+		t.Helper()
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -132,12 +137,13 @@ func (w *running) crowds(t *testing.T) []predicament {
 	}
 	return []predicament{
 		{reason: "IN_FLIGHT", next: reason.Retry, first: inFlight, until: releaseKey, before: func(t *testing.T) {
+			t.Helper()
 			holdKey(t)
 			time.Sleep(200 * time.Millisecond) // the one that holds the key comes first
 			eventually(t, showLimit, "the first call is under way", func() error {
 				var r *refusal
 				if _, err := inFlight.send(t.Context()); !errors.As(err, &r) || r.reason() != "IN_FLIGHT" {
-					return fmt.Errorf("%v", err)
+					return fmt.Errorf("not in flight, but: %w", err)
 				}
 				return nil
 			})
@@ -153,6 +159,7 @@ func caughtUpTo(as caller, lsn string) try {
 
 // behind is capture that stands still.
 func (w *running) behind(t *testing.T) []predicament {
+	t.Helper()
 	w.operator().must(t, "SourceService/PauseSource", &v1.PauseSourceRequest{Name: "app"}, &v1.PauseSourceResponse{})
 	var lsn string
 	w.exec(t, `update public.stock set what = 'a crate of apples' where id = 24`)
@@ -161,6 +168,7 @@ func (w *running) behind(t *testing.T) []predicament {
 	}
 	return []predicament{
 		{reason: "NOT_CAUGHT_UP", next: reason.Retry, first: caughtUpTo(w.agent(), lsn), until: func(t *testing.T, _ *refusal) {
+			t.Helper()
 			w.operator().must(t, "SourceService/ResumeSource", &v1.ResumeSourceRequest{Name: "app"}, &v1.ResumeSourceResponse{})
 		}},
 	}

@@ -198,6 +198,7 @@ func (w *running) faults(*testing.T) []predicament {
 
 // credentialTroubles are those of tokens, tasks and scopes.
 func (w *running) credentialTroubles(t *testing.T) []predicament {
+	t.Helper()
 	agent := w.agent()
 	tokens := credentials(t, w)
 	ask := func(token string) try { return try{as: caller{w.http, w.url, token}, call: queryCall, body: goodQuery} }
@@ -225,6 +226,7 @@ func (w *running) credentialTroubles(t *testing.T) []predicament {
 
 // writeTroubles are those of writes and budgets.
 func (w *running) writeTroubles(t *testing.T) []predicament {
+	t.Helper()
 	agent := w.agent()
 	write := func(key, body string) try { return try{as: agent, call: executing, body: body, key: key} }
 	one := uint32(1)
@@ -254,10 +256,12 @@ func (w *running) writeTroubles(t *testing.T) []predicament {
 			other: func(*testing.T, *refusal) try { return write("violates", setStock(1, 1)) }},
 		{reason: "PREVIEW_STALE", next: reason.PreviewAgain, first: write("stale", withDigest(stale)),
 			other: func(t *testing.T, _ *refusal) try {
+				t.Helper()
 				return write("stale", withDigest(digestOf(t, agent, setStock(2, 8))))
 			}},
 		{reason: "ROW_LOCKED", next: reason.Retry, first: write("locked", setStock(3, 1)),
 			until: func(t *testing.T, _ *refusal) {
+				t.Helper()
 				if err := locked.Rollback(t.Context()); err != nil {
 					t.Fatal(err)
 				}
@@ -271,6 +275,7 @@ func (w *running) writeTroubles(t *testing.T) []predicament {
 
 // approvalTroubles are those of what an operator decides on.
 func (w *running) approvalTroubles(t *testing.T) []predicament {
+	t.Helper()
 	agent := w.agent()
 	operator := caller{w.http, w.url, signed(t, w, authz.RoleAdmin, time.Now, w.env["WHENCE_ISSUER"])}
 	get := func(t *testing.T, id string) *v1.Approval {
@@ -303,7 +308,10 @@ func (w *running) approvalTroubles(t *testing.T) []predicament {
 		{reason: "APPROVAL_PENDING", next: reason.WaitForApproval, first: try{as: agent, call: executing, body: burn(10), key: "burn-10"}, until: approve},
 		{reason: "APPROVAL_DENIED", next: reason.Stop, first: denied},
 		{reason: "APPROVAL_DIGEST_MISMATCH", next: reason.LookUp, first: decide(open, strings.Repeat("0", 64)),
-			other: func(t *testing.T, r *refusal) try { return decide(open, get(t, metadata(r, "approval")).GetDigest()) }},
+			other: func(t *testing.T, r *refusal) try {
+				t.Helper()
+				return decide(open, get(t, metadata(r, "approval")).GetDigest())
+			}},
 		{reason: "APPROVAL_DECIDED", next: reason.LookAtOutcome, first: decide(decided, strings.Repeat("0", 64)),
 			other: func(_ *testing.T, r *refusal) try {
 				return try{as: operator, call: "ApprovalService/GetApproval", body: fmt.Sprintf(`{"id": %q}`, metadata(r, "approval"))}

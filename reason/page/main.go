@@ -40,8 +40,7 @@ func main() {
 	out := bufio.NewWriter(os.Stdout)
 	write(out, reason.All())
 	if err := out.Flush(); err != nil {
-		fmt.Fprintln(os.Stderr, "page:", err)
-		os.Exit(1)
+		panic(err)
 	}
 }
 

@@ -64,7 +64,7 @@ chaos: setup ## run the tests that kill processes and servers, with SCHEDULES sc
 	@$(with_pg) scripts/chaos $(SCHEDULES)
 
 .PHONY: generate
-generate: ## regenerate the code that comes from proto/
+generate: ## regenerate what comes from proto/ and docs/errors.md
 	scripts/generate
 
 .PHONY: lint

@@ -21,6 +21,7 @@ const module = "github.com/whence-db/whence"
 // rows above it.
 var layers = []layer{
 	{pkg: "."},
+	{pkg: "reason"},
 	{pkg: "migrations"},
 	{pkg: "internal/pgcluster"},
 	{pkg: "internal/devissuer"},
@@ -42,7 +43,7 @@ var layers = []layer{
 	{pkg: "metrics", may: []string{".", "ingest"}},
 	{pkg: "proto"},
 	{pkg: "api", may: []string{
-		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query", "notes", "gateway", "proto"}},
+		".", "internal/pg", "internal/seal", "authz", "audit", "index", "lineage", "ingest", "query", "notes", "gateway", "reason", "proto"}},
 	{pkg: "console", may: []string{".", "api", "proto"}},
 	{pkg: "cmd", may: []string{anything}},
 	{pkg: "bench", may: []string{anything}},

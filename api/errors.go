@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/reason"
 )
 
 // errorDomain names Whence in every google.rpc.ErrorInfo.
@@ -59,7 +60,7 @@ func toConnect(ctx context.Context, log *slog.Logger, procedure string, err erro
 		log.WarnContext(ctx, "call failed", "call", procedure, "reason", e.Reason, "error", e.Err)
 	}
 	out := connect.NewError(code, e.Message)
-	out = detail(out, &errdetails.ErrorInfo{Reason: e.Reason, Domain: errorDomain, Metadata: e.Metadata})
+	out = detail(out, info(e.Reason, e.Metadata))
 	if e.RetryAfter > 0 {
 		out = detail(out, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
 	}
@@ -80,24 +81,52 @@ func toConnect(ctx context.Context, log *slog.Logger, procedure string, err erro
 	return out
 }
 
+// info is the detail that a program goes on by: it holds the reason and the next step.
+func info(why string, metadata map[string]string) *errdetails.ErrorInfo {
+	return &errdetails.ErrorInfo{Reason: why, Domain: errorDomain, Metadata: reason.Details(why, metadata)}
+}
+
 func foreign(ctx context.Context, log *slog.Logger, procedure string, err error) error {
 	var ce *connect.Error
 	switch {
 	case errors.As(err, &ce):
-		if ce.Code() == connect.CodeUnimplemented && len(ce.Details()) == 0 {
-			return detail(ce, &errdetails.ErrorInfo{Reason: "NOT_IMPLEMENTED", Domain: errorDomain})
-		}
-		return ce
+		return explained(ce)
 	case errors.Is(err, context.Canceled):
-		return connect.NewError(connect.CodeCanceled, "the caller cancelled the call")
+		return explained(connect.NewError(connect.CodeCanceled, "the caller cancelled the call"))
 	case errors.Is(err, context.DeadlineExceeded):
-		return detail(connect.NewError(connect.CodeDeadlineExceeded, "the call did not finish within its deadline; allow more time or ask for less"),
-			&errdetails.ErrorInfo{Reason: "DEADLINE_EXCEEDED", Domain: errorDomain})
+		return explained(connect.NewError(connect.CodeDeadlineExceeded, "the call did not finish within its deadline; allow more time or ask for less"))
 	}
 	log.ErrorContext(ctx, "internal error", "call", procedure, "error", err)
-	out := connect.NewError(connect.CodeInternal, "internal error; the server's log has the details")
-	out = detail(out, &errdetails.ErrorInfo{Reason: "INTERNAL", Domain: errorDomain})
-	return detail(out, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
+	return explained(connect.NewError(connect.CodeInternal, "internal error; the server's log has the details"))
+}
+
+// explained gives an error of the protocol's own the details that every error has.
+func explained(ce *connect.Error) error {
+	for _, d := range ce.Details() {
+		if d.Type == string((&errdetails.ErrorInfo{}).ProtoReflect().Descriptor().FullName()) {
+			return ce
+		}
+	}
+	var out *errdetails.ErrorInfo
+	switch ce.Code() {
+	case connect.CodeCanceled:
+		out = info("CANCELED", nil)
+	case connect.CodeDeadlineExceeded:
+		out = info("DEADLINE_EXCEEDED", nil)
+	case connect.CodeUnimplemented:
+		out = info("NOT_IMPLEMENTED", nil)
+	case connect.CodeInvalidArgument:
+		out = info("MALFORMED_REQUEST", nil)
+	case connect.CodeResourceExhausted:
+		out = info("REQUEST_TOO_LARGE", nil)
+	default:
+		out = info("INTERNAL", nil)
+	}
+	ce = detail(ce, out)
+	if out.GetReason() == "INTERNAL" {
+		ce = detail(ce, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)})
+	}
+	return ce
 }
 
 func detail(e *connect.Error, m proto.Message) *connect.Error {

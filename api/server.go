@@ -40,6 +40,7 @@ import (
 	"github.com/whence-db/whence/proto/gen/openapi"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
 	"github.com/whence-db/whence/query"
+	"github.com/whence-db/whence/reason"
 )
 
 // maxRequest bounds a request message, in bytes. The largest field is a text of
@@ -166,7 +167,7 @@ func mountStatus(mux *http.ServeMux, c Config) {
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) {
-	problem(w, http.StatusNotFound, &whence.Error{Message: r.URL.Path + " is not served here; GET /openapi.yaml lists every call"})
+	problem(w, http.StatusNotFound, &whence.Error{Reason: "PATH_NOT_FOUND"}, r.URL.Path+" is not served here; GET /openapi.yaml lists every call")
 }
 
 var statuses = []struct {
@@ -190,7 +191,7 @@ func refuse(w http.ResponseWriter, r *http.Request, log *slog.Logger, challenge 
 	var e *whence.Error
 	if !errors.As(err, &e) {
 		log.ErrorContext(r.Context(), "cannot let a request in", "path", r.URL.Path, "error", err)
-		problem(w, http.StatusInternalServerError, &whence.Error{Reason: "INTERNAL", Message: "the server failed; its log says why"})
+		problem(w, http.StatusInternalServerError, &whence.Error{Reason: "INTERNAL", RetryAfter: time.Second}, "the server failed; its log says why")
 		return
 	}
 	status := http.StatusInternalServerError
@@ -202,29 +203,30 @@ func refuse(w http.ResponseWriter, r *http.Request, log *slog.Logger, challenge 
 	if status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", challenge)
 	}
-	if e.Reason == "REQUEST_TOO_LARGE" {
+	switch e.Reason {
+	case "REQUEST_TOO_LARGE":
 		status = http.StatusRequestEntityTooLarge
+	case upstream.ReasonTimeout:
+		status = http.StatusGatewayTimeout
+	case upstream.ReasonFateUnknown, upstream.ReasonReplyTooLarge:
+		status = http.StatusBadGateway
 	}
 	if e.Err != nil {
 		log.WarnContext(r.Context(), "request failed", "path", r.URL.Path, "reason", e.Reason, "error", e.Err)
 	}
-	problem(w, status, e)
+	problem(w, status, e, e.Message)
 }
 
-// problem answers plain HTTP paths with RFC 9457 problem details.
-func problem(w http.ResponseWriter, status int, e *whence.Error) {
-	body := map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": e.Message}
-	if e.Reason != "" {
-		body["reason"] = e.Reason
-	}
-	if len(e.Metadata) > 0 {
-		body["metadata"] = e.Metadata
-	}
+// problem answers plain HTTP paths with RFC 9457 problem details, and with the same
+// reason, metadata and next step that a call's error would have.
+func problem(w http.ResponseWriter, status int, e *whence.Error, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	body := map[string]any{"type": "about:blank", "title": http.StatusText(status), "status": status,
+		"detail": detail, "reason": e.Reason, "next": reason.After(e.Reason), "metadata": reason.Details(e.Reason, e.Metadata)}
 	if e.RetryAfter > 0 {
 		body["retryAfter"] = e.RetryAfter.Seconds()
 		w.Header().Set("Retry-After", wholeSeconds(e.RetryAfter))
 	}
-	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body)
 }

@@ -360,7 +360,7 @@ func (a Approval) decidable(p *authz.Principal, approve bool, digest string) err
 	}
 	switch {
 	case a.State != ApprovalPending:
-		return refuse(whence.ErrPrecondition, "APPROVAL_DECIDED", "this is "+string(a.State)+" already")
+		return refuse(whence.ErrPrecondition, "APPROVAL_DECIDED", "this is "+string(a.State)+" already; read it again to see what was decided")
 	case approve && (a.Execution.User == p.User || slices.Contains(a.Execution.Actors, p.User)):
 		return refuse(whence.ErrDenied, "SELF_APPROVAL", "nobody approves what is done for them or by them; have another operator decide")
 	case approve && digest != a.Digest.String():

@@ -169,7 +169,7 @@ func (g *Gateway) asserted(ctx context.Context, x Exchange, tenant string) (a re
 	found, err := g.foreign.Assertion(ctx, x.Assertion, func(ctx context.Context, name string) (json.RawMessage, error) {
 		a, err = g.known.Agent(ctx, tenant, name)
 		if err == nil && a.JWKS == nil {
-			err = &whence.Error{Kind: whence.ErrNotFound, Reason: "AGENT_NOT_FOUND", Message: "the agent has no keys"}
+			err = &whence.Error{Kind: whence.ErrNotFound, Reason: "AGENT_NOT_FOUND", Message: "the agent has no keys; have an operator register them, or send actor_token by an issuer that knows it"}
 		}
 		return a.JWKS, err
 	}, x.Audiences)

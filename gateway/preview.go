@@ -100,5 +100,5 @@ func (g *Gateway) dry(ctx context.Context, p *authz.Principal, r run, x Executio
 }
 
 func notYet() error {
-	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run"}
+	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet; do without it, or by another action"}
 }

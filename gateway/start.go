@@ -206,7 +206,8 @@ func (g *Gateway) issue(t Task, longest time.Duration) (Started, error) {
 	token, expires, err := g.issuer.IssueTask(authz.TaskClaims{
 		User: t.User, Agent: t.Agent, Actors: t.Actors, Tenant: t.Tenant,
 		Task: t.ID, Root: t.Root, Parent: t.Parent, Depth: t.Depth, Scope: t.Scope, Thumbprint: t.Thumbprint,
-		Lifetime: min(longest, t.Budget.Deadline.Sub(g.now())),
+		// The task's deadline holds, whatever its token says.
+		Lifetime: min(longest, max(t.Budget.Deadline.Sub(g.now()), time.Second)),
 	})
 	return Started{Task: t, Token: token, Expires: expires}, err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -59,8 +60,8 @@ func (s *sink) backfillArgs(table int32, snapshot whence.LSN) pgx.NamedArgs {
 	return pgx.NamedArgs{"id": table, "source": s.id, "snapshot": snapshot}
 }
 
-var errOtherBackfill = &whence.Error{Kind: whence.ErrAborted, Reason: "BACKFILL_OUTDATED",
-	Message: "the table was registered otherwise, unregistered, or is being copied from a newer snapshot"}
+var errOtherBackfill = &whence.Error{Kind: whence.ErrAborted, Reason: "BACKFILL_OUTDATED", RetryAfter: time.Second,
+	Message: "the table was registered otherwise, unregistered, or is being copied from a newer snapshot; look at the table again"}
 
 // BackfillStart begins to copy a table from a snapshot, or goes on from it.
 func (s *sink) BackfillStart(ctx context.Context, table, definition int32, snapshot whence.LSN, total int64) (copied []cdc.Blocks, err error) {

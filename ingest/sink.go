@@ -202,8 +202,8 @@ func (s *sink) checkpointArgs(p cdc.Progress, began time.Time) pgx.NamedArgs {
 	return args
 }
 
-var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER",
-	Message: "the checkpoint is not where this process left it: another one captures the source, or it was deleted"}
+var errLost = &whence.Error{Kind: whence.ErrAborted, Reason: "CAPTURE_TAKEN_OVER", RetryAfter: time.Second,
+	Message: "the checkpoint is not where this process left it: another one captures the source, or it was deleted; look at the source again"}
 
 // Caught records progress without data.
 func (s *sink) Caught(ctx context.Context, p cdc.Progress) error {

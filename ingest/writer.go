@@ -113,8 +113,8 @@ func (w *Writer) Translate(ctx context.Context, err error) error {
 	switch {
 	case !errors.As(err, &pe):
 	case pe.Code == "55000" || pe.Code == "25006": // it is in recovery, or was made read-only
-		e.Reason = "SOURCE_READ_ONLY"
-		e.Message = fmt.Sprintf("the source %q takes no writes at the moment: its connection string must lead to the primary, as a role that may write", name)
+		e.Kind, e.Reason, e.RetryAfter = whence.ErrPrecondition, "SOURCE_READ_ONLY", 0
+		e.Message = fmt.Sprintf("the source %q takes no writes: its connection string must lead to the primary, as a role that may write", name)
 	case refuses(pe.Code):
 		e.Kind, e.Reason, e.RetryAfter = whence.ErrPrecondition, "SOURCE_REFUSED", 0
 		e.Message = fmt.Sprintf("the source %q does not let the server in, or do what an action needs: the server's log says what an operator is to mend", name)

@@ -12,6 +12,8 @@ import (
 	"connectrpc.com/connect/v2/connectproto"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+
+	"github.com/whence-db/whence/reason"
 )
 
 // failure is the structured content of a call that failed: what the API says in a
@@ -49,7 +51,7 @@ type quota struct {
 func explain(err error) failure {
 	var ce *connect.Error
 	if !errors.As(err, &ce) {
-		return failure{Code: connect.CodeUnknown.String(), Message: "the call failed for an unknown reason"}
+		ce = connect.NewError(connect.CodeUnknown, "the call failed for an unknown reason")
 	}
 	f := failure{Code: ce.Code().String(), Message: ce.Message()}
 	for _, d := range ce.Details() {
@@ -75,6 +77,9 @@ func explain(err error) failure {
 				f.Quota = append(f.Quota, quota{v.GetSubject(), v.GetQuotaMetric(), v.GetDescription()})
 			}
 		}
+	}
+	if f.Reason == "" {
+		f.Reason, f.RetryAfter, f.Metadata = "INTERNAL", 1, reason.Details("INTERNAL", nil)
 	}
 	return f
 }

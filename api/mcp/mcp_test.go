@@ -30,7 +30,7 @@ func TestPanickingTool(t *testing.T) {
 	e := &endpoint{log: slog.New(slog.NewTextHandler(&log, nil))}
 	got := e.call(t.Context(), &tool{name: "broken", reply: func() proto.Message { panic("the secret") }}, nil)
 	text := got.Content[0].(*sdk.TextContent).Text
-	if !got.IsError || !strings.HasPrefix(text, "internal: ") || strings.Contains(text, "secret") || !strings.Contains(log.String(), "the secret") {
+	if !got.IsError || !strings.HasPrefix(text, "internal INTERNAL: ") || !strings.Contains(text, "next: RETRY") || strings.Contains(text, "secret") || !strings.Contains(log.String(), "the secret") {
 		t.Errorf("%q, and in the log %q", text, &log)
 	}
 }

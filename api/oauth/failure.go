@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/whence-db/whence"
+	"github.com/whence-db/whence/reason"
 )
 
 // The errors of RFC 6749, section 5.2, and of its extensions.
@@ -66,7 +67,7 @@ func translate(err error) *failure {
 	var e *whence.Error
 	if !errors.As(err, &e) {
 		return &failure{status: http.StatusInternalServerError, code: serverError, reason: "INTERNAL",
-			description: "the server failed; its log says why", cause: err}
+			description: "the server failed; its log says why", header: http.Header{"Retry-After": {"1"}}, cause: err}
 	}
 	f := &failure{status: http.StatusBadRequest, code: codeOf(e), description: e.Message,
 		reason: e.Reason, field: e.Field, metadata: e.Metadata, header: http.Header{}, cause: e.Err}
@@ -132,9 +133,10 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, f *failure) {
 	b, err := json.Marshal(struct {
 		Error       string            `json:"error"`
 		Description string            `json:"error_description"`
-		Reason      string            `json:"reason,omitempty"`
-		Metadata    map[string]string `json:"metadata,omitempty"`
-	}{f.code, printable(f.description), f.reason, f.metadata})
+		Reason      string            `json:"reason"`
+		Next        reason.Next       `json:"next"`
+		Metadata    map[string]string `json:"metadata"`
+	}{f.code, printable(f.description), f.reason, reason.After(f.reason), reason.Details(f.reason, f.metadata)})
 	if err != nil { // strings
 		panic(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
 	"github.com/google/uuid"
 
 	"github.com/whence-db/whence/api/oauth"
@@ -196,8 +195,8 @@ func (s *site) checkInactive(t *testing.T, ask func(string) map[string]any, root
 		}
 	}
 	end := gateway.Call{Name: "end", Presented: authz.Presented{Token: root}}
-	if err := s.Gateway.Do(t.Context(), end, func(_ context.Context, g *gateway.Session) error {
-		return s.Gateway.EndTask(t.Context(), g, false, func(gateway.Task, int64, []uuid.UUID) {})
+	if err := s.Gateway.Do(t.Context(), end, func(ctx context.Context, g *gateway.Session) error {
+		return s.Gateway.EndTask(ctx, g, false, func(gateway.Task, int64, []uuid.UUID) {})
 	}); err != nil {
 		t.Fatal(err)
 	}

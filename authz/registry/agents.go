@@ -130,7 +130,7 @@ func agentError(doing string, a Agent, err error) error {
 	case violates(err, "agents_issuer_fkey"):
 		return whence.Invalid("issuer", "ISSUER_NOT_FOUND", fmt.Sprintf("no issuer %q is registered; register it first", a.Issuer))
 	case violates(err, "agents_issuer_subject_key"):
-		return &whence.Error{Kind: whence.ErrExists, Reason: "AGENT_EXISTS", Message: "another agent is known by this issuer and subject", Field: "subject"}
+		return &whence.Error{Kind: whence.ErrExists, Reason: "AGENT_EXISTS", Message: "another agent is known by this issuer and subject; use that one, or give this one a subject of its own", Field: "subject"}
 	case err != nil:
 		return fmt.Errorf("%s: %w", doing, pg.Translate(err))
 	}

@@ -44,7 +44,7 @@ func (s *session) translate(ctx context.Context, err error) error {
 			Message: "somebody else wrote to the same rows at the same time, so nothing was done: try again"}
 	case class == "P0":
 		return &whence.Error{Kind: whence.ErrPrecondition, Reason: "TRIGGER_REFUSED", Err: err, Metadata: map[string]string{"table": table},
-			Message: "a trigger of " + table + " refuses this, so nothing was done; the server's log has its words"}
+			Message: "a trigger of " + table + " refuses this, so nothing was done; do not try the same again. The server's log has its words"}
 	case pe.Code == "42501", pe.Code == "25006", pe.Code == "55000", class == "57", class == "08", pe.Code == "25P03":
 		return s.w.Translate(ctx, err)
 	case class == "42":

@@ -338,7 +338,7 @@ func (s *session) uncommitted(ctx context.Context, err error, out Outcome) error
 		return s.translate(ctx, err)
 	}
 	s.r.log.WarnContext(ctx, "a source did not answer a commit", "source", s.t.Source, "xid", out.XID, "error", err)
-	return &whence.Error{Kind: whence.ErrUnavailable, Reason: "EXECUTION_UNCERTAIN", Err: errors.Join(ErrUncertain, err),
+	return &whence.Error{Kind: whence.ErrUnavailable, Reason: "EXECUTION_UNCERTAIN", RetryAfter: time.Second, Err: errors.Join(ErrUncertain, err),
 		Metadata: map[string]string{"source": s.t.Source},
 		Message:  "contact with the source was lost as the action took effect, or did not: look at the execution again before anything else"}
 }

@@ -165,5 +165,5 @@ func streamed(res *http.Response) bool {
 func exhausted(budget int64) error {
 	return &whence.Error{Kind: whence.ErrExhausted, Reason: "BUDGET_EXHAUSTED",
 		Message:  fmt.Sprintf("the reply is larger than the %d bytes that are left of the task's budget; ask for less, or for a larger budget", max(0, budget)),
-		Metadata: map[string]string{"budget": "bytes", "left": strconv.FormatInt(max(0, budget), 10)}}
+		Metadata: map[string]string{"meter": "bytes", "remaining": strconv.FormatInt(max(0, budget), 10)}}
 }

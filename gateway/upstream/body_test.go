@@ -162,8 +162,8 @@ func TestRelaySaysWhy(t *testing.T) {
 		reason        string
 		kind          error
 		bytes         int64
-	}{{"/", 1000, 1000, "", nil, 1000}, {"/", 5, 1000, "BUDGET_EXHAUSTED", whence.ErrExhausted, 5}, {"/", 1000, 15, ReasonReplyTooLarge, whence.ErrUnavailable, 15},
-		{"/stall", 1000, 1000, ReasonTimeout, whence.ErrUnavailable, 1}} {
+	}{{"/", 1000, 1000, "", nil, 1000}, {"/", 5, 1000, "BUDGET_EXHAUSTED", whence.ErrExhausted, 5}, {"/", 1000, 15, ReasonReplyTooLarge, whence.ErrPrecondition, 15},
+		{"/stall", 1000, 1000, ReasonTimeout, whence.ErrPrecondition, 1}} {
 		u := define(t, srv.URL, func(d *Definition) { d.MaxResponseBytes, d.Timeout = c.limit, 300*time.Millisecond })
 		res, err := ask(t, f, u, get(c.path)) //nolint:bodyclose // Relay does
 		if err != nil {

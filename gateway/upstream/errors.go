@@ -81,6 +81,6 @@ func replyTooLarge(u *Upstream) error {
 // after is an error after which the upstream may have acted, so that it has no time
 // to try again.
 func after(u *Upstream, reason string, err error, message string) error {
-	return &whence.Error{Kind: whence.ErrUnavailable, Reason: reason, Err: err,
+	return &whence.Error{Kind: whence.ErrPrecondition, Reason: reason, Err: err,
 		Message: fmt.Sprintf(message, u.Name), Metadata: map[string]string{"upstream": u.Name, sentKey: "maybe"}}
 }

@@ -67,14 +67,14 @@ func TestFates(t *testing.T) {
 		{name: "refused", serve: say(okReply), change: func(d *Definition) {
 			d.URL, d.PrivateRanges = strings.Replace(d.URL, "127.0.0.1", "localhost", 1), nil
 		}, reason: ReasonAddressRefused, kind: whence.ErrDenied},
-		{name: "hangs up", serve: hangUp, reason: ReasonFateUnknown, kind: whence.ErrUnavailable, sent: true},
-		{name: "speaks nonsense", serve: say("SSH-2.0-x\r\n\r\n"), reason: ReasonFateUnknown, kind: whence.ErrUnavailable, sent: true},
-		{name: "speaks half", serve: say("HTTP/1.1 200 OK\r\nContent-Le"), reason: ReasonFateUnknown, kind: whence.ErrUnavailable, sent: true},
-		{name: "headers without end", serve: say("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", 1<<20)), reason: ReasonFateUnknown, kind: whence.ErrUnavailable, sent: true},
-		{name: "switches protocols", serve: say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), reason: ReasonFateUnknown, kind: whence.ErrUnavailable, sent: true},
-		{name: "two lengths", serve: say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 5\r\n\r\nokokok"), reason: ReasonFateUnknown, kind: whence.ErrUnavailable, sent: true},
-		{name: "is silent", serve: wait, change: func(d *Definition) { d.Timeout = 100 * time.Millisecond }, reason: ReasonTimeout, kind: whence.ErrUnavailable, sent: true},
-		{name: "too much", serve: say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"), change: func(d *Definition) { d.MaxResponseBytes = 4 }, reason: ReasonReplyTooLarge, kind: whence.ErrUnavailable, sent: true},
+		{name: "hangs up", serve: hangUp, reason: ReasonFateUnknown, kind: whence.ErrPrecondition, sent: true},
+		{name: "speaks nonsense", serve: say("SSH-2.0-x\r\n\r\n"), reason: ReasonFateUnknown, kind: whence.ErrPrecondition, sent: true},
+		{name: "speaks half", serve: say("HTTP/1.1 200 OK\r\nContent-Le"), reason: ReasonFateUnknown, kind: whence.ErrPrecondition, sent: true},
+		{name: "headers without end", serve: say("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("a", 1<<20)), reason: ReasonFateUnknown, kind: whence.ErrPrecondition, sent: true},
+		{name: "switches protocols", serve: say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), reason: ReasonFateUnknown, kind: whence.ErrPrecondition, sent: true},
+		{name: "two lengths", serve: say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 5\r\n\r\nokokok"), reason: ReasonFateUnknown, kind: whence.ErrPrecondition, sent: true},
+		{name: "is silent", serve: wait, change: func(d *Definition) { d.Timeout = 100 * time.Millisecond }, reason: ReasonTimeout, kind: whence.ErrPrecondition, sent: true},
+		{name: "too much", serve: say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"), change: func(d *Definition) { d.MaxResponseBytes = 4 }, reason: ReasonReplyTooLarge, kind: whence.ErrPrecondition, sent: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -23,17 +23,26 @@ type Store struct {
 	pool *pgxpool.Pool
 
 	mu   sync.Mutex
-	read map[name]*Upstream // guarded by mu; what Current returned last
+	read map[name]*known // guarded by mu; what Current returned last
 }
 
 type name struct{ tenant, name string }
+
+// known is an upstream as it was read.
+type known struct {
+	upstream *Upstream
+	at       time.Time // when that was the current version; zero: it is to be read again
+}
+
+// stale is how old Current's knowledge may be.
+const stale = 500 * time.Millisecond
 
 // NewStore checks the configuration.
 func NewStore(pool *pgxpool.Pool) (*Store, error) {
 	if pool == nil {
 		return nil, errors.New("upstream: a pool is needed")
 	}
-	return &Store{pool: pool, read: map[name]*Upstream{}}, nil
+	return &Store{pool: pool, read: map[name]*known{}}, nil
 }
 
 const (
@@ -88,13 +97,24 @@ func scan(row pgx.CollectableRow) (*Upstream, error) {
 
 // Create stores a new upstream and tells its version.
 func (s *Store) Create(ctx context.Context, tx pgx.Tx, u *Upstream) (*Upstream, error) {
+	s.doubt(u.Tenant, u.Name)
 	return put(ctx, tx, u, "create an upstream", insertSQL)
 }
 
 // Update replaces the upstream of the same name. Its version is a new one, also
 // where nothing else is.
 func (s *Store) Update(ctx context.Context, tx pgx.Tx, u *Upstream) (*Upstream, error) {
+	s.doubt(u.Tenant, u.Name)
 	return put(ctx, tx, u, "update an upstream", updateSQL)
+}
+
+// doubt has the next call of Current read an upstream that is about to change.
+func (s *Store) doubt(tenant, upstream string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.read[name{tenant, upstream}]; k != nil {
+		k.at = time.Time{}
+	}
 }
 
 func put(ctx context.Context, tx pgx.Tx, u *Upstream, doing, statement string) (*Upstream, error) {
@@ -120,6 +140,7 @@ func put(ctx context.Context, tx pgx.Tx, u *Upstream, doing, statement string) (
 
 // Delete closes the way to an upstream.
 func (s *Store) Delete(ctx context.Context, tx pgx.Tx, tenant, name string) error {
+	s.doubt(tenant, name)
 	tag, err := tx.Exec(ctx, deleteSQL, pgx.NamedArgs{"tenant": tenant, "name": name})
 	switch {
 	case err != nil:
@@ -146,11 +167,19 @@ func (s *Store) Get(ctx context.Context, tenant, name string) (*Upstream, error)
 	return u, nil
 }
 
-// Current returns the upstream of a name as it is now: a change is seen by the next
-// call on every server. It reads the version, and the rest only where that is
-// another than last time.
+// Current returns the upstream of a name as it is now, or was half a second ago: a
+// change is seen by every server within that. It reads the version, and the rest only
+// where that is another than last time.
 func (s *Store) Current(ctx context.Context, tenant, upstream string) (*Upstream, error) {
 	key := name{tenant, upstream}
+	began := time.Now()
+	s.mu.Lock()
+	k := s.read[key]
+	fresh := k != nil && began.Sub(k.at) < stale
+	s.mu.Unlock()
+	if fresh {
+		return k.upstream, nil
+	}
 	var version int64
 	err := s.pool.QueryRow(ctx, versionSQL, pgx.NamedArgs{"tenant": tenant, "name": upstream}).Scan(&version)
 	switch {
@@ -162,18 +191,15 @@ func (s *Store) Current(ctx context.Context, tenant, upstream string) (*Upstream
 	case err != nil:
 		return nil, fmt.Errorf("read an upstream: %w", pg.Translate(err))
 	}
-	s.mu.Lock()
-	u := s.read[key]
-	s.mu.Unlock()
-	if u != nil && u.Version == version {
-		return u, nil
-	}
-	if u, err = s.Get(ctx, tenant, upstream); err != nil {
+	var u *Upstream
+	if k != nil && k.upstream.Version == version {
+		u = k.upstream
+	} else if u, err = s.Get(ctx, tenant, upstream); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.read[key] = u
+	s.read[key] = &known{u, began}
 	return u, nil
 }
 

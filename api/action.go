@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -120,7 +121,11 @@ func object(raw json.RawMessage) (*structpb.Struct, error) {
 		return nil, nil
 	}
 	out := &structpb.Struct{}
-	return out, protojson.Unmarshal(raw, out)
+	if protojson.Unmarshal(raw, out) == nil {
+		return out, nil
+	}
+	// What an upstream may say and the contract cannot: numbers beyond all bounds.
+	return structpb.NewStruct(map[string]any{"text": strings.ToValidUTF8(string(raw), "\uFFFD")})
 }
 
 func effects(all []action.Effect) (out []*v1.Effect) {
@@ -139,7 +144,11 @@ func effects(all []action.Effect) (out []*v1.Effect) {
 
 func requests(all []gateway.Rendered) (out []*v1.RenderedRequest) {
 	for _, r := range all {
-		out = append(out, &v1.RenderedRequest{Method: r.Method, Url: r.URL, Body: r.Body})
+		m := &v1.RenderedRequest{Method: r.Method, Url: r.URL, Body: r.Body, Headers: map[string]string{}}
+		for name, values := range r.Header {
+			m.Headers[name] = strings.Join(values, ", ")
+		}
+		out = append(out, m)
 	}
 	return out
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/whence-db/whence/api/oauth"
 	"github.com/whence-db/whence/gateway"
@@ -10,6 +11,9 @@ import (
 
 // upPath is what requests to upstreams come in under: "/up/NAME/…".
 const upPath = "/up/"
+
+// readLimit is how long a caller may take to send a request's body.
+const readLimit = time.Minute
 
 // up hands requests to upstreams to the gateway, with the caller's credential.
 type up struct{ Config }
@@ -26,6 +30,7 @@ func (u *up) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// The body and the reply may last longer than the server allows its own calls.
 	control := http.NewResponseController(w)
 	_ = control.EnableFullDuplex() // HTTP/2 always is
+	_ = control.SetReadDeadline(time.Now().Add(readLimit))
 	if err := u.Gateway.Pass(r.Context(), in, w); err != nil {
 		refuse(w, r, u.Log, u.challenge(oauth.ResourceMetadataPath), err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -38,6 +39,8 @@ type Rendered struct {
 	Method string `json:"method"`
 	URL    string `json:"url"`
 	Body   string `json:"body,omitempty"`
+	// Header is what goes out beside what the server sets.
+	Header http.Header `json:"header,omitempty"`
 }
 
 // Approval is an operator's decision on one exact execution.

@@ -57,6 +57,7 @@ type Session struct {
 	write            *Write   // nil: the call writes nothing of its own
 	after            []func() // run once the call is over
 	spent            int64    // of money, as an upstream told
+	effect           bool     // something was done that recording the call must not hide
 	unpaid           error    // why the call may only tell what was told before; nil: it is paid
 	replayed         bool     // it tells what was told before, and so costs nothing
 	charged          *charge  // nil for an operator
@@ -81,6 +82,13 @@ func (s *Session) Use(m authz.Meter, n int64) { s.used[m] += n }
 
 // Measure has size asked for the bytes of the reply once the call has succeeded.
 func (s *Session) Measure(size func() int64) { s.size = size }
+
+// did says that the call has done what cannot be taken back by not recording it: it is
+// paid whatever comes of the rest.
+func (s *Session) did(used authz.Amounts) {
+	s.effect = true
+	s.used = s.used.Plus(used)
+}
 
 // Held is the most that the call may use of a meter.
 func (s *Session) Held(m authz.Meter) int64 {
@@ -196,7 +204,7 @@ func (g *Gateway) admit(ctx context.Context, c Call, s *Session) (err error) {
 		return err
 	}
 	if !s.Principal.IsOperator() && c.as == nil {
-		leave, err := g.turns.enter(ctx, s.Principal.Tenant+"\x1f"+s.Principal.Agent)
+		leave, err := g.turns.enter(ctx, s.Principal.Root.String())
 		if err != nil {
 			return err
 		}
@@ -303,15 +311,15 @@ func withheld(err error) *whence.Error {
 // outcome is what is to be recorded of a call, and how it ends: a reply that is
 // larger than what was held for it does not go out.
 func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) (*record, error) {
-	if failure == nil && s.size != nil {
-		if s.used[authz.Bytes] += s.size(); s.charged != nil && s.charged.budget.Remaining[authz.Bytes] != authz.Unlimited && s.used[authz.Bytes] > s.charged.held[authz.Bytes] {
+	if failure == nil && s.size != nil && c.Charge != 0 {
+		if s.used[authz.Bytes] += s.size(); s.charged != nil && s.charged.budget.Remaining[authz.Bytes] != authz.Unlimited && s.used[authz.Bytes] > s.charged.held[authz.Bytes] && !s.effect {
 			failure = tooLarge(s)
 		}
 	}
 	if s.embedded != 0 {
 		s.Note("embedding", map[string]int64{"calls": s.embedded, "tokens": s.used[authz.EmbeddingTokens]})
 	}
-	r := &record{entry: entry(c, s, failure), calls: s.embedded, started: s.Started}
+	r := &record{entry: entry(c, s, failure), calls: s.embedded, started: s.Started, effect: s.effect}
 	if s.Principal != nil {
 		r.task = s.Principal.Task
 	}
@@ -322,7 +330,7 @@ func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) (*record,
 	if c.Charge != 0 && s.charged != nil {
 		r.charge = s.charged
 		r.used[authz.EmbeddingTokens] = s.used[authz.EmbeddingTokens] // it was asked, whatever became of the call
-		if ran && (failure == nil || payable(failure)) {
+		if ran && (failure == nil || s.effect || payable(failure)) {
 			r.used[authz.Calls], r.entry.CallsCharged = c.Charge, c.Charge
 		}
 		if s.replayed || s.unpaid != nil {
@@ -331,7 +339,7 @@ func (g *Gateway) outcome(c Call, s *Session, ran bool, failure error) (*record,
 				s.Note("replayed", true)
 			}
 			r.entry.Detail = s.detail
-		} else if failure == nil {
+		} else if failure == nil || s.effect {
 			paid := s.used
 			paid[authz.Calls] = c.Charge
 			r.used = paid

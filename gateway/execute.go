@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -279,6 +280,9 @@ func (g *Gateway) goOn(ctx context.Context, s *Session, x Execution, done func(E
 		return err
 	}
 	if x.State == Awaiting {
+		if s.Principal.Task != x.Task { // what was asked for by one is not run by another
+			return whence.Invalid("", "IDEMPOTENCY_KEY_REUSED", "this idempotency key waits for an approval of another task's; use a new key")
+		}
 		return g.decided(ctx, s, r, x, done)
 	}
 	if x.State == Running {
@@ -363,12 +367,16 @@ func (g *Gateway) takeUp(ctx context.Context, s *Session, r run, x Execution, do
 		case err != nil:
 			return err
 		case fate == action.Committed:
+			s.did(r.paid(int64(len(x.effects))))
 			return g.succeed(s, r, x, done)
 		case fate == action.InProgress:
 			return inFlight("a call with this idempotency key")
 		case fate == action.Unknown:
 			return g.lose(ctx, x)
 		}
+	}
+	if r.needs > 0 && x.Approval == uuid.Nil { // it was not even asked for
+		return g.ask(ctx, s, r, x)
 	}
 	return g.dispatch(ctx, s, r, x, done)
 }
@@ -442,11 +450,18 @@ func (g *Gateway) dispatchRows(ctx context.Context, s *Session, r run, x *Execut
 	res, err := g.rows.Run(ctx, r.request(s.Principal, *x), func(ctx context.Context, out action.Outcome) error {
 		return g.prepare(ctx, s, r, x, out)
 	})
+	if errors.Is(err, action.ErrUncertain) {
+		s.did(r.paid(int64(len(x.effects))))
+	}
 	if err != nil {
 		return err
 	}
+	if res.Rows == 0 && strings.HasPrefix(x.Call, partPrefix) {
+		return &whence.Error{Kind: whence.ErrPrecondition, Reason: "STEP_TOUCHED_NOTHING", Metadata: map[string]string{"action": r.Name, "step": x.Key},
+			Message: fmt.Sprintf("the step %q, by the action %q, found no row within the scope to act on; correct the arguments, or ask for a task whose scope holds it", x.Key, r.Name)}
+	}
 	x.Token = res.Token
-	s.Use(authz.Rows, int64(res.Rows))
+	s.did(r.paid(int64(res.Rows)))
 	g.step("committed")
 	return nil
 }
@@ -474,8 +489,7 @@ func (g *Gateway) settleFate(ctx context.Context, s *Session, r run, x Execution
 
 // succeed records an execution that took effect, with the call's entry.
 func (g *Gateway) succeed(s *Session, r run, x Execution, done func(Execution) error) error {
-	s.Use(authz.Writes, 1)
-	s.Use(authz.Spend, r.def.CostMicros+s.spent)
+	s.effect = s.effect || r.def.Memory == nil
 	s.Write(Write{Keyed: true, Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 		x := x
 		if r.def.Memory != nil {
@@ -543,6 +557,15 @@ func (g *Gateway) store(ctx context.Context, tx pgx.Tx, x Execution, was Executi
 		return inFlight("this execution, taken up by somebody else,")
 	}
 	return nil
+}
+
+// paid is what an execution has used once it is done.
+func (r run) paid(rows int64) authz.Amounts {
+	a := authz.Amounts{authz.Rows: rows, authz.Spend: r.def.CostMicros}
+	if r.def.Tier != authz.TierRead {
+		a[authz.Writes] = 1
+	}
+	return a
 }
 
 // prepare writes down what is about to be committed on the source, after a last look
@@ -691,8 +714,6 @@ func (g *Gateway) read(ctx context.Context, s *Session, r run, done func(Executi
 		if err := g.dispatchHTTP(bound, s, r, &x); err != nil {
 			return err
 		}
-		s.Use(authz.Rows, 1)
-		s.Use(authz.Spend, r.def.CostMicros+s.spent)
 		x.State, x.Ended = Succeeded, g.now().UTC()
 		return done(x)
 	}

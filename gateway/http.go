@@ -35,7 +35,7 @@ func (o outbound) rendered() Rendered {
 	if o.to == nil {
 		return Rendered{}
 	}
-	r := Rendered{Method: o.target.Method, URL: strings.TrimSuffix(o.to.URL, "/") + o.target.Path, Body: string(o.body)}
+	r := Rendered{Method: o.target.Method, URL: strings.TrimSuffix(o.to.URL, "/") + o.target.Path, Body: string(o.body), Header: o.header}
 	if o.target.RawQuery != "" {
 		r.URL += "?" + o.target.RawQuery
 	}
@@ -207,6 +207,18 @@ func (g *Gateway) dispatchHTTP(ctx context.Context, s *Session, r run, x *Execut
 		g.step("written down")
 	}
 	got, err := g.send(ctx, s, r, o, x.ID.String())
+	if err != nil && upstream.Sent(err) {
+		s.spent = o.rule.CostMicros // what it did cost, nobody tells
+	}
+	if err == nil || upstream.Sent(err) {
+		used := r.paid(0)
+		if r.raw == nil {
+			used[authz.Rows] = 1
+		}
+		used[authz.Spend] += s.spent
+		s.spent = 0
+		s.did(used)
+	}
 	if err != nil {
 		return err
 	}
@@ -277,19 +289,24 @@ func identity(p *authz.Principal) upstream.Identity {
 
 // takeBackHTTP sends the request that takes an execution back.
 func (g *Gateway) takeBackHTTP(ctx context.Context, s *Session, r run, x *Execution) error {
-	var was reply
+	var was struct {
+		JSON json.RawMessage `json:"json"`
+	}
 	if err := json.Unmarshal(x.Result, &was); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	answered, err := exact(was.JSON)
+	if err != nil && was.JSON != nil {
 		return fmt.Errorf("undo: %w", err)
 	}
 	raw := map[string]any{}
 	if err := json.Unmarshal(x.Arguments, &raw); err != nil {
 		return fmt.Errorf("undo: %w", err)
 	}
-	var err error
 	if r.args, err = action.Arguments(r.def, raw); err != nil {
 		return err
 	}
-	o, err := g.outbound(ctx, s.Principal, r, *x, *r.def.HTTP.Inverse, was.JSON)
+	o, err := g.outbound(ctx, s.Principal, r, *x, *r.def.HTTP.Inverse, answered)
 	if err != nil {
 		return err
 	}
@@ -314,6 +331,16 @@ func (g *Gateway) takeBackHTTP(ctx context.Context, s *Session, r run, x *Execut
 			Message: fmt.Sprintf("it cannot be undone, and nothing was: the upstream %q answered with status %d", o.to.Name, got.Status)}
 	}
 	return nil
+}
+
+// exact reads JSON with its numbers as they are written.
+func exact(raw json.RawMessage) (v any, err error) {
+	if len(raw) == 0 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	return v, d.Decode(&v)
 }
 
 // unsure tells whether an upstream may have acted though the execution failed.

@@ -15,7 +15,7 @@ import (
 )
 
 // dispatchMemory writes or forgets a note, in the transaction that records the call.
-func (g *Gateway) dispatchMemory(ctx context.Context, tx pgx.Tx, s *Session, r run, x *Execution) error {
+func (g *Gateway) dispatchMemory(ctx context.Context, tx pgx.Tx, s *Session, r run, x *Execution) (failed error) {
 	fields, err := r.fields(s.Principal, *x)
 	if err != nil {
 		return err
@@ -26,6 +26,15 @@ func (g *Gateway) dispatchMemory(ctx context.Context, tx pgx.Tx, s *Session, r r
 	if err := g.useApproval(ctx, tx, s.Principal, r, *x, nil, nil); err != nil {
 		return err
 	}
+	used := s.used
+	s.Use(authz.Writes, 1)
+	s.Use(authz.Rows, 1)
+	s.Use(authz.Spend, r.def.CostMicros)
+	defer func() {
+		if failed != nil {
+			s.used = used
+		}
+	}()
 	if r.def.Memory.Operation == action.Forget {
 		f, err := g.notes.Forget(ctx, tx, s.Principal, whence.NotesTable, noteKey(fields["id"]))
 		if err != nil {

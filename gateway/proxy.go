@@ -96,6 +96,7 @@ func (g *Gateway) aim(ctx context.Context, c Call, in Passed) (o outbound, err e
 	if o.rule.Tier == authz.TierRead {
 		return o, nil
 	}
+	o.header = written(in.Request.Header)
 	if o.body, err = io.ReadAll(io.LimitReader(in.Request.Body, o.to.MaxRequestBytes+1)); err != nil {
 		return o, whence.Invalid("", "MALFORMED_REQUEST", "the request's body could not be read whole; send it again")
 	}
@@ -105,15 +106,36 @@ func (g *Gateway) aim(ctx context.Context, c Call, in Passed) (o outbound, err e
 	return o, nil
 }
 
+// writeHeaders are what a request that writes may say beside its body. All of it is
+// part of what is approved, and of what a key stands for.
+var writeHeaders = []string{"Accept", "Accept-Language", "Content-Encoding", "Content-Language", "Content-Type", "If-Match", "If-None-Match", "If-Unmodified-Since", "Prefer"}
+
+// written is the headers of a request that writes.
+func written(h http.Header) http.Header {
+	out := http.Header{}
+	for _, name := range writeHeaders {
+		if v := h.Values(name); len(v) > 0 {
+			out[name] = v
+		}
+	}
+	return out
+}
+
 // fingerprint is of all that makes the request what it is.
 func (o outbound) fingerprint() [32]byte {
-	return digestOf("request", o.to.Name, o.target.Method, o.target.Path, o.target.RawQuery, o.header.Get("Content-Type"), whence.Digest(sha256.Sum256(o.body)))
+	if o.rule.Tier == authz.TierRead {
+		return digestOf("request", o.to.Name, o.target.Method, o.target.Path, o.target.RawQuery)
+	}
+	return digestOf("request", o.to.Name, o.target.Method, o.target.Path, o.target.RawQuery, o.header, whence.Digest(sha256.Sum256(o.body)))
 }
 
 // passRead forwards a request that only reads. A small reply waits until it is
 // recorded; of a larger one the beginning is recorded before it goes out, with all
 // that was held for it, and what it was in the end afterwards.
 func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outbound, w http.ResponseWriter) (send func() error, err error) {
+	if s.unpaid != nil {
+		return nil, s.unpaid
+	}
 	asked := upstream.Asked{Target: o.target, Header: o.header, Length: in.Request.ContentLength, PassKey: true}
 	body := &counted{ReadCloser: in.Request.Body}
 	if in.Request.ContentLength != 0 {
@@ -123,8 +145,15 @@ func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outboun
 	if err != nil {
 		return nil, err
 	}
+	s.did(authz.Amounts{})                          // from here on it may have been sent, and is paid
 	res, err := g.forwarder.Forward(ctx, o.to, req) //nolint:bodyclose // it is closed where it is passed on
 	if err != nil {
+		if !upstream.Sent(err) {
+			s.effect = false
+			return nil, err
+		}
+		s.Use(authz.Bytes, body.n)
+		s.Use(authz.Spend, o.rule.CostMicros)
 		return nil, err
 	}
 	s.Note("status", res.StatusCode)

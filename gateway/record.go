@@ -24,6 +24,7 @@ type record struct {
 	used    authz.Amounts   // within charge
 	calls   int64           // of the embedding model
 	started time.Time
+	effect  bool // something was done: it is paid as far as there is anything to pay with, and never withheld
 
 	void *whence.Error // why the call may not succeed, found as it was to be recorded
 }
@@ -124,6 +125,9 @@ func (g *Gateway) settle(ctx context.Context, tx pgx.Tx, batch []*record) (settl
 func (all nodes) spend(l leases, up []*node, r *record) (kept authz.Amounts) {
 	r.void = nil
 	for _, n := range up {
+		if r.effect {
+			break
+		}
 		if n.state == TaskRevoked || (n.state != TaskActive && n.ended.Before(r.started)) {
 			r.void = n.alive(r.started).(*whence.Error) //nolint:errorlint // alive makes no other
 		}
@@ -131,7 +135,11 @@ func (all nodes) spend(l leases, up []*node, r *record) (kept authz.Amounts) {
 	room, lease, used := left(up), l[up[0].id], r.used
 	for _, m := range authz.Meters() {
 		if beyond := used[m] - lease[m]; room[m] != authz.Unlimited && beyond > room[m] {
-			r.void = errLost()
+			if r.effect {
+				used[m] = lease[m] + room[m]
+			} else {
+				r.void = errLost()
+			}
 		}
 	}
 	if r.void != nil { // nobody learns what it found; what the model took is booked as far as it goes

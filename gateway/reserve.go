@@ -263,6 +263,8 @@ func (all nodes) grant(l leases, r *reservation) (extra authz.Amounts, err error
 	need := r.need
 	if b := room[authz.Bytes]; need[authz.Bytes] > b && b >= leastBytes { // it runs with what there is
 		need[authz.Bytes] = b
+	} else if need[authz.Bytes] > b { // or waits for what others hold
+		need[authz.Bytes] = min(need[authz.Bytes], leastBytes)
 	}
 	for _, n := range up {
 		room := n.room()

@@ -91,7 +91,9 @@ func (g *Gateway) approveSaga(ctx context.Context, s *Session, r run, x *Executi
 const begunSQL = `select exists (select from whence.executions where call = @call)`
 
 // partCall is the call that an execution's parts are claimed under.
-func partCall(of uuid.UUID) string { return "part-of/" + of.String() }
+func partCall(of uuid.UUID) string { return partPrefix + of.String() }
+
+const partPrefix = "part-of/"
 
 // takeBackSaga takes back the steps of a saga that were done, the last first.
 func (g *Gateway) takeBackSaga(ctx context.Context, s *Session, r run, x *Execution, why *Failure, err error) error {
@@ -173,7 +175,7 @@ func (g *Gateway) partRun(ctx context.Context, p *authz.Principal, r run, x Exec
 	q := r.request(p, x)
 	var reply any
 	if part.result != nil {
-		if err := json.Unmarshal(part.result, &reply); err != nil {
+		if reply, err = exact(part.result); err != nil {
 			return out, err
 		}
 	}
@@ -191,11 +193,9 @@ func (g *Gateway) partRun(ctx context.Context, p *authz.Principal, r run, x Exec
 		if !given {
 			continue
 		}
-		var value any
-		if err := json.Unmarshal(v, &value); err != nil {
+		if raw[name], err = exact(v); err != nil {
 			return out, err
 		}
-		raw[name] = value
 	}
 	return g.resolve(ctx, p, Asked{Action: part.step.Action, Arguments: raw})
 }
@@ -280,13 +280,12 @@ func (g *Gateway) readPart(ctx context.Context, s *Session, own run, child *Exec
 	if child.Result, err = json.Marshal(map[string]any{"rows": res.Rows, "shown": res.Shown}); err != nil {
 		return err
 	}
-	s.Use(authz.Rows, int64(res.Rows))
+	s.did(own.paid(int64(res.Rows)))
 	return g.partDone(ctx, s, own, child)
 }
 
 // partDone records a part that took effect.
 func (g *Gateway) partDone(ctx context.Context, s *Session, own run, child *Execution) error {
-	s.spent += own.def.CostMicros
 	err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error {
 		x := *child
 		if own.def.Memory != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -30,6 +31,10 @@ func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Exe
 	if x.State == Undone {
 		s.replayed, x.Replayed = true, true
 		return done(x)
+	}
+	if of, part := strings.CutPrefix(x.Call, partPrefix); part {
+		return &whence.Error{Kind: whence.ErrPrecondition, Reason: "PART_OF_EXECUTION", Metadata: map[string]string{"execution": of, "part": x.ID.String()},
+			Message: "this is a part of another execution; undo that one whole"}
 	}
 	r, err := g.undoable(ctx, s.Principal, x)
 	if err != nil {
@@ -260,7 +265,7 @@ where id = @id and attempt = @attempt and state = @was`
 
 	standingSQL = `
 select x.id from whence.executions x join whence.tasks t on t.id = x.task_id
-where t.root_id = @root and @task = any(t.path) and x.state in ('SUCCEEDED', 'UNDOING', 'RUNNING')
+where t.root_id = @root and @task = any(t.path) and x.state in ('SUCCEEDED', 'UNDOING', 'RUNNING') and x.call not like 'part-of/%' and x.tier <> 'READ'
 order by x.id desc`
 )
 

@@ -304,6 +304,8 @@ func (v *validation) limits() error {
 		return nil
 	}
 	switch {
+	case d.Approvals > 0 && d.Tier == authz.TierRead:
+		return invalid("approvals", "what only reads is not approved: leave approvals out, or give it another tier")
 	case d.Approvals < 0 || d.Approvals > maxApprovals:
 		return invalid("approvals", "at most %d people approve an execution", maxApprovals)
 	case d.CostMicros < 0:

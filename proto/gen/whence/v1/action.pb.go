@@ -859,7 +859,9 @@ type RenderedRequest struct {
 	// Where to, in full.
 	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	// Its body; empty: none.
-	Body          string `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	Body string `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	// Its headers beside those that the server sets: name to value.
+	Headers       map[string]string `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,6 +915,13 @@ func (x *RenderedRequest) GetBody() string {
 		return x.Body
 	}
 	return ""
+}
+
+func (x *RenderedRequest) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
 }
 
 // ExecuteRequest is an action to run.
@@ -1305,11 +1314,15 @@ const file_whence_v1_action_proto_rawDesc = "" +
 	"\x06result\x18\t \x01(\v2\x17.google.protobuf.StructR\x06result\x12%\n" +
 	"\x0eaction_version\x18\n" +
 	" \x01(\rR\ractionVersion\x12\x12\n" +
-	"\x04rows\x18\v \x01(\rR\x04rows\"O\n" +
+	"\x04rows\x18\v \x01(\rR\x04rows\"\xce\x01\n" +
 	"\x0fRenderedRequest\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x10\n" +
 	"\x03url\x18\x02 \x01(\tR\x03url\x12\x12\n" +
-	"\x04body\x18\x03 \x01(\tR\x04body\"\x9d\x01\n" +
+	"\x04body\x18\x03 \x01(\tR\x04body\x12A\n" +
+	"\aheaders\x18\x04 \x03(\v2'.whence.v1.RenderedRequest.HeadersEntryR\aheaders\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x01\n" +
 	"\x0eExecuteRequest\x12\"\n" +
 	"\x06action\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x06action\x125\n" +
@@ -1366,7 +1379,7 @@ func file_whence_v1_action_proto_rawDescGZIP() []byte {
 }
 
 var file_whence_v1_action_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_whence_v1_action_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_whence_v1_action_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_whence_v1_action_proto_goTypes = []any{
 	(ExecutionState)(0),           // 0: whence.v1.ExecutionState
 	(EffectKind)(0),               // 1: whence.v1.EffectKind
@@ -1384,58 +1397,60 @@ var file_whence_v1_action_proto_goTypes = []any{
 	(*GetExecutionResponse)(nil),  // 13: whence.v1.GetExecutionResponse
 	(*UndoRequest)(nil),           // 14: whence.v1.UndoRequest
 	(*UndoResponse)(nil),          // 15: whence.v1.UndoResponse
-	(Tier)(0),                     // 16: whence.v1.Tier
-	(*structpb.Struct)(nil),       // 17: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*Budget)(nil),                // 20: whence.v1.Budget
+	nil,                           // 16: whence.v1.RenderedRequest.HeadersEntry
+	(Tier)(0),                     // 17: whence.v1.Tier
+	(*structpb.Struct)(nil),       // 18: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Budget)(nil),                // 21: whence.v1.Budget
 }
 var file_whence_v1_action_proto_depIdxs = []int32{
-	16, // 0: whence.v1.ActionSummary.tier:type_name -> whence.v1.Tier
-	17, // 1: whence.v1.ActionSummary.input_schema:type_name -> google.protobuf.Struct
-	18, // 2: whence.v1.ActionSummary.undo_window:type_name -> google.protobuf.Duration
+	17, // 0: whence.v1.ActionSummary.tier:type_name -> whence.v1.Tier
+	18, // 1: whence.v1.ActionSummary.input_schema:type_name -> google.protobuf.Struct
+	19, // 2: whence.v1.ActionSummary.undo_window:type_name -> google.protobuf.Duration
 	1,  // 3: whence.v1.Effect.kind:type_name -> whence.v1.EffectKind
-	17, // 4: whence.v1.Effect.key:type_name -> google.protobuf.Struct
-	17, // 5: whence.v1.Effect.before:type_name -> google.protobuf.Struct
-	17, // 6: whence.v1.Effect.after:type_name -> google.protobuf.Struct
-	16, // 7: whence.v1.Execution.tier:type_name -> whence.v1.Tier
+	18, // 4: whence.v1.Effect.key:type_name -> google.protobuf.Struct
+	18, // 5: whence.v1.Effect.before:type_name -> google.protobuf.Struct
+	18, // 6: whence.v1.Effect.after:type_name -> google.protobuf.Struct
+	17, // 7: whence.v1.Execution.tier:type_name -> whence.v1.Tier
 	0,  // 8: whence.v1.Execution.state:type_name -> whence.v1.ExecutionState
-	17, // 9: whence.v1.Execution.arguments:type_name -> google.protobuf.Struct
-	17, // 10: whence.v1.Execution.result:type_name -> google.protobuf.Struct
+	18, // 9: whence.v1.Execution.arguments:type_name -> google.protobuf.Struct
+	18, // 10: whence.v1.Execution.result:type_name -> google.protobuf.Struct
 	3,  // 11: whence.v1.Execution.effects:type_name -> whence.v1.Effect
-	19, // 12: whence.v1.Execution.undo_until:type_name -> google.protobuf.Timestamp
-	19, // 13: whence.v1.Execution.create_time:type_name -> google.protobuf.Timestamp
-	19, // 14: whence.v1.Execution.end_time:type_name -> google.protobuf.Timestamp
+	20, // 12: whence.v1.Execution.undo_until:type_name -> google.protobuf.Timestamp
+	20, // 13: whence.v1.Execution.create_time:type_name -> google.protobuf.Timestamp
+	20, // 14: whence.v1.Execution.end_time:type_name -> google.protobuf.Timestamp
 	2,  // 15: whence.v1.ListActionsResponse.actions:type_name -> whence.v1.ActionSummary
-	20, // 16: whence.v1.ListActionsResponse.budget:type_name -> whence.v1.Budget
-	17, // 17: whence.v1.PreviewRequest.arguments:type_name -> google.protobuf.Struct
-	16, // 18: whence.v1.PreviewResponse.tier:type_name -> whence.v1.Tier
+	21, // 16: whence.v1.ListActionsResponse.budget:type_name -> whence.v1.Budget
+	18, // 17: whence.v1.PreviewRequest.arguments:type_name -> google.protobuf.Struct
+	17, // 18: whence.v1.PreviewResponse.tier:type_name -> whence.v1.Tier
 	3,  // 19: whence.v1.PreviewResponse.effects:type_name -> whence.v1.Effect
-	20, // 20: whence.v1.PreviewResponse.budget:type_name -> whence.v1.Budget
+	21, // 20: whence.v1.PreviewResponse.budget:type_name -> whence.v1.Budget
 	9,  // 21: whence.v1.PreviewResponse.requests:type_name -> whence.v1.RenderedRequest
-	17, // 22: whence.v1.PreviewResponse.result:type_name -> google.protobuf.Struct
-	17, // 23: whence.v1.ExecuteRequest.arguments:type_name -> google.protobuf.Struct
-	4,  // 24: whence.v1.ExecuteResponse.execution:type_name -> whence.v1.Execution
-	20, // 25: whence.v1.ExecuteResponse.budget:type_name -> whence.v1.Budget
-	4,  // 26: whence.v1.GetExecutionResponse.execution:type_name -> whence.v1.Execution
-	20, // 27: whence.v1.GetExecutionResponse.budget:type_name -> whence.v1.Budget
-	4,  // 28: whence.v1.UndoResponse.execution:type_name -> whence.v1.Execution
-	20, // 29: whence.v1.UndoResponse.budget:type_name -> whence.v1.Budget
-	5,  // 30: whence.v1.ActionService.ListActions:input_type -> whence.v1.ListActionsRequest
-	7,  // 31: whence.v1.ActionService.Preview:input_type -> whence.v1.PreviewRequest
-	10, // 32: whence.v1.ActionService.Execute:input_type -> whence.v1.ExecuteRequest
-	12, // 33: whence.v1.ActionService.GetExecution:input_type -> whence.v1.GetExecutionRequest
-	14, // 34: whence.v1.ActionService.Undo:input_type -> whence.v1.UndoRequest
-	6,  // 35: whence.v1.ActionService.ListActions:output_type -> whence.v1.ListActionsResponse
-	8,  // 36: whence.v1.ActionService.Preview:output_type -> whence.v1.PreviewResponse
-	11, // 37: whence.v1.ActionService.Execute:output_type -> whence.v1.ExecuteResponse
-	13, // 38: whence.v1.ActionService.GetExecution:output_type -> whence.v1.GetExecutionResponse
-	15, // 39: whence.v1.ActionService.Undo:output_type -> whence.v1.UndoResponse
-	35, // [35:40] is the sub-list for method output_type
-	30, // [30:35] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	18, // 22: whence.v1.PreviewResponse.result:type_name -> google.protobuf.Struct
+	16, // 23: whence.v1.RenderedRequest.headers:type_name -> whence.v1.RenderedRequest.HeadersEntry
+	18, // 24: whence.v1.ExecuteRequest.arguments:type_name -> google.protobuf.Struct
+	4,  // 25: whence.v1.ExecuteResponse.execution:type_name -> whence.v1.Execution
+	21, // 26: whence.v1.ExecuteResponse.budget:type_name -> whence.v1.Budget
+	4,  // 27: whence.v1.GetExecutionResponse.execution:type_name -> whence.v1.Execution
+	21, // 28: whence.v1.GetExecutionResponse.budget:type_name -> whence.v1.Budget
+	4,  // 29: whence.v1.UndoResponse.execution:type_name -> whence.v1.Execution
+	21, // 30: whence.v1.UndoResponse.budget:type_name -> whence.v1.Budget
+	5,  // 31: whence.v1.ActionService.ListActions:input_type -> whence.v1.ListActionsRequest
+	7,  // 32: whence.v1.ActionService.Preview:input_type -> whence.v1.PreviewRequest
+	10, // 33: whence.v1.ActionService.Execute:input_type -> whence.v1.ExecuteRequest
+	12, // 34: whence.v1.ActionService.GetExecution:input_type -> whence.v1.GetExecutionRequest
+	14, // 35: whence.v1.ActionService.Undo:input_type -> whence.v1.UndoRequest
+	6,  // 36: whence.v1.ActionService.ListActions:output_type -> whence.v1.ListActionsResponse
+	8,  // 37: whence.v1.ActionService.Preview:output_type -> whence.v1.PreviewResponse
+	11, // 38: whence.v1.ActionService.Execute:output_type -> whence.v1.ExecuteResponse
+	13, // 39: whence.v1.ActionService.GetExecution:output_type -> whence.v1.GetExecutionResponse
+	15, // 40: whence.v1.ActionService.Undo:output_type -> whence.v1.UndoResponse
+	36, // [36:41] is the sub-list for method output_type
+	31, // [31:36] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_whence_v1_action_proto_init() }
@@ -1450,7 +1465,7 @@ func file_whence_v1_action_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_whence_v1_action_proto_rawDesc), len(file_whence_v1_action_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -76,13 +76,13 @@ func beProxy(to string, out io.Writer) error {
 	}
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		Transport: &http.Transport{MaxIdleConnsPerHost: 256, MaxIdleConns: 256}}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "ready http://%s\n", l.Addr())
 	srv := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _, _ = io.Copy(io.Discard, os.Stdin); _ = srv.Close() }() //nolint:errcheck // it ends with the program
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); _ = srv.Close() }() // it ends with the program
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
@@ -268,7 +268,7 @@ func startHAProxy(ctx context.Context, to string) (w way, stop func(), err error
 	if err != nil {
 		return w, clean, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return w, clean, err
 	}
@@ -290,7 +290,7 @@ func startHAProxy(ctx context.Context, to string) (w way, stop func(), err error
 	}
 	stop = func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); clean() }
 	for begin := time.Now(); time.Since(begin) < 10*time.Second; time.Sleep(20 * time.Millisecond) {
-		if conn, err := net.Dial("tcp", addr); err == nil {
+		if conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr); err == nil {
 			_ = conn.Close()
 			return way{name: "HAProxy, ES256", url: "http://" + addr + "/x", token: token, pid: cmd.Process.Pid}, stop, nil
 		}

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
@@ -178,14 +180,50 @@ func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outboun
 	}
 	s.Use(authz.Bytes, held)
 	p, started := s.Principal, s.Started
+	token := in.Presented.Token
 	return func() error {
-		done, err := upstream.Relay(w, res, budget-body.n)
+		var done upstream.Relayed
+		err := g.whileGood(ctx, token, func() { _ = res.Body.Close() }, func() (err error) {
+			done, err = upstream.Relay(w, res, budget-body.n)
+			return err
+		})
 		g.ended(ctx, p, audit.Entry{At: started, Call: "up/" + in.Upstream + "/end", RequestDigest: o.fingerprint()}, body.n+done.Bytes-held, done.Bytes, err)
 		if err != nil && !done.Started {
 			return err
 		}
 		return broken(err)
 	}, nil
+}
+
+// standingPause is how often the credential of a stream is looked at again.
+const standingPause = 400 * time.Millisecond
+
+// whileGood runs a stream, and breaks it off when its credential is revoked, has
+// expired with its task, or cannot be vouched for any more.
+func (g *Gateway) whileGood(ctx context.Context, token string, breakOff func(), stream func() error) error {
+	over := make(chan struct{})
+	var watch errgroup.Group
+	watch.Go(func() error {
+		t := time.NewTicker(standingPause)
+		defer t.Stop()
+		for {
+			select {
+			case <-over:
+				return nil
+			case <-t.C:
+				if err := g.Stands(ctx, token); err != nil && ctx.Err() == nil {
+					breakOff()
+					return err
+				}
+			}
+		}
+	})
+	err := stream()
+	close(over)
+	if revoked := watch.Wait(); revoked != nil {
+		return revoked
+	}
+	return err
 }
 
 // broken breaks the connection off where a part must not look like a whole.

@@ -325,6 +325,16 @@ func (w *running) testThrough(t *testing.T, s *shop) {
 	if status, body, _ := agent.through(t, "POST", "/orders", `{}`, map[string]string{"Idempotency-Key": "p2"}); status != 429 || problemReason(body) != "BUDGET_EXHAUSTED" {
 		t.Errorf("with too little left: %d %s", status, body)
 	}
+	key["Content-Type"] = "text/plain"
+	if status, body, _ := agent.through(t, "POST", "/orders", `{"n":1}`, key); status != 400 || problemReason(body) != "IDEMPOTENCY_KEY_REUSED" {
+		t.Errorf("another type: %d %s", status, body)
+	}
+	key["Content-Type"] = "application/json"
+	key["X-Account"] = "another"
+	if status, body, _ := agent.through(t, "POST", "/orders", `{"n":1}`, key); status != 201 || body != first {
+		t.Errorf("with a header that does not go out: %d %s", status, body)
+	}
+	w.testSpent(t, s)
 	// What no rule names is irreversible: somebody has to approve it.
 	rich, _ := w.spender(t, 2_000_000)
 	drop := map[string]string{"Idempotency-Key": "d1"}
@@ -378,6 +388,48 @@ func (w *running) testThrough(t *testing.T, s *shop) {
 			t.Errorf("%s: %d %s", name, status, body)
 		}
 	}
+}
+
+// A task that has nothing left sees what it was told, and nothing else; what was done
+// is paid, whatever comes after; polling is free with any budget.
+func (w *running) testSpent(t *testing.T, s *shop) {
+	t.Helper()
+	scope := &v1.Scope{AllTables: true, AllSubjects: true, Actions: []string{"memory:read", "action:execute"}, Tier: v1.Tier_TIER_REVERSIBLE}
+	var res v1.DelegateResponse
+	w.agent().must(t, "TaskService/Delegate", &v1.DelegateRequest{Agent: "poor", Purpose: "spend", Scope: scope,
+		Budget: &v1.BudgetLimits{Calls: proto.Uint32(3), Bytes: proto.Int64(100_000), Writes: proto.Uint32(2)}}, &res)
+	poor := caller{w.http, w.url, res.GetToken()}
+	key := map[string]string{"Idempotency-Key": "s1"}
+	status, first, _ := poor.through(t, "POST", "/orders", `{}`, key)
+	if status != 201 {
+		t.Fatalf("%d %s", status, first)
+	}
+	// The upstream fails, and is paid all the same.
+	s.fail.Store(-1)
+	if status, body, _ := poor.through(t, "POST", "/orders", `{}`, map[string]string{"Idempotency-Key": "s2"}); problemReason(body) != "OUTCOME_UNKNOWN" {
+		t.Errorf("nobody knows: %d %s", status, body)
+	}
+	s.fail.Store(0)
+	var task v1.GetTaskResponse
+	for range 3 {
+		poor.must(t, "TaskService/GetTask", &v1.GetTaskRequest{}, &task)
+	}
+	if b := task.GetTask().GetBudget(); b.GetCalls().GetUsed() != 2 || b.GetWrites().GetUsed() != 2 || b.GetBytes().GetUsed() == 0 {
+		t.Errorf("paid %v", b)
+	}
+	if status, body, _ := poor.through(t, "GET", "/list", "", nil); status != 200 {
+		t.Errorf("the last call: %d %s", status, body)
+	}
+	seen := len(s.bodies)
+	for _, method := range []string{"GET", "HEAD"} {
+		if status, _, _ := poor.through(t, method, "/list", "", key); status != 429 || len(s.bodies) != seen {
+			t.Errorf("%s with nothing left, under a key that is known: %d", method, status)
+		}
+	}
+	if status, again, _ := poor.through(t, "POST", "/orders", `{}`, key); status != 201 || again != first {
+		t.Errorf("what it was told: %d %s", status, again)
+	}
+	s.orders.Add(-1) // its own
 }
 
 func object(t *testing.T, text string) *structpb.Struct {

@@ -67,7 +67,7 @@ func theirFault(err error) bool {
 	}
 	switch pe.Code {
 	case "40P01", "40001", "55P03", "23505", // each other
-		"42P01", "42703", "42704", "23514", "55000", "55006", "0A000", "42809", "22P02", // the owner's alterations
+		"42P01", "42703", "42846", "42704", "23514", "55000", "55006", "0A000", "42809", "22P02", // the owner's alterations
 		"57P01", "57P02", "57P03", "57014", "25P02", "53300": // servers
 		return true
 	}

@@ -79,7 +79,7 @@ where a.tenant = @tenant`
 
 	oneApprovalSQL   = ` and a.id = @id`
 	lockApprovalSQL  = ` for no key update of a`
-	useApprovalSQL   = `update whence.approvals set used_at = @now where id = @id and used_at is null`
+	useApprovalSQL   = `update whence.approvals set used_at = coalesce(used_at, @now) where id = @id`
 	voteSQL          = `insert into whence.approval_votes (approval_id, operator, approves, comment, at) values (@id, @operator, @approves, @comment, @at)`
 	decideSQL        = `update whence.approvals set state = @state, decided_at = @at, comment = @comment where id = @id`
 	denyExecutionSQL = `
@@ -185,8 +185,8 @@ func (g *Gateway) useApproval(ctx context.Context, tx pgx.Tx, p *authz.Principal
 	switch {
 	case !found || x.Approval == uuid.Nil || a.Execution.ID != x.ID:
 		return fmt.Errorf("execution %s has no approval of its own", x.ID)
-	case a.Used:
-		return staleApproval(x, "it was used before")
+	case a.State == Approved && !g.now().Before(a.Expires):
+		return staleApproval(x, "it has expired")
 	case a.State != Approved:
 		return staleApproval(x, "it is "+string(a.State))
 	}
@@ -200,10 +200,9 @@ func (g *Gateway) useApproval(ctx context.Context, tx pgx.Tx, p *authz.Principal
 	if now != a.Digest {
 		return staleApproval(x, "the rows, the action or what the task may do have changed since it was asked for")
 	}
-	tag, err := tx.Exec(ctx, useApprovalSQL, pgx.NamedArgs{"id": a.ID, "now": g.now()})
-	if err == nil && tag.RowsAffected() == 0 {
-		return staleApproval(x, "it was used before")
-	}
+	// It is this execution's and no other's, which has one effect: where an attempt came
+	// to nothing, the next one uses it again.
+	_, err = tx.Exec(ctx, useApprovalSQL, pgx.NamedArgs{"id": a.ID, "now": g.now()})
 	return err
 }
 

@@ -282,3 +282,40 @@ func TestPreviewStale(t *testing.T) {
 		t.Errorf("as it was previewed: %v", err)
 	}
 }
+
+// A process dies at each step of what was approved: another one brings it to its end,
+// once, by the same approval.
+func TestCrashOfWhatWasApproved(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"done on the source", "written down", "committed", "being recorded"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			first, second := s.process(t), s.process(t)
+			task := s.agent(t, second, nil)
+			args := map[string]any{"id": 8}
+			a := s.asked(t, second, task.Token, "k", "close", args)
+			if _, err := second.decide(s.approver(t, "olga"), a.ID.String(), true, a.Digest.String()); err != nil {
+				t.Fatal(err)
+			}
+			first.Steps(func(at string) {
+				if at == step {
+					first.kill()
+				}
+			})
+			if _, err := first.execute(task.Token, "k", "close", args); err == nil {
+				t.Fatal("a process that died says that it is done")
+			}
+			var x gateway.Execution
+			if err := until(func() (err error) { x, err = second.execute(task.Token, "k", "close", args); return err }); err != nil || x.State != gateway.Succeeded {
+				t.Fatalf("%+v: %v", x, err)
+			}
+			if n := s.balance(t, 8); n != -1 {
+				t.Errorf("the row is still there: %d", n)
+			}
+			if n := s.number(t, "select settled[2] from whence.tasks where id = $1", task.Task.ID); n != 1 {
+				t.Errorf("%d writes are charged", n)
+			}
+		})
+	}
+}

@@ -183,8 +183,9 @@ func (s *site) process(t *testing.T) *process {
 	p.kill = func() {
 		once.Do(func() {
 			close(dead)
-			for _, db := range []*pgtest.DB{s.memory, s.source} {
-				if _, err := db.Pool.Exec(context.Background(), "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name like $1 || '%'", name); err != nil {
+			// On the source all writers go, for they do not say whose they are.
+			for db, names := range map[*pgtest.DB][]string{s.memory: {name}, s.source: {name, "whence action"}} {
+				if _, err := db.Pool.Exec(context.Background(), "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = $1 and application_name = any($2)", db.Name, names); err != nil {
 					t.Error(err)
 				}
 			}

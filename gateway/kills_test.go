@@ -69,7 +69,7 @@ func TestBudgetsUnderKills(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		open[i], kill[i] = g, func() { // wherever it is; from then on nothing that it does reaches the database
-			_, err := db.Pool.Exec(context.Background(), "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1", name)
+			_, err := db.Pool.Exec(context.Background(), "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1 and application_name = $2", db.Name, name)
 			if err != nil {
 				t.Error(err)
 			}

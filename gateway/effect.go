@@ -83,6 +83,12 @@ values (@tenant, @user, @root, @task, @call, @key, @fingerprint, @reply,
 select exists (select from whence.idempotency where tenant = @tenant and user_id = @user and root_id = @root and call = @call and key = @key)
     or exists (select from whence.executions where tenant = @tenant and user_id = @user and root_id = @root and call = @call and key = @key)`
 
+	// Whole rows are kept for as long as undoing may need them, and a day.
+	dropImages = `
+update whence.executions set effects = null
+where effects is not null and state in ('SUCCEEDED', 'FAILED', 'UNCERTAIN', 'DENIED', 'UNDONE')
+    and coalesce(undo_until, ended_at) < now() - interval '1 day'`
+
 	dropKeys = `delete from whence.idempotency where expires_at < now()`
 )
 
@@ -162,6 +168,9 @@ func (g *Gateway) dropping(ctx context.Context) {
 		case <-t.C:
 			if _, err := g.pool.Exec(ctx, dropKeys); err != nil && ctx.Err() == nil {
 				g.log.WarnContext(ctx, "cannot remove old idempotency keys; trying again", "error", err)
+			}
+			if _, err := g.pool.Exec(ctx, dropImages); err != nil && ctx.Err() == nil {
+				g.log.WarnContext(ctx, "cannot remove what old executions changed; trying again", "error", err)
 			}
 			if err := g.stops.Drop(ctx); err != nil && ctx.Err() == nil {
 				g.log.WarnContext(ctx, "cannot remove old revocations; trying again", "error", err)

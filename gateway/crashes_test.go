@@ -52,7 +52,7 @@ func TestRandomCrashes(t *testing.T) {
 				if i%2 == 1 {
 					return nil
 				}
-				return until(func() (err error) { x, err = second.undo(task.Token, x.ID); return err })
+				return until(func() error { _, err := second.undo(task.Token, x.ID); return err })
 			})
 		}
 		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond)

@@ -333,7 +333,13 @@ func TestCrashAtEveryStepOfUndo(t *testing.T) {
 			if _, err := first.undo(task.Token, x.ID); err == nil {
 				t.Fatal("a process that died says that it is undone")
 			}
-			if err := until(func() (err error) { x, err = second.undo(task.Token, x.ID); return err }); err != nil || x.State != gateway.Undone {
+			if err := until(func() error {
+				got, err := second.undo(task.Token, x.ID)
+				if err == nil {
+					x = got
+				}
+				return err
+			}); err != nil || x.State != gateway.Undone {
 				t.Fatalf("%+v: %v", x, err)
 			}
 			if after := s.rows(t); after != before {

@@ -80,3 +80,19 @@ func (w *running) testActions(t *testing.T) {
 	w.cli(t, "action", "show", "look").is(t, 0)
 	w.cli(t, "action", "show", "look.else").is(t, 1, "ACTION_NOT_FOUND")
 }
+
+// What the documentation shows is a file of actions.
+func TestDocumentedActions(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), "## Actions")
+	_, rest, _ = strings.Cut(rest, "```yaml\n")
+	example, _, found := strings.Cut(rest, "```")
+	actions, err := parseActions("the documentation", []byte(example))
+	if err != nil || !found || len(actions) != 1 || actions[0].GetRow().GetSet()["reason"].GetParameter() != "why" {
+		t.Errorf("%v, %v", actions, err)
+	}
+}

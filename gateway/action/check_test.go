@@ -1,11 +1,13 @@
 package action
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/ingest"
 )
@@ -57,6 +59,10 @@ func TestWhatReachesFurtherIsNotReversible(t *testing.T) {
 					t.Errorf("refused: %v, %v", err, ran)
 				}
 				return
+			}
+			var told *whence.Error
+			if errors.As(ran, &told); told == nil || !errors.Is(ran, whence.ErrPrecondition) || strings.Contains(told.Message, "touch") {
+				t.Errorf("an agent is told: %v", told)
 			}
 			for _, err := range []error{err, ran} {
 				if refusal(err) != "ACTION_INVALID" || !strings.Contains(err.Error(), c.reason) {

@@ -66,10 +66,22 @@ func (r *Runner) open(ctx context.Context, d Definition, scope authz.Scope) (*se
 	r.step("begun")
 	if err := s.hold(ctx); err != nil {
 		s.close(ctx)
-		return nil, err
+		return nil, s.unfit(ctx, err)
 	}
 	r.step("checked")
 	return s, nil
+}
+
+// unfit tells an agent that the table and the action do not fit, without what an
+// operator is told of the table's columns and the server's role; the log has that.
+func (s *session) unfit(ctx context.Context, err error) error {
+	var e *whence.Error
+	if !errors.As(err, &e) || e.Reason != "ACTION_INVALID" && (e.Kind != whence.ErrPrecondition || e.Reason != "SOURCE_REFUSED" && e.Reason != "SOURCE_READ_ONLY") {
+		return err
+	}
+	s.r.log.WarnContext(ctx, "an action does not fit its table any more", "action", s.d.Name, "table", s.t.Name(), "error", err)
+	return &whence.Error{Kind: whence.ErrPrecondition, Reason: e.Reason, Err: err, Metadata: map[string]string{"action": s.d.Name, "table": string(s.t.Name())},
+		Message: fmt.Sprintf("the action %q cannot run on %s as that is now: an operator is to register it anew, and is told then what is wrong", s.d.Name, s.t.Name())}
 }
 
 func (r *Runner) begin(ctx context.Context, d Definition, scope authz.Scope) (*session, error) {

@@ -26,7 +26,7 @@ func (r *Runner) Undo(ctx context.Context, action Definition, effects []Effect, 
 	s, err := r.open(ctx, action, scope)
 	var stands *whence.Error
 	if errors.As(err, &stands) && stands.Reason == "ACTION_INVALID" { // the table is another one by now
-		return Result{}, undoConflict("", stands.Message, nil)
+		return Result{}, undoConflict("", stands.Err.Error(), nil)
 	}
 	if err != nil {
 		return Result{}, err

@@ -2,6 +2,7 @@ package action
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -158,7 +159,11 @@ func TestUndoOfADeleteWhoseKeyIsTaken(t *testing.T) {
 	if err := w.undo(remove, out.Effects, all); refusal(err) != "UNDO_CONFLICT" || meta(err, "columns") != "extra" {
 		t.Errorf("the table has another shape: %v", err)
 	}
-	w.exec(`alter table tickets drop extra`)
+	w.exec(`alter table tickets drop extra; create table late (t bigint constraint late_t references tickets on delete cascade)`)
+	if err := w.undo(remove, out.Effects, all); refusal(err) != "UNDO_CONFLICT" || !strings.Contains(err.Error(), "late_t") {
+		t.Errorf("a foreign key that came later: %v", err)
+	}
+	w.exec(`drop table late`)
 	w.check(w.undo(remove, out.Effects, all))
 	if len(w.rows("tickets")) != len(before)-1+2 {
 		t.Errorf("after all: %v", w.rows("tickets"))

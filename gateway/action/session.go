@@ -76,7 +76,7 @@ func (r *Runner) open(ctx context.Context, d Definition, scope authz.Scope) (*se
 // operator is told of the table's columns and the server's role; the log has that.
 func (s *session) unfit(ctx context.Context, err error) error {
 	var e *whence.Error
-	if !errors.As(err, &e) || e.Reason != "ACTION_INVALID" && (e.Kind != whence.ErrPrecondition || e.Reason != "SOURCE_REFUSED" && e.Reason != "SOURCE_READ_ONLY") {
+	if !errors.As(err, &e) || e.Reason != "ACTION_INVALID" && (!errors.Is(err, whence.ErrPrecondition) || e.Reason != "SOURCE_REFUSED" && e.Reason != "SOURCE_READ_ONLY") {
 		return err
 	}
 	s.r.log.WarnContext(ctx, "an action does not fit its table any more", "action", s.d.Name, "table", s.t.Name(), "error", err)

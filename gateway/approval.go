@@ -128,6 +128,9 @@ func (g *Gateway) ask(ctx context.Context, s *Session, r run, x Execution) error
 		if err != nil {
 			return err
 		}
+		if err := holdsRows(bound, tx, x.ID, f.effects); err != nil {
+			return err
+		}
 		return g.store(bound, tx, x, Running)
 	})
 	if err != nil {

@@ -515,7 +515,9 @@ func (g *Gateway) succeed(s *Session, r run, x Execution, done func(Execution) e
 
 const storeExecutionSQL = `
 update whence.executions set state = @state, source = @source, xid = @xid, system_id = @system, timeline = @timeline,
-    sent_at = case when @sent then coalesce(sent_at, now()) end, effects = @effects, shown = @shown, result = @result, token = @token,
+    sent_at = case when @sent then coalesce(sent_at, now()) end, token = @token,
+    effects = case when erased then null else @effects::jsonb end, shown = case when erased then '[]' else @shown::jsonb end,
+    result = case when erased then null else @result::json end,
     failure = @failure, approval_id = @approval, undo_until = @undoUntil, ended_at = @ended
 where id = @id and attempt = @attempt and state = @was`
 
@@ -590,6 +592,9 @@ func (g *Gateway) prepare(ctx context.Context, s *Session, r run, x *Execution, 
 			return err
 		}
 		if err := g.useApproval(ctx, tx, s.Principal, r, *x, out.Effects, nil); err != nil {
+			return err
+		}
+		if err := holdsRows(ctx, tx, x.ID, out.Effects); err != nil {
 			return err
 		}
 		return g.store(ctx, tx, *x, Running)

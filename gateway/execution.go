@@ -75,6 +75,7 @@ type Execution struct {
 	attempt     int32
 	tx          *sourceTx
 	sent        bool
+	erased      bool // its words are gone
 	effects     []action.Effect
 }
 
@@ -88,7 +89,7 @@ const (
 	executionSQL = `
 select id, tenant, user_id, root_id, task_id, agent, actors, call, key, fingerprint, action, action_version, tier, arguments, digest,
     state, holder_id, attempt, coalesce(source, ''), coalesce(xid, ''), coalesce(system_id, ''), coalesce(timeline, 0), sent_at is not null,
-    effects, shown, result, token, failure, coalesce(approval_id, @none), undo_until, created_at, ended_at
+    effects, shown, result, token, failure, coalesce(approval_id, @none), undo_until, created_at, ended_at, erased
 from whence.executions `
 
 	executionByKeySQL = executionSQL + `
@@ -117,7 +118,7 @@ func scanExecution(row pgx.CollectableRow) (x Execution, err error) {
 	t := sourceTx{}
 	if err := row.Scan(&x.ID, &x.Tenant, &x.User, &x.Root, &x.Task, &x.Agent, &x.Actors, &x.Call, &x.Key, &fingerprint, &x.Action, &x.Version,
 		&x.Tier, &x.Arguments, &digest, &x.State, &x.holder, &x.attempt, &t.source, &t.xid, &t.system, &t.timeline, &x.sent,
-		&effects, &shown, &result, &x.Token, &failure, &x.Approval, &undoUntil, &x.Created, &ended); err != nil {
+		&effects, &shown, &result, &x.Token, &failure, &x.Approval, &undoUntil, &x.Created, &ended, &x.erased); err != nil {
 		return x, err
 	}
 	copy(x.fingerprint[:], fingerprint)

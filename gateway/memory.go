@@ -49,6 +49,9 @@ func (g *Gateway) dispatchMemory(ctx context.Context, tx pgx.Tx, s *Session, r r
 	if err != nil {
 		return err
 	}
+	if err := holdsKeys(ctx, tx, x.ID, []string{string(whence.NotesTable)}, []string{string(w.Key)}); err != nil {
+		return err
+	}
 	x.Token = w.Token
 	x.Result, err = json.Marshal(map[string]any{"table": whence.NotesTable, "key": w.Key.Values()})
 	after := context.WithoutCancel(ctx)

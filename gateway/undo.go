@@ -123,6 +123,8 @@ func (g *Gateway) undoable(ctx context.Context, p *authz.Principal, x Execution)
 		return r, uncertain(x)
 	case x.State != Succeeded && x.State != Undoing:
 		return r, refuse("NOTHING_TO_UNDO", "this execution has not taken effect, so there is nothing to undo: it is "+string(x.State))
+	case x.erased:
+		return r, refuse("UNDO_CONFLICT", "it cannot be undone, and nothing was: what it changed was erased")
 	case x.UndoUntil.IsZero():
 		return r, refuse("NOT_REVERSIBLE", "what this action does cannot be undone; preview says so of an action before it runs")
 	case !g.now().Before(x.UndoUntil):

@@ -33,6 +33,7 @@ type Registry struct {
 	getenv func(string) string
 	log    *slog.Logger
 	shown  Answers
+	ran    Executions
 
 	mu      sync.Mutex // guards readers and writers
 	readers map[int32]*reader
@@ -49,14 +50,22 @@ type Answers interface {
 	Shown(ctx context.Context, tx pgx.Tx, table whence.TableName, after int64, limit int) ([]int64, error)
 }
 
+// Executions hold the words of rows that actions changed. A purge takes them out too.
+type Executions interface {
+	Erase(ctx context.Context, tx pgx.Tx, gone []whence.Gone) error
+	// EraseTable does so for all rows of a table.
+	EraseTable(ctx context.Context, tx pgx.Tx, table whence.TableName) error
+}
+
 // Config says what the registry works on.
 type Config struct {
-	Pool    *pgxpool.Pool // of the memory database
-	Index   *index.Index
-	Answers Answers             // nil: nothing is shown to anybody
-	Seal    seal.Key            // what connection strings are sealed with
-	Getenv  func(string) string // reads a source's dsnEnv; default os.Getenv
-	Log     *slog.Logger        // default: discards
+	Pool       *pgxpool.Pool // of the memory database
+	Index      *index.Index
+	Answers    Answers             // nil: nothing is shown to anybody
+	Executions Executions          // nil: nothing is executed
+	Seal       seal.Key            // what connection strings are sealed with
+	Getenv     func(string) string // reads a source's dsnEnv; default os.Getenv
+	Log        *slog.Logger        // default: discards
 }
 
 // NewRegistry checks the configuration.
@@ -73,7 +82,7 @@ func NewRegistry(c Config) (*Registry, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log, shown: c.Answers, readers: map[int32]*reader{},
+	return &Registry{pool: c.Pool, index: c.Index, seal: c.Seal, getenv: c.Getenv, log: c.Log, shown: c.Answers, ran: c.Executions, readers: map[int32]*reader{},
 		writers: map[int32]*sourceWriter{}}, nil
 }
 

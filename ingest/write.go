@@ -39,10 +39,8 @@ func (u *unit) write(ctx context.Context, tracks []*track) error {
 	for table, n := range stored.Saved {
 		u.saved[table] += n
 	}
-	if u.r.shown != nil {
-		if err := u.r.shown.Erase(ctx, u.tx, stored.Purged); err != nil {
-			return err
-		}
+	if err := u.erase(ctx, stored.Purged); err != nil {
+		return err
 	}
 	u.judgeTracks(tracks)
 	return u.keepAside(ctx)
@@ -85,13 +83,34 @@ func (t *track) mutation(i int) (index.Mutation, error) {
 	return m, nil
 }
 
+// erase takes the words of purged rows out of what holds them besides.
+func (u *unit) erase(ctx context.Context, gone []whence.Gone) error {
+	if u.r.shown != nil {
+		if err := u.r.shown.Erase(ctx, u.tx, gone); err != nil {
+			return err
+		}
+	}
+	if u.r.ran != nil {
+		return u.r.ran.Erase(ctx, u.tx, gone)
+	}
+	return nil
+}
+
 // deleteOlder marks a table's rows deleted that are older than before. There may be
 // millions, so what a purge leaves in answers is found from there.
 func (u *unit) deleteOlder(ctx context.Context, t whence.Table, before whence.LSN, at index.Commit) error {
 	if err := u.r.index.DeleteOlder(ctx, u.tx, t, before, at); err != nil {
 		return err
 	}
-	if u.r.shown == nil || t.OnDelete != whence.OnDeletePurge {
+	if t.OnDelete != whence.OnDeletePurge {
+		return nil
+	}
+	if u.r.ran != nil {
+		if err := u.r.ran.EraseTable(ctx, u.tx, t.Name()); err != nil {
+			return err
+		}
+	}
+	if u.r.shown == nil {
 		return nil
 	}
 	const batch = 10_000

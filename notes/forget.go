@@ -36,7 +36,7 @@ func (s *Store) Forget(ctx context.Context, tx pgx.Tx, p *authz.Principal, table
 	if err != nil {
 		return f, err
 	}
-	if err := s.Lineage.Erase(ctx, tx, []whence.Gone{removed.Gone}); err != nil {
+	if err := s.erase(ctx, tx, []whence.Gone{removed.Gone}); err != nil {
 		return f, err
 	}
 	_, _, xid, err := s.Index.Moment(ctx, tx)

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/index"
 	"github.com/whence-db/whence/internal/pg"
 	"github.com/whence-db/whence/lineage"
@@ -27,8 +28,12 @@ type Config struct {
 	Pool    *pgxpool.Pool // of the memory database
 	Index   *index.Index
 	Lineage *lineage.Store
-	Every   time.Duration // between looks for notes that have ended; default 30 s
-	Log     *slog.Logger  // default: discards
+	// Executions hold the words of notes that actions wrote; nil: none does.
+	Executions interface {
+		Erase(ctx context.Context, tx pgx.Tx, gone []whence.Gone) error
+	}
+	Every time.Duration // between looks for notes that have ended; default 30 s
+	Log   *slog.Logger  // default: discards
 }
 
 // Store writes and removes notes. It is safe for concurrent use.
@@ -65,6 +70,15 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
+// erase takes the words of notes out of the answers that showed them, and of the
+// executions that wrote them.
+func (s *Store) erase(ctx context.Context, tx pgx.Tx, gone []whence.Gone) error {
+	if err := s.Lineage.Erase(ctx, tx, gone); err != nil || s.Executions == nil {
+		return err
+	}
+	return s.Executions.Erase(ctx, tx, gone)
+}
+
 // Sweep removes the notes whose end has passed.
 func (s *Store) Sweep(ctx context.Context) error {
 	const batch = 500
@@ -76,7 +90,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 				return err
 			}
 			n = len(gone)
-			return s.Lineage.Erase(ctx, tx, gone)
+			return s.erase(ctx, tx, gone)
 		})
 		if err != nil || n < batch {
 			return err

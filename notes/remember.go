@@ -81,7 +81,7 @@ func (s *Store) Remember(ctx context.Context, tx pgx.Tx, p *authz.Principal, n N
 	if err != nil {
 		return w, err
 	}
-	if err := s.Lineage.Erase(ctx, tx, ended); err != nil {
+	if err := s.erase(ctx, tx, ended); err != nil {
 		return w, err
 	}
 	heads, err := s.Index.Heads(ctx, tx, whence.NotesID, []whence.Key{m.Key})

@@ -5,11 +5,13 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -70,7 +72,15 @@ func TestErasure(t *testing.T) {
 	w.register(t, &v1.RegisterTableRequest{Table: "public.patients", TextColumns: []string{"what"}, SubjectColumn: "who", AttributeColumns: []string{"colour"},
 		OnDelete: v1.OnDelete_ON_DELETE_PURGE})
 	w.register(t, &v1.RegisterTableRequest{Table: "public.wards", TextColumns: []string{"what"}, OnDelete: v1.OnDelete_ON_DELETE_PURGE})
+	w.registerActions(t, erasedActions)
 	w.exec(t, `update public.patients set what = 'patient xq44dd has a mended clavicle' where id = 1`)
+	w.execute(t, "patient.paint", `{"id": 1, "colour": "ex11aa"}`)
+	w.execute(t, "patient.paint", `{"id": 1, "colour": "cl33cc"}`)
+	remembered := w.execute(t, "say", `{"text": "ex22bb would rather sit by the stove"}`)
+	var pending v1.ExecuteResponse
+	if _, err := agent.keyed(t.Context(), "pending", "ActionService/Execute", &v1.ExecuteRequest{Action: "ward.close", Arguments: object(t, `{"id": 1, "why": "ex33cc"}`)}, &pending); reasonOf(err) != "APPROVAL_PENDING" {
+		t.Fatal(err)
+	}
 	agent.note(t, &v1.RememberRequest{Text: "xq55ee would rather sit by the window", Key: "ky66ff", Subject: "wh77gg",
 		Attributes: &structpb.Struct{Fields: map[string]*structpb.Value{"mood": structpb.NewStringValue("md88hh")}}})
 	shown := func(text string) {
@@ -89,7 +99,7 @@ func TestErasure(t *testing.T) {
 	for _, text := range []string{"mended clavicle", "rather sit by the door", "ward closed for painting", "lost a molar"} {
 		shown(text)
 	}
-	for _, word := range []string{"xq11aa", "wh22bb", "cl33cc", "xq44dd", "xq55ee", "ky66ff", "wh77gg", "md88hh", "xq99ii", "xq88aa", "xq77jj", "wh66kk"} {
+	for _, word := range []string{"xq11aa", "wh22bb", "cl33cc", "xq44dd", "xq55ee", "ky66ff", "wh77gg", "md88hh", "xq99ii", "xq88aa", "xq77jj", "wh66kk", "ex11aa", "ex22bb", "ex33cc"} {
 		all[word] = []byte(word)
 	}
 	w.vectorsOf(t, all, `%clavicle%`, `%by the door%`, `%painting%`, `%molar%`)
@@ -97,7 +107,7 @@ func TestErasure(t *testing.T) {
 	w.memoryExec(t, `analyze`)
 	w.memoryExec(t, `checkpoint`)
 	if there := all.names(all.found(t, files)); len(there) != len(all) {
-		t.Fatalf("before the erasure only %v can be found: the test would show nothing", there)
+		t.Fatalf("before the erasure only %v of %v can be found: the test would show nothing", there, slices.Sorted(maps.Keys(all)))
 	}
 
 	w.exec(t, `delete from public.patients where id = 1`)
@@ -105,6 +115,7 @@ func TestErasure(t *testing.T) {
 	w.inOne(t, `delete from public.patients where id = 3`, `insert into public.patients values (3, 'a patient without a name', 'wh00', 'grey')`)
 	w.exec(t, `truncate public.wards`)
 	agent.must(t, "MemoryService/Forget", &v1.ForgetRequest{Key: note.GetRecord().GetKey()}, &v1.ForgetResponse{})
+	agent.must(t, "MemoryService/Forget", &v1.ForgetRequest{Key: remembered.GetResult().GetFields()["key"].GetStructValue()}, &v1.ForgetResponse{})
 	eventually(t, showLimit, "the rows are gone", func() error {
 		for _, text := range []string{"mended clavicle", "ward closed for painting"} {
 			for _, h := range agent.query(t, &v1.QueryRequest{Text: text}).GetHits() {
@@ -130,9 +141,45 @@ func TestErasure(t *testing.T) {
 		}
 		return nil
 	})
+	// What was erased is not restored, and says so.
+	var undone v1.UndoResponse
+	if err := agent.call(t.Context(), "ActionService/Undo", &v1.UndoRequest{Id: remembered.GetId()}, &undone); reasonOf(err) != "UNDO_CONFLICT" {
+		t.Errorf("undoing what was erased: %v", err)
+	}
 	if still := (traces{"other": []byte("wh99zz")}).found(t, files); len(still) == 0 {
 		t.Error("the other row must still be there")
 	}
+}
+
+const erasedActions = `
+version: 1
+actions:
+  - name: patient.paint
+    description: x
+    tier: TIER_REVERSIBLE
+    parameters: [{name: id, type: PARAMETER_TYPE_INTEGER, required: true}, {name: colour, type: PARAMETER_TYPE_TEXT, required: true}]
+    row: {table: app.public.patients, operation: ROW_OPERATION_UPDATE, where: {id: {parameter: id}}, set: {colour: {parameter: colour}}, columns: [colour, what]}
+  - name: ward.close
+    description: x
+    tier: TIER_IRREVERSIBLE
+    irreversibleBecause: x
+    parameters: [{name: id, type: PARAMETER_TYPE_INTEGER, required: true}, {name: why, type: PARAMETER_TYPE_TEXT, required: true}]
+    row: {table: app.public.wards, operation: ROW_OPERATION_DELETE, where: {id: {parameter: id}}, columns: [what]}
+  - name: say
+    description: x
+    tier: TIER_REVERSIBLE
+    parameters: [{name: text, type: PARAMETER_TYPE_TEXT, required: true}]
+    memory: {operation: MEMORY_OPERATION_REMEMBER, fields: {text: {parameter: text}}}
+`
+
+// execute runs an action under a key of its own.
+func (w *running) execute(t *testing.T, name, arguments string) *v1.Execution {
+	t.Helper()
+	var out v1.ExecuteResponse
+	if _, err := w.agent().keyed(t.Context(), uuid.NewString(), "ActionService/Execute", &v1.ExecuteRequest{Action: name, Arguments: object(t, arguments)}, &out); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return out.GetExecution()
 }
 
 // inOne runs statements in one transaction of the source.

@@ -133,14 +133,19 @@ func (w *running) testGateway(t *testing.T) {
 		PrivateRanges: []string{"127.0.0.1/32"}, Rules: []*v1.UpstreamRule{
 			{Method: "POST", Path: "/orders", Tier: v1.Tier_TIER_REVERSIBLE, CostMicros: 900_000, SpendHeader: "X-Cost", SpendUnitMicros: 1_000_000},
 			{Method: "GET", Path: "/**", Tier: v1.Tier_TIER_READ, CostMicros: 700_000, SpendHeader: "X-Cost", SpendUnitMicros: 1_000_000}}}}, &v1.CreateUpstreamResponse{})
-	file := filepath.Join(t.TempDir(), "actions.yaml")
-	if err := os.WriteFile(file, []byte(shopActions), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w.cli(t, "action", "register", file).is(t, 0, "shop.order", "shelf.move")
+	w.registerActions(t, shopActions)
 	t.Run("Rows", w.testRowsReadBack)
 	t.Run("Requests", func(t *testing.T) { w.testRequests(t, s) })
 	t.Run("Through", func(t *testing.T) { w.testThrough(t, s) })
+}
+
+func (w *running) registerActions(t *testing.T, yaml string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "actions.yaml")
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.cli(t, "action", "register", file).is(t, 0)
 }
 
 // spender starts a task that may spend this much money.

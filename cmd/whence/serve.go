@@ -140,10 +140,10 @@ func (s *process) wireMemory(ctx context.Context, secret seal.Key) (err error) {
 	if s.lineage, err = lineage.New(lineage.Config{Pool: s.pool, Log: s.log}); err != nil {
 		return err
 	}
-	if s.notes, err = notes.New(notes.Config{Pool: s.pool, Index: s.index, Lineage: s.lineage, Log: s.log}); err != nil {
+	if s.notes, err = notes.New(notes.Config{Pool: s.pool, Index: s.index, Lineage: s.lineage, Executions: gateway.Executions{}, Log: s.log}); err != nil {
 		return err
 	}
-	if s.registry, err = ingest.NewRegistry(ingest.Config{Pool: s.pool, Index: s.index, Answers: s.lineage, Seal: secret, Getenv: s.getenv, Log: s.log}); err != nil {
+	if s.registry, err = ingest.NewRegistry(ingest.Config{Pool: s.pool, Index: s.index, Answers: s.lineage, Executions: gateway.Executions{}, Seal: secret, Getenv: s.getenv, Log: s.log}); err != nil {
 		return err
 	}
 	s.runner, err = ingest.NewRunner(ingest.RunnerConfig{Registry: s.registry, Wake: s.filler.Wake, Meter: s.metrics, Log: s.log})

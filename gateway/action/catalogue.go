@@ -204,6 +204,9 @@ func (c catalogue) check(d Definition, t whence.Table) error {
 
 // reversible refuses what undo could not take back by the rows alone.
 func (c catalogue) reversible(d Definition, t whence.Table, name string) error {
+	if d.Row.Operation == Delete && t.OnDelete == whence.OnDeletePurge {
+		return invalid("tier", "%s purges what is deleted, so undo could not bring it back: the action is IRREVERSIBLE", name)
+	}
 	want := slices.Sorted(slices.Values(t.KeyColumns))
 	if !slices.ContainsFunc(c.Keys, func(k []string) bool { return slices.Equal(slices.Sorted(slices.Values(k)), want) }) {
 		return invalid("tier", "%s has no unique index over its key %s that is checked at once, so undo could not tell its rows apart: the action is IRREVERSIBLE",

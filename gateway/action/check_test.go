@@ -177,3 +177,18 @@ insert into heir values (1, 'heir'), (2, 'heir')`)
 		t.Errorf("a trigger on a partition: %v", err)
 	}
 }
+
+// A table that leaves nothing of what is deleted has nothing to bring back.
+func TestWhatIsPurgedIsNotReversible(t *testing.T) {
+	w := open(t, tickets)
+	spec := ticketSpec
+	spec.OnDelete = whence.OnDeletePurge
+	w.register(spec)
+	remove := onRows(Delete, ticketTable, []string{"id"}, nil)
+	if err := w.runner.Check(t.Context(), remove); refusal(err) != "ACTION_INVALID" || field(err) != "tier" || !strings.Contains(err.Error(), "purges") {
+		t.Errorf("a reversible delete: %v", err)
+	}
+	remove.Tier, remove.IrreversibleBecause = authz.TierIrreversible, "it is purged"
+	w.check(w.runner.Check(t.Context(), remove))
+	w.check(w.runner.Check(t.Context(), onRows(Update, ticketTable, []string{"id"}, []string{"code"})))
+}

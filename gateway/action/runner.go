@@ -27,6 +27,9 @@ type Effect struct {
 	After  whence.Values `json:"after,omitempty"`  // nil for a delete
 }
 
+// TableName is the registered table's full name.
+func (e Effect) TableName() whence.TableName { return whence.TableName(e.Source + "." + e.Table) }
+
 // Shown is the effect with no more columns than the action shows, beside the key.
 func (e Effect) Shown(d Definition) Effect {
 	columns := slices.Concat(slices.Sorted(maps.Keys(e.Key.Values())), d.Row.Columns)

@@ -118,7 +118,7 @@ var precondition = []Entry{
 		Meaning: "A trigger of the table changed what the action wrote; nothing was done."},
 	{Reason: "TRIGGER_REFUSED", Codes: []string{"failed_precondition"}, Next: Stop, Metadata: []string{"table"},
 		Meaning: "A trigger of the table refused this; nothing was done."},
-	{Reason: "UNDO_CONFLICT", Codes: []string{"failed_precondition"}, Next: LookAtOutcome, Metadata: []string{"column", "constraint", "execution", "key", "missing", "pointer", "relation", "status", "table", "upstream"},
+	{Reason: "UNDO_CONFLICT", Codes: []string{"failed_precondition"}, Next: LookAtOutcome, Metadata: []string{"action", "column", "constraint", "execution", "key", "missing", "pointer", "relation", "state", "status", "table", "upstream"},
 		Meaning: "The rows are not as the execution left them; nothing was undone.",
 		Do:      "Read the rows as they are, and change them by an action of its own."},
 	{Reason: "UNDO_WINDOW_OVER", Codes: []string{"failed_precondition"}, Next: Stop, Metadata: []string{"action", "execution", "state"},

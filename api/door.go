@@ -14,7 +14,6 @@ import (
 	"buf.build/go/protovalidate"
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -105,7 +104,7 @@ func (d *door) pass(ctx context.Context, spec connect.Spec, stream connect.Serve
 	// A stream is recorded as it opens, and lasts no longer than its credential.
 	ctx, cancel := context.WithDeadline(context.WithValue(ctx, sessionKey{}, opened), opened.Principal.Expires)
 	defer cancel()
-	return d.whileGood(ctx, call.Presented.Token, func(ctx context.Context) error { return next(ctx, spec, held) })
+	return d.gateway.WhileGood(ctx, call.Presented.Token, func(ctx context.Context) error { return next(ctx, spec, held) })
 }
 
 // tellBudget puts what the task has left into the headers that HTTP has for it
@@ -118,38 +117,6 @@ func tellBudget(ctx context.Context, s *gateway.Session) {
 	}
 	info.ResponseHeader().Set("RateLimit-Policy", fmt.Sprintf(`"calls";q=%d`, b.Limit[authz.Calls]))
 	info.ResponseHeader().Set("RateLimit", fmt.Sprintf(`"calls";r=%d;t=%d`, b.Remaining[authz.Calls], max(0, int64(time.Until(b.Deadline).Seconds()))))
-}
-
-// standingPause is how often a stream's credential is looked at again.
-const standingPause = 400 * time.Millisecond
-
-// whileGood runs a stream until its credential is revoked, or can no longer be
-// vouched for.
-func (d *door) whileGood(ctx context.Context, token string, stream func(context.Context) error) error {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	var watch errgroup.Group
-	watch.Go(func() error {
-		t := time.NewTicker(standingPause)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-t.C:
-				if err := d.gateway.Stands(ctx, token); err != nil && ctx.Err() == nil {
-					stop()
-					return err
-				}
-			}
-		}
-	})
-	err := stream(ctx)
-	stop()
-	if revoked := watch.Wait(); revoked != nil {
-		return revoked
-	}
-	return err
 }
 
 // prepare decodes and validates the request and returns the digest of its

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/authz"
@@ -362,6 +363,38 @@ func (g *Gateway) Stands(ctx context.Context, token string) error {
 		return err
 	}
 	return g.alive(ctx, p.Task)
+}
+
+// standingPause is how often a stream's credential is looked at again.
+const standingPause = 400 * time.Millisecond
+
+// WhileGood runs a stream until its credential is revoked, has expired with its task,
+// or can no longer be vouched for: then the stream's context ends.
+func (g *Gateway) WhileGood(ctx context.Context, token string, stream func(context.Context) error) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var watch errgroup.Group
+	watch.Go(func() error {
+		t := time.NewTicker(standingPause)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-t.C:
+				if err := g.Stands(ctx, token); err != nil && ctx.Err() == nil {
+					stop()
+					return err
+				}
+			}
+		}
+	})
+	err := stream(ctx)
+	stop()
+	if revoked := watch.Wait(); revoked != nil {
+		return revoked
+	}
+	return err
 }
 
 // alive refuses a task that may not go on, or one above which does not.

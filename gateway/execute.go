@@ -46,6 +46,12 @@ func (r *running) start(id uuid.UUID) bool {
 	return true
 }
 
+func (r *running) has(id uuid.UUID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.of[id]
+}
+
 func (r *running) end(id uuid.UUID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -442,7 +448,7 @@ func (g *Gateway) dispatchKind(ctx context.Context, s *Session, r run, x *Execut
 	case r.def.Saga != nil:
 		return g.dispatchSaga(ctx, s, r, x)
 	}
-	return notYet()
+	return fmt.Errorf("the action %q is of no kind", r.Name)
 }
 
 // dispatchRows runs a row action. What it did is written down before the source commits.
@@ -450,9 +456,6 @@ func (g *Gateway) dispatchRows(ctx context.Context, s *Session, r run, x *Execut
 	res, err := g.rows.Run(ctx, r.request(s.Principal, *x), func(ctx context.Context, out action.Outcome) error {
 		return g.prepare(ctx, s, r, x, out)
 	})
-	if errors.Is(err, action.ErrUncertain) {
-		s.did(r.paid(int64(len(x.effects))))
-	}
 	if err != nil {
 		return err
 	}
@@ -477,6 +480,7 @@ func (g *Gateway) settleFate(ctx context.Context, s *Session, r run, x Execution
 	defer cancel()
 	switch fate, err := g.fate(ctx, r, x); {
 	case err == nil && fate == action.Committed:
+		s.did(r.paid(int64(len(x.effects))))
 		return g.succeed(s, r, x, done)
 	case err == nil && fate == action.Aborted:
 		return g.fail(ctx, x, &whence.Error{Kind: whence.ErrUnavailable, Reason: "SOURCE_UNREACHABLE", RetryAfter: time.Second,
@@ -723,7 +727,7 @@ func (g *Gateway) read(ctx context.Context, s *Session, r run, done func(Executi
 		return done(x)
 	}
 	if r.def.Row == nil {
-		return notYet()
+		return fmt.Errorf("the action %q reads nothing", r.Name)
 	}
 	res, err := g.rows.Run(bound, r.request(s.Principal, x), nil)
 	if err != nil {

@@ -35,6 +35,7 @@ type site struct {
 	*world
 	memory, source *pgtest.DB
 	processes      atomic.Int64
+	lease          time.Duration // of the processes; zero: as usual
 }
 
 func newSite(t *testing.T) *site {
@@ -170,7 +171,7 @@ func (s *site) process(t *testing.T) *process {
 		t.Fatal(err)
 	}
 	p.Gateway, err = gateway.New(gateway.Config{Pool: pool, Audit: log, Lineage: answers, Verifier: s.verifier, Issuer: s.issuer,
-		Identities: s.foreign, Registry: s.known, Revocations: s.stops, Keys: s.keys, Clock: s.now, Rows: rows,
+		Identities: s.foreign, Registry: s.known, Revocations: s.stops, Keys: s.keys, Clock: s.now, Rows: rows, Lease: s.lease,
 		Notes: notebook})
 	if err != nil {
 		t.Fatal(err)

@@ -46,7 +46,7 @@ type Config struct {
 	Revocations *authz.Revocations
 	Keys        *authz.Keys
 	// Rows runs actions on rows of sources, Notes those on notes; Wrote is told when a
-	// note was written. Without them actions are refused.
+	// note was written. Who executes nothing needs none of them, nor of those below.
 	Rows  *action.Runner
 	Notes *notes.Store
 	Wrote func()

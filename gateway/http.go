@@ -32,9 +32,6 @@ type outbound struct {
 
 // rendered is the request as people may see it. What is no text is told by its size.
 func (o outbound) rendered() Rendered {
-	if o.to == nil {
-		return Rendered{}
-	}
 	r := Rendered{Method: o.target.Method, URL: strings.TrimSuffix(o.to.URL, "/") + o.target.Path, Body: string(o.body), Header: o.header}
 	if o.target.RawQuery != "" {
 		r.URL += "?" + o.target.RawQuery

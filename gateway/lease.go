@@ -108,7 +108,7 @@ func (b *blocks) take(r *reservation) bool {
 		}
 	}
 	k.used, k.out = now, k.out.Plus(held)
-	r.charge = charge{path: k.path, held: held, budget: k.now()}
+	r.charge = charge{held: held, budget: k.now()}
 	return true
 }
 
@@ -316,6 +316,9 @@ func (g *Gateway) holding(ctx context.Context) {
 		case <-beat.C:
 			if err := errors.Join(g.breathe(ctx), g.bury(ctx)); err != nil && ctx.Err() == nil {
 				g.log.WarnContext(ctx, "cannot keep budgets up; trying again", "error", err)
+			}
+			if err := g.recoverAll(ctx); err != nil && ctx.Err() == nil {
+				g.log.WarnContext(ctx, "cannot bring executions to their end; trying again", "error", err)
 			}
 		case <-tidy.C:
 			for _, root := range g.blocks.idle(blockIdle) {

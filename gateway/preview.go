@@ -79,7 +79,10 @@ func (g *Gateway) dry(ctx context.Context, p *authz.Principal, r run, x Executio
 			q = r.def.HTTP.Request
 		}
 		o, err := g.outbound(ctx, p, r, x, q, nil)
-		return foreseen{requests: []Rendered{o.rendered()}}, err
+		if err != nil {
+			return f, err
+		}
+		return foreseen{requests: []Rendered{o.rendered()}}, nil
 	}
 	// Each step of a saga by itself, as things are now.
 	for i, step := range r.def.Saga.Steps {
@@ -97,8 +100,4 @@ func (g *Gateway) dry(ctx context.Context, p *authz.Principal, r run, x Executio
 		f.effects, f.shown, f.requests = append(f.effects, one.effects...), append(f.shown, one.shown...), append(f.requests, one.requests...)
 	}
 	return f, nil
-}
-
-func notYet() error {
-	return &whence.Error{Kind: whence.ErrUnimplemented, Reason: "NOT_IMPLEMENTED", Message: "actions of this kind are not run yet; do without it, or by another action"}
 }

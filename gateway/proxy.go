@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/whence-db/whence"
 	"github.com/whence-db/whence/audit"
@@ -147,9 +145,11 @@ func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outboun
 	if err != nil {
 		return nil, err
 	}
-	s.did(authz.Amounts{})                          // from here on it may have been sent, and is paid
-	res, err := g.forwarder.Forward(ctx, o.to, req) //nolint:bodyclose // it is closed where it is passed on
+	s.did(authz.Amounts{}) // from here on it may have been sent, and is paid
+	running, stop := context.WithCancel(ctx)
+	res, err := g.forwarder.Forward(running, o.to, req) //nolint:bodyclose // it is closed where it is passed on
 	if err != nil {
+		stop()
 		if !upstream.Sent(err) {
 			s.effect = false
 			return nil, err
@@ -161,11 +161,11 @@ func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outboun
 	s.Note("status", res.StatusCode)
 	spent := upstream.Spend(o.rule, res.Header)
 	s.Use(authz.Spend, spent)
-	s.Use(authz.Rows, 0)
 	budget := s.Held(authz.Bytes)
 	if res.ContentLength >= 0 && res.ContentLength <= smallReply {
 		whole, err := io.ReadAll(res.Body)
 		_ = res.Body.Close() // it was read
+		stop()
 		if err != nil {
 			return nil, err
 		}
@@ -182,8 +182,10 @@ func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outboun
 	p, started := s.Principal, s.Started
 	token := in.Presented.Token
 	return func() error {
+		defer stop()
 		var done upstream.Relayed
-		err := g.whileGood(ctx, token, func() { _ = res.Body.Close() }, func() (err error) {
+		err := g.WhileGood(ctx, token, func(good context.Context) (err error) {
+			defer context.AfterFunc(good, stop)()
 			done, err = upstream.Relay(w, res, budget-body.n)
 			return err
 		})
@@ -193,37 +195,6 @@ func (g *Gateway) passRead(ctx context.Context, s *Session, in Passed, o outboun
 		}
 		return broken(err)
 	}, nil
-}
-
-// standingPause is how often the credential of a stream is looked at again.
-const standingPause = 400 * time.Millisecond
-
-// whileGood runs a stream, and breaks it off when its credential is revoked, has
-// expired with its task, or cannot be vouched for any more.
-func (g *Gateway) whileGood(ctx context.Context, token string, breakOff func(), stream func() error) error {
-	over := make(chan struct{})
-	var watch errgroup.Group
-	watch.Go(func() error {
-		t := time.NewTicker(standingPause)
-		defer t.Stop()
-		for {
-			select {
-			case <-over:
-				return nil
-			case <-t.C:
-				if err := g.Stands(ctx, token); err != nil && ctx.Err() == nil {
-					breakOff()
-					return err
-				}
-			}
-		}
-	})
-	err := stream()
-	close(over)
-	if revoked := watch.Wait(); revoked != nil {
-		return revoked
-	}
-	return err
 }
 
 // broken breaks the connection off where a part must not look like a whole.
@@ -260,18 +231,20 @@ func (c *counted) Read(p []byte) (int, error) {
 // passWrite runs a request that writes as an execution.
 func (g *Gateway) passWrite(ctx context.Context, s *Session, o outbound, w http.ResponseWriter) (send func() error, err error) {
 	r := o.asRun()
+	var done Execution
 	var got reply
-	done := func(x Execution) error {
-		w.Header().Set("Whence-Execution-Id", x.ID.String())
-		if x.Replayed {
-			w.Header().Set("Idempotency-Replayed", "true")
-		}
+	told := func(x Execution) error {
+		done = x
 		return json.Unmarshal(x.Result, &got)
 	}
-	if err := g.executeRaw(ctx, s, r, done); err != nil {
+	if err := g.executeRaw(ctx, s, r, told); err != nil {
 		return nil, err
 	}
 	return func() error {
+		w.Header().Set("Whence-Execution-Id", done.ID.String())
+		if done.Replayed {
+			w.Header().Set("Idempotency-Replayed", "true")
+		}
 		if got.Cut {
 			return &whence.Error{Kind: whence.ErrPrecondition, Reason: upstream.ReasonReplyTooLarge,
 				Message: fmt.Sprintf("the upstream did it, with status %d, and its reply is larger than the %d bytes that are kept of one", got.Status, mostKept)}
@@ -287,9 +260,12 @@ func (g *Gateway) passWrite(ctx context.Context, s *Session, o outbound, w http.
 	}, nil
 }
 
+// rawPrefix stands before the upstream's name where executions name their action.
+const rawPrefix = "whence.up."
+
 // asRun makes an action of a request as an agent wrote it.
 func (o outbound) asRun() run {
-	d := action.Definition{Name: "whence.up." + o.to.Name, Tier: o.rule.Tier, CostMicros: 0}
+	d := action.Definition{Name: rawPrefix + o.to.Name, Tier: o.rule.Tier, CostMicros: 0}
 	r := run{Registered: action.Registered{Definition: d, Tenant: o.to.Tenant, Version: int32(min(o.to.Version, 1<<31-1)), Digest: o.to.Digest}, def: d, raw: &o}
 	args := map[string]any{"method": o.target.Method, "path": o.target.Path, "query": o.target.RawQuery, "body": whence.DigestOf(string(o.body)).String()}
 	r.args = action.Canonical(args)

@@ -38,7 +38,6 @@ type reservation struct {
 
 // charge is what a call holds of its task's budget until it is recorded.
 type charge struct {
-	path   []uuid.UUID
 	held   authz.Amounts // the most that it may use
 	budget Budget
 }
@@ -282,7 +281,7 @@ func (all nodes) grant(l leases, r *reservation) (extra authz.Amounts, err error
 	if err != nil {
 		return extra, err
 	}
-	r.charge = charge{path: up[0].path, held: need}
+	r.charge = charge{held: need}
 	for _, m := range authz.Meters() {
 		if room[m] != authz.Unlimited && m != authz.Concurrency && need[m] > 0 {
 			extra[m] = min(ahead*need[m], (room[m]-need[m])/16)

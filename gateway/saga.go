@@ -134,7 +134,7 @@ func (g *Gateway) takeBackStep(ctx context.Context, s *Session, r run, x Executi
 		case err != nil:
 			return err
 		case fate == action.Aborted:
-			return nil
+			return g.recovered(ctx, step, &done, Running, Failed)
 		case fate != action.Committed:
 			return uncertain(done)
 		}
@@ -233,6 +233,7 @@ func (g *Gateway) runPart(ctx context.Context, s *Session, r run, x Execution, p
 			case err != nil:
 				return err
 			case fate == action.Committed:
+				s.did(own.paid(int64(len(child.effects))))
 				return g.partDone(ctx, s, own, &child)
 			case fate == action.InProgress:
 				return inFlight("a step of this")

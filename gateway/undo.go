@@ -28,6 +28,9 @@ func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Exe
 	}
 	s.Note("execution", x.ID)
 	s.Note("action", x.Action)
+	if x, err = g.recover(ctx, x); err != nil {
+		return err
+	}
 	if x.State == Undone {
 		s.replayed, x.Replayed = true, true
 		return done(x)
@@ -51,8 +54,12 @@ func (g *Gateway) Undo(ctx context.Context, s *Session, id string, done func(Exe
 	if err != nil {
 		return err
 	}
-	s.Use(authz.Writes, 1)
-	s.Use(authz.Rows, int64(len(x.effects)))
+	used := authz.Amounts{authz.Writes: 1, authz.Rows: int64(len(x.effects))}
+	if r.def.Memory == nil { // which is undone as it is recorded
+		s.did(used)
+	} else {
+		s.used = s.used.Plus(used)
+	}
 	s.Write(Write{Keyed: true, Effect: func(ctx context.Context, tx pgx.Tx) ([]byte, error) {
 		x := x
 		if !gone && r.def.Memory != nil {
@@ -78,11 +85,21 @@ func (g *Gateway) undoAll(ctx context.Context, s *Session) (undone []uuid.UUID, 
 		return nil, err
 	}
 	for _, id := range ids {
+		x, _, err := findExecution(ctx, g.pool, executionByIDSQL, pgx.NamedArgs{"id": id})
+		if err == nil {
+			x, err = g.recover(ctx, x)
+		}
+		if err != nil {
+			return undone, err
+		}
+		if x.State == Failed || x.State == Undone {
+			continue
+		}
 		// As a call of its own, so that each is recorded with its entry, and whatever
 		// stops the rest does not hide what was done.
 		part := Call{Name: "whence.v1.ActionService/Undo", Presented: authz.Presented{Token: s.token}, as: s.Principal, Action: authz.ActionExecute, Charge: 1,
 			Detail: map[string]any{"by": s.call}}
-		err := g.do(ctx, part, func(ctx context.Context, own *Session) error {
+		err = g.do(ctx, part, func(ctx context.Context, own *Session) error {
 			return g.Undo(ctx, own, id.String(), func(Execution) error { return nil })
 		})
 		var e *whence.Error
@@ -121,6 +138,7 @@ func (g *Gateway) undoable(ctx context.Context, p *authz.Principal, x Execution)
 	switch {
 	case x.State == Uncertain:
 		return r, uncertain(x)
+	case x.State == Running && x.Tier != authz.TierRead: // a saga that stopped on its way
 	case x.State != Succeeded && x.State != Undoing:
 		return r, refuse("NOTHING_TO_UNDO", "this execution has not taken effect, so there is nothing to undo: it is "+string(x.State))
 	case x.erased:
@@ -133,6 +151,9 @@ func (g *Gateway) undoable(ctx context.Context, p *authz.Principal, x Execution)
 	reg, err := g.actions.Version(ctx, g.pool, x.Tenant, x.Action, x.Version)
 	if err != nil {
 		return r, err
+	}
+	if x.State == Running && reg.Saga == nil {
+		return r, refuse("NOTHING_TO_UNDO", "whether this has taken effect is not known yet, so there is nothing to undo: call it again with its key first")
 	}
 	if !reg.Tier.Within(p.Scope.Tier()) {
 		return r, &whence.Error{Kind: whence.ErrDenied, Reason: "TIER_OUT_OF_SCOPE", Metadata: map[string]string{"action": reg.Name, "tier": string(reg.Tier)},
@@ -177,12 +198,14 @@ func (g *Gateway) takeBack(ctx context.Context, s *Session, r run, x Execution) 
 	}
 	x.tx, x.sent = nil, false
 	if r.def.Compensation != nil || r.def.Saga != nil {
-		return x, false, g.stay(ctx, x, g.takeBackParts(ctx, s, r, &x))
+		err := g.takeBackParts(ctx, s, r, &x)
+		return x, false, g.stay(ctx, x, err)
 	}
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.def.RunTime())
 	defer cancel()
 	if r.def.HTTP != nil {
-		return x, false, g.stay(ctx, x, g.takeBackHTTP(bound, s, r, &x))
+		err := g.takeBackHTTP(bound, s, r, &x)
+		return x, false, g.stay(ctx, x, err)
 	}
 	if r.def.Row == nil {
 		return x, false, nil

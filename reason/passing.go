@@ -26,6 +26,8 @@ var passing = []Entry{
 	{Reason: "INTERNAL", Codes: []string{"internal"}, Next: Retry, Retry: true,
 		Meaning: "The server failed, and its log says why.",
 		Do:      "Try again a few times with the same idempotency key; then report it to the operator."},
+	{Reason: "INTERRUPTED", Codes: []string{"aborted"}, Next: Retry, Retry: true,
+		Meaning: "The server stopped before an execution had done anything."},
 	{Reason: "IN_FLIGHT", Codes: []string{"aborted"}, Next: Retry, Retry: true,
 		Meaning: "A call with the same idempotency key is under way."},
 	{Reason: "ISSUER_UNREACHABLE", Codes: []string{"unavailable"}, Next: Retry, Retry: true,

@@ -19,7 +19,7 @@ var codes = map[string]string{
 
 // elsewhere are the reasons that no whence.Error has: they are of the protocols, and
 // carry no kind where they are made.
-var elsewhere = []string{"CANCELED", "DEADLINE_EXCEEDED", "INTERNAL", "METHOD_NOT_ALLOWED", "PATH_NOT_FOUND"}
+var elsewhere = []string{"CANCELED", "DEADLINE_EXCEEDED", "INTERNAL", "METHOD_NOT_ALLOWED", "NOT_IMPLEMENTED", "PATH_NOT_FOUND"}
 
 func scanSource(t *testing.T) *scanner {
 	t.Helper()

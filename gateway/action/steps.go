@@ -76,6 +76,9 @@ func (d Definition) fitSteps(get func(string) (Definition, error)) error {
 			tier = authz.TierReversible
 		}
 	}
+	if tier == authz.TierRead {
+		return invalid("saga.steps", "a saga of steps that only read does nothing that could be taken back: run them one by one")
+	}
 	if d.Tier != tier && d.Tier != authz.TierIrreversible {
 		return invalid("tier", "by its steps the saga is %s", tier)
 	}

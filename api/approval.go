@@ -2,9 +2,14 @@ package api
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/gateway"
 	v1 "github.com/whence-db/whence/proto/gen/whence/v1"
 	"github.com/whence-db/whence/proto/gen/whence/v1/whencev1connect"
@@ -68,29 +73,46 @@ func told(to **v1.Approval) func(gateway.Approval) {
 // watchPause is how often a watched list is looked at again.
 const watchPause = 500 * time.Millisecond
 
+// clocks is how far those of servers may differ.
+const clocks = time.Minute
+
 // WatchApprovals sends what is pending, and then each that is made or decided.
 func (a *approvals) WatchApprovals(ctx context.Context, _ *v1.WatchApprovalsRequest, stream whencev1connect.ApprovalServiceWatchApprovalsServerStream) error {
-	shown := map[string]string{} // id to state
+	p := session(ctx).Principal
+	since := time.Now().Add(-clocks)
+	list, err := a.pending(ctx, p)
+	if err != nil {
+		return err
+	}
+	shown := map[uuid.UUID]string{} // as they were sent last: those that wait, and those made lately
+	for _, old := range list {
+		shown[old.ID] = ""
+	}
+	lately, err := a.gateway.ChangedApprovals(ctx, p, nil, since)
+	if err != nil {
+		return err
+	}
+	for _, old := range lately { // what was decided before is not told
+		if _, waits := shown[old.ID]; !waits {
+			shown[old.ID] = mark(old)
+		}
+	}
 	t := time.NewTicker(watchPause)
 	defer t.Stop()
-	for first := true; ; first = false {
-		list, _, err := a.gateway.ListApprovals(ctx, session(ctx).Principal, gateway.ApprovalFilter{}, gateway.MaxPage, "")
-		if err != nil {
-			return err
-		}
-		for i := len(list) - 1; i >= 0; i-- {
-			m, err := approval(list[i])
-			if err != nil {
-				return err
+	for {
+		for _, one := range list {
+			if is := mark(one); shown[one.ID] != is {
+				m, err := approval(one)
+				if err != nil {
+					return err
+				}
+				if err := stream.Send(&v1.WatchApprovalsResponse{Approval: m}); err != nil {
+					return err
+				}
+				shown[one.ID] = is
 			}
-			is := m.GetState().String() + strings.Join(m.GetApprovedBy(), ",")
-			was, known := shown[m.GetId()]
-			shown[m.GetId()] = is
-			if was == is || first && !known && m.GetState() != v1.ApprovalState_APPROVAL_STATE_PENDING {
-				continue
-			}
-			if err := stream.Send(&v1.WatchApprovalsResponse{Approval: m}); err != nil {
-				return err
+			if one.State != gateway.ApprovalPending && one.Created.Before(since) {
+				delete(shown, one.ID)
 			}
 		}
 		select {
@@ -98,7 +120,31 @@ func (a *approvals) WatchApprovals(ctx context.Context, _ *v1.WatchApprovalsRequ
 			return nil
 		case <-t.C:
 		}
+		began := time.Now()
+		if list, err = a.gateway.ChangedApprovals(ctx, p, slices.Collect(maps.Keys(shown)), since); err != nil {
+			return err
+		}
+		since = began.Add(-clocks)
 	}
+}
+
+// pending lists all that waits, oldest first.
+func (a *approvals) pending(ctx context.Context, p *authz.Principal) (all []gateway.Approval, err error) {
+	for token := ""; ; {
+		var page []gateway.Approval
+		if page, token, err = a.gateway.ListApprovals(ctx, p, gateway.ApprovalFilter{State: gateway.ApprovalPending}, gateway.MaxPage, token); err != nil {
+			return nil, err
+		}
+		if all = append(all, page...); token == "" {
+			slices.Reverse(all)
+			return all, nil
+		}
+	}
+}
+
+// mark is what changes of an approval.
+func mark(a gateway.Approval) string {
+	return string(a.State) + " " + strings.Join(a.ApprovedBy, ",")
 }
 
 func approval(a gateway.Approval) (*v1.Approval, error) {

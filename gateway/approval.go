@@ -60,8 +60,6 @@ type Approval struct {
 	Created    time.Time
 	Expires    time.Time
 	Decided    time.Time // zero while it was not
-
-	change int64
 }
 
 const (
@@ -71,7 +69,7 @@ values (@id, @execution, @tenant, @digest, @shown, @requests, @needed, 'PENDING'
 
 	approvalSQL = `
 select a.id, a.execution_id, a.state, a.digest, a.shown, a.requests, a.needed, a.used_at is not null, a.expires_at, a.created_at,
-    a.decided_at, a.comment, t.purpose, a.change,
+    a.decided_at, a.comment, t.purpose,
     (select coalesce(array_agg(v.operator order by v.at), '{}') from whence.approval_votes v where v.approval_id = a.id and v.approves),
     coalesce((select v.operator from whence.approval_votes v where v.approval_id = a.id order by v.at desc limit 1), '')
 from whence.approvals a join whence.executions x on x.id = a.execution_id join whence.tasks t on t.id = x.task_id
@@ -278,7 +276,7 @@ func (g *Gateway) scanApproval(row pgx.CollectableRow) (a Approval, err error) {
 	var digest, shown, requests []byte
 	var decided *time.Time
 	if err := row.Scan(&a.ID, &a.Execution.ID, &a.State, &digest, &shown, &requests, &a.Needed, &a.Used, &a.Expires, &a.Created,
-		&decided, &a.Comment, &a.Purpose, &a.change, &a.ApprovedBy, &a.DecidedBy); err != nil {
+		&decided, &a.Comment, &a.Purpose, &a.ApprovedBy, &a.DecidedBy); err != nil {
 		return a, err
 	}
 	copy(a.Digest[:], digest)
@@ -468,10 +466,46 @@ func (g *Gateway) ListApprovals(ctx context.Context, p *authz.Principal, f Appro
 		list = list[:pageSize]
 		next = base64.RawURLEncoding.EncodeToString(list[pageSize-1].ID[:])
 	}
-	for i := range list {
-		if list[i].Execution, _, err = findExecution(ctx, g.pool, executionByIDSQL, pgx.NamedArgs{"id": list[i].Execution.ID}); err != nil {
-			return nil, "", err
-		}
+	return list, next, g.withExecutions(ctx, list)
+}
+
+const executionsSQL = executionSQL + `where id = any(@ids)`
+
+// withExecutions fills in what approvals are of.
+func (g *Gateway) withExecutions(ctx context.Context, list []Approval) error {
+	ids := make([]uuid.UUID, len(list))
+	for i, a := range list {
+		ids[i] = a.Execution.ID
 	}
-	return list, next, nil
+	rows, err := g.pool.Query(ctx, executionsSQL, pgx.NamedArgs{"ids": ids, "none": uuid.Nil})
+	if err != nil {
+		return fmt.Errorf("read executions: %w", pg.Translate(err))
+	}
+	found, err := pgx.CollectRows(rows, scanExecution)
+	if err != nil {
+		return fmt.Errorf("read executions: %w", pg.Translate(err))
+	}
+	of := make(map[uuid.UUID]Execution, len(found))
+	for _, x := range found {
+		of[x.ID] = x
+	}
+	for i := range list {
+		list[i].Execution = of[list[i].Execution.ID]
+	}
+	return nil
+}
+
+const changedApprovalsSQL = ` and (a.id = any(@shown) or a.created_at > @since) order by a.id`
+
+// ChangedApprovals returns approvals as they are now, oldest first: those of shown, and
+// those that were asked for after since.
+func (g *Gateway) ChangedApprovals(ctx context.Context, p *authz.Principal, shown []uuid.UUID, since time.Time) (list []Approval, err error) {
+	rows, err := g.pool.Query(ctx, approvalSQL+changedApprovalsSQL, pgx.NamedArgs{"tenant": p.Tenant, "shown": shown, "since": since})
+	if err == nil {
+		list, err = pgx.CollectRows(rows, g.scanApproval)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list approvals: %w", pg.Translate(err))
+	}
+	return list, g.withExecutions(ctx, list)
 }

@@ -117,6 +117,19 @@ func TestDeniedAndExpired(t *testing.T) {
 	if _, err := p.execute(task.Token, "d", "close", map[string]any{"id": 1}); reason(err) != "APPROVAL_DENIED" {
 		t.Error(err)
 	}
+	// What could not even be asked for is asked for once it can be.
+	taken := map[string]any{"id": 6, "balance": 1}
+	if _, err := p.execute(task.Token, "i", "found", taken); reason(err) != "CONSTRAINT_VIOLATED" {
+		t.Error(err)
+	}
+	s.sql(t, "delete from accounts where id = 6")
+	i := s.asked(t, p, task.Token, "i", "found", taken)
+	if _, err := p.decide(olga, i.ID.String(), true, i.Digest.String()); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.execute(task.Token, "i", "found", taken); err != nil {
+		t.Error(err)
+	}
 	// Two people, and not one twice.
 	w := s.asked(t, p, task.Token, "w", "wipe", map[string]any{"id": 2})
 	if got, err := p.decide(olga, w.ID.String(), true, w.Digest.String()); err != nil || got.State != gateway.ApprovalPending {
@@ -317,5 +330,36 @@ func TestCrashOfWhatWasApproved(t *testing.T) {
 				t.Errorf("%d writes are charged", n)
 			}
 		})
+	}
+}
+
+// What waits for an approval is its task's: another one of the tree neither runs nor spoils it.
+func TestAnApprovalIsOneTasks(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	p := s.process(t)
+	root := s.agent(t, p, nil)
+	sibling := func(agent string) string {
+		r := below(request(100), 1)
+		r.Agent, r.Scope.Actions, r.Scope.Tier = agent, []authz.Action{authz.ActionExecute}, authz.TierIrreversible
+		out, err := delegate(t, p.Gateway, root.Token, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out.Token
+	}
+	owner, same, other := sibling("worker"), sibling("worker"), sibling("helper")
+	args := map[string]any{"id": 2}
+	a := s.asked(t, p, owner, "k", "close", args)
+	if _, err := p.decide(s.approver(t, "olga"), a.ID.String(), true, a.Digest.String()); err != nil {
+		t.Fatal(err)
+	}
+	for name, token := range map[string]string{"the same agent": same, "another agent": other} {
+		if _, err := p.execute(token, "k", "close", args); reason(err) != "IDEMPOTENCY_KEY_REUSED" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if x, err := p.execute(owner, "k", "close", args); err != nil || x.State != gateway.Succeeded {
+		t.Errorf("whose it is: %+v, %v", x, err)
 	}
 }

@@ -69,6 +69,7 @@ func newSite(t *testing.T) *site {
 	s.action(t, action.Definition{Name: "show", Description: "x", Tier: authz.TierRead, Parameters: parameters[:1], Row: row(action.Select)})
 	s.action(t, action.Definition{Name: "close", Description: "x", Tier: authz.TierIrreversible, IrreversibleBecause: "x", Parameters: parameters[:1], Row: row(action.Delete)})
 	s.action(t, action.Definition{Name: "wipe", Description: "x", Tier: authz.TierIrreversible, IrreversibleBecause: "x", Approvals: 2, Parameters: parameters[:1], Row: row(action.Delete)})
+	s.action(t, action.Definition{Name: "found", Description: "x", Tier: authz.TierReversible, Approvals: 1, Parameters: parameters, Row: row(action.Insert)})
 	text := action.Parameter{Name: "text", Type: action.Text, Required: true}
 	s.action(t, action.Definition{Name: "note", Description: "x", Tier: authz.TierReversible, Parameters: []action.Parameter{text},
 		Memory: &action.MemoryAction{Operation: action.Remember, Fields: map[string]action.Operand{"text": {Parameter: "text"}}}})

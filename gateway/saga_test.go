@@ -1,8 +1,11 @@
 package gateway_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
+
+	"github.com/google/uuid"
 
 	"github.com/whence-db/whence/authz"
 	"github.com/whence-db/whence/gateway"
@@ -73,6 +76,27 @@ func TestSaga(t *testing.T) {
 	}
 	if n := s.balance(t, 3); n != 7 {
 		t.Errorf("the balance is %d", n)
+	}
+	// A step that finds nothing to act on has failed.
+	made := s.rows(t)
+	if _, err := p.execute(task.Token, "n", "transfer", map[string]any{"from": 1, "left": 60, "to": 999, "then": 140}); reason(err) != "STEP_TOUCHED_NOTHING" || s.rows(t) != made {
+		t.Errorf("to nobody: %v\n%s", err, s.rows(t))
+	}
+	// What made up for something stays when the task is ended with undo, and a part is
+	// not undone by itself.
+	var compensation uuid.UUID
+	if err := s.pool.QueryRow(t.Context(), "select id from whence.executions where key = 'compensation'").Scan(&compensation); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.undo(task.Token, compensation); reason(err) != "PART_OF_EXECUTION" {
+		t.Errorf("a part: %v", err)
+	}
+	end := gateway.Call{Name: "whence.v1.TaskService/EndTask", Presented: authz.Presented{Token: task.Token}}
+	err = p.Do(t.Context(), end, func(ctx context.Context, ses *gateway.Session) error {
+		return p.EndTask(ctx, ses, true, func(gateway.Task, int64, []uuid.UUID) {})
+	})
+	if err != nil || s.rows(t) != made {
+		t.Errorf("after the end: %v\n%s", err, s.rows(t))
 	}
 }
 

@@ -12,3 +12,5 @@ alter table whence.executions add column erased boolean not null default false; 
 
 -- Those that nobody may be at any more are looked through now and then.
 create index executions_open on whence.executions (id) where state in ('RUNNING', 'UNDOING');
+
+alter table whence.approvals drop column change; -- nothing reads it

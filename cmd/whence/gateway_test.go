@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -82,10 +83,17 @@ func (s *shop) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "data: %d\n\n", i)
 			_ = http.NewResponseController(w).Flush()
 		}
+	case r.URL.Path == "/base/endless":
+		w.Header().Set("Content-Type", "text/event-stream")
+		for r.Context().Err() == nil {
+			fmt.Fprint(w, "data: still here\n\n")
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(20 * time.Millisecond)
+		}
 	case r.Method == http.MethodPost && r.URL.Path == "/base/orders":
 		w.Header().Set("X-Cost", "0.25")
 		w.WriteHeader(http.StatusCreated)
-		fmt.Fprintf(w, `{"order":{"id":"o%d"}}`, s.orders.Add(1))
+		fmt.Fprintf(w, `{"order":{"id":"o%d","number":9007199254740993}}`, s.orders.Add(1))
 	case r.Method == http.MethodDelete:
 		s.orders.Add(-1)
 	default:
@@ -111,6 +119,13 @@ actions:
       upstream: shop
       request: {method: POST, path: /orders, body: {what: {parameter: what}, for: {credential: user}}}
       inverse: {method: DELETE, path: "/orders/{id}", pathOperands: {id: {result: /order/id}}}
+  - name: shop.number
+    description: orders something, and takes it back by its number
+    tier: TIER_REVERSIBLE
+    http:
+      upstream: shop
+      request: {method: POST, path: /orders}
+      inverse: {method: DELETE, path: "/orders/{id}", pathOperands: {id: {result: /order/number}}}
   - name: shop.look
     description: looks at an order
     tier: TIER_READ
@@ -136,6 +151,7 @@ func (w *running) testGateway(t *testing.T) {
 	w.registerActions(t, shopActions)
 	t.Run("Rows", w.testRowsReadBack)
 	t.Run("Requests", func(t *testing.T) { w.testRequests(t, s) })
+	t.Run("RevokedThrough", w.testRevokedThrough)
 	t.Run("Through", func(t *testing.T) { w.testThrough(t, s) })
 }
 
@@ -212,6 +228,14 @@ func (w *running) testRequests(t *testing.T, s *shop) {
 	agent.must(t, "ActionService/Undo", &v1.UndoRequest{Id: first.GetExecution().GetId()}, &undone)
 	if req, _ := s.last(); req.Method != http.MethodDelete || req.URL.Path != "/base/orders/o1" || s.orders.Load() != 0 {
 		t.Errorf("undone by %s %s", req.Method, req.URL)
+	}
+	var numbered v1.ExecuteResponse
+	if _, err := agent.keyed(t.Context(), "n1", "ActionService/Execute", &v1.ExecuteRequest{Action: "shop.number"}, &numbered); err != nil {
+		t.Fatal(err)
+	}
+	agent.must(t, "ActionService/Undo", &v1.UndoRequest{Id: numbered.GetExecution().GetId()}, &undone)
+	if req, _ := s.last(); req.URL.Path != "/base/orders/9007199254740993" {
+		t.Errorf("undone at %s", req.URL)
 	}
 	var looked v1.ExecuteResponse
 	agent.must(t, "ActionService/Execute", &v1.ExecuteRequest{Action: "shop.look", Arguments: object(t, `{"id": "b ?c"}`)}, &looked)

@@ -61,6 +61,7 @@ func TestDevelopmentServer(t *testing.T) {
 		t.Run("Authority", w.testAuthority)
 		t.Run("Actions", w.testActions)
 		t.Run("Gateway", w.testGateway)
+		t.Run("WatchedApprovals", w.testWatchedApprovals)
 		t.Run("UsersFromTheCommandLine", w.testUsersFromTheCommandLine)
 		t.Run("UpstreamsFromTheCommandLine", w.testUpstreamsFromTheCommandLine)
 		t.Run("StopButton", w.testStopButton)

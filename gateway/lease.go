@@ -18,12 +18,30 @@ import (
 // leases are what one process holds, by task, as a transaction has locked it.
 type leases map[uuid.UUID]authz.Amounts
 
-func (g *Gateway) lockLeases(ctx context.Context, tx pgx.Tx, tasks []uuid.UUID) (leases, error) {
-	rows, err := tx.Query(ctx, lockLeasesSQL, pgx.NamedArgs{"holder": g.holder, "tasks": tasks})
-	if err != nil {
-		return nil, err
+// lock locks tasks with every task above them, and what this process holds of them,
+// in one round trip.
+func (g *Gateway) lock(ctx context.Context, tx pgx.Tx, tasks []uuid.UUID) (all nodes, l leases, err error) {
+	var b pgx.Batch
+	b.Queue(lockPathsSQL, pgx.NamedArgs{"tasks": tasks, "none": uuid.Nil}).Query(func(rows pgx.Rows) (err error) {
+		all, err = collectNodes(rows)
+		return err
+	})
+	b.Queue(lockLeasesSQL, pgx.NamedArgs{"holder": g.holder, "tasks": tasks}).Query(func(rows pgx.Rows) (err error) {
+		l, err = collectLeases(rows)
+		return err
+	})
+	return all, l, tx.SendBatch(ctx, &b).Close()
+}
+
+// save writes back what has changed of both, in one round trip.
+func (g *Gateway) save(ctx context.Context, tx pgx.Tx, all nodes, l leases) error {
+	var b pgx.Batch
+	g.queueLeases(&b, l)
+	all.queue(&b)
+	if b.Len() == 0 {
+		return nil
 	}
-	return collectLeases(rows)
+	return tx.SendBatch(ctx, &b).Close()
 }
 
 func collectLeases(rows pgx.Rows) (leases, error) {
@@ -39,17 +57,15 @@ func collectLeases(rows pgx.Rows) (leases, error) {
 	return l, err
 }
 
-func (g *Gateway) saveLeases(ctx context.Context, tx pgx.Tx, l leases) error {
+func (g *Gateway) queueLeases(b *pgx.Batch, l leases) {
 	var ids []uuid.UUID
 	var amounts []string
 	for id, a := range l {
 		ids, amounts = append(ids, id), append(amounts, a.Literal())
 	}
-	if len(ids) == 0 {
-		return nil
+	if len(ids) > 0 {
+		b.Queue(saveLeasesSQL, pgx.NamedArgs{"holder": g.holder, "ids": ids, "amounts": amounts})
 	}
-	_, err := tx.Exec(ctx, saveLeasesSQL, pgx.NamedArgs{"holder": g.holder, "ids": ids, "amounts": amounts})
-	return err
 }
 
 // blocks are what this process has leased and no call uses: the next calls take
@@ -347,12 +363,12 @@ func (g *Gateway) bury(ctx context.Context) error {
 		if err != nil || len(dead) == 0 {
 			return err
 		}
-		return takeBack(ctx, tx, dead)
+		return g.returnLeases(ctx, tx, dead)
 	})
 }
 
-// takeBack ends holders: what they hold goes back to its tasks.
-func takeBack(ctx context.Context, tx pgx.Tx, holders []uuid.UUID) error {
+// returnLeases ends holders: what they hold goes back to its tasks.
+func (g *Gateway) returnLeases(ctx context.Context, tx pgx.Tx, holders []uuid.UUID) error {
 	args := pgx.NamedArgs{"holders": holders}
 	rows, err := tx.Query(ctx, heldTasksSQL, args)
 	if err != nil {
@@ -382,7 +398,7 @@ func takeBack(ctx context.Context, tx pgx.Tx, holders []uuid.UUID) error {
 			n.reserved, n.changed = n.reserved.Minus(amounts), true
 		}
 	}
-	if err := all.save(ctx, tx); err != nil {
+	if err := g.save(ctx, tx, all, nil); err != nil {
 		return err
 	}
 	_, err = tx.Exec(ctx, buryDeadSQL, args)
@@ -393,7 +409,7 @@ func takeBack(ctx context.Context, tx pgx.Tx, holders []uuid.UUID) error {
 func (g *Gateway) retire(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
-	err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return takeBack(ctx, tx, []uuid.UUID{g.holder}) })
+	err := pg.InTx(ctx, g.pool, func(tx pgx.Tx) error { return g.returnLeases(ctx, tx, []uuid.UUID{g.holder}) })
 	var pe *pgconn.PgError
 	if err != nil && !errors.As(err, &pe) {
 		g.log.WarnContext(ctx, "cannot give back what tasks hold; it goes back when the lease is over", "error", err)

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -93,11 +92,7 @@ func (g *Gateway) settle(ctx context.Context, tx pgx.Tx, batch []*record) (settl
 	if len(tasks) == 0 {
 		return func() {}, nil
 	}
-	all, err := lockPaths(ctx, tx, tasks)
-	if err != nil {
-		return nil, err
-	}
-	l, err := g.lockLeases(ctx, tx, tasks)
+	all, l, err := g.lock(ctx, tx, tasks)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +113,7 @@ func (g *Gateway) settle(ctx context.Context, tx pgx.Tx, batch []*record) (settl
 			kept[r.task] = kept[r.task].Plus(all.spend(l, up, r))
 		}
 	}
-	return func() { g.blocks.settled(all, kept) }, errors.Join(g.saveLeases(ctx, tx, l), all.save(ctx, tx))
+	return func() { g.blocks.settled(all, kept) }, g.save(ctx, tx, all, l)
 }
 
 // spend settles one call. It returns what stays leased for the next ones.

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -95,11 +94,8 @@ func (g *Gateway) reserve(ctx context.Context, batch []*reservation) error {
 		if _, err := tx.Exec(ctx, asyncSQL); err != nil {
 			return err
 		}
-		if all, err = lockPaths(ctx, tx, tasks); err != nil {
-			return err
-		}
-		l, err := g.lockLeases(ctx, tx, tasks)
-		if err != nil {
+		var l leases
+		if all, l, err = g.lock(ctx, tx, tasks); err != nil {
 			return err
 		}
 		for id, stays := range idle {
@@ -116,7 +112,7 @@ func (g *Gateway) reserve(ctx context.Context, batch []*reservation) error {
 			}
 			extra[r.task] = extra[r.task].Plus(more)
 		}
-		return errors.Join(g.saveLeases(ctx, tx, l), all.save(ctx, tx))
+		return g.save(ctx, tx, all, l)
 	})
 	if err != nil {
 		return err
@@ -160,10 +156,14 @@ func lockPaths(ctx context.Context, tx pgx.Tx, tasks []uuid.UUID) (nodes, error)
 	if err != nil {
 		return nil, err
 	}
+	return collectNodes(rows)
+}
+
+func collectNodes(rows pgx.Rows) (nodes, error) {
 	all := nodes{}
 	var n node
 	var limit, settled, reserved []int64
-	_, err = pgx.ForEachRow(rows, []any{&n.id, &n.path, &n.state, &n.deadline, &limit, &settled, &reserved, &n.grant, &n.maxDepth, &n.ended}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&n.id, &n.path, &n.state, &n.deadline, &limit, &settled, &reserved, &n.grant, &n.maxDepth, &n.ended}, func() error {
 		c := n
 		copy(c.limit[:], limit)
 		copy(c.settled[:], settled)
@@ -336,7 +336,7 @@ func left(up []*node) authz.Amounts {
 	return least
 }
 
-func (all nodes) save(ctx context.Context, tx pgx.Tx) error {
+func (all nodes) queue(b *pgx.Batch) {
 	var ids []uuid.UUID
 	var settled, reserved []string
 	var embedded []int64
@@ -346,9 +346,7 @@ func (all nodes) save(ctx context.Context, tx pgx.Tx) error {
 			embedded = append(embedded, n.embedded)
 		}
 	}
-	if len(ids) == 0 {
-		return nil
+	if len(ids) > 0 {
+		b.Queue(saveNodesSQL, pgx.NamedArgs{"ids": ids, "settled": settled, "reserved": reserved, "embedded": embedded})
 	}
-	_, err := tx.Exec(ctx, saveNodesSQL, pgx.NamedArgs{"ids": ids, "settled": settled, "reserved": reserved, "embedded": embedded})
-	return err
 }

@@ -253,6 +253,22 @@ func (b *blocks) holds(root uuid.UUID) (task uuid.UUID, held bool) {
 	return task, false
 }
 
+// spareBelow is what lies spare in the tree of root, for each task and those below it.
+func (b *blocks) spareBelow(root uuid.UUID) map[uuid.UUID]authz.Amounts {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := map[uuid.UUID]authz.Amounts{}
+	for _, k := range b.of {
+		if k.path[0] != root {
+			continue
+		}
+		for _, id := range k.path {
+			out[id] = out[id].Plus(k.spare)
+		}
+	}
+	return out
+}
+
 // charge holds the worst case of a call, waiting briefly for what others hold.
 func (g *Gateway) charge(ctx context.Context, r *reservation) error {
 	if r.need != (authz.Amounts{}) && g.blocks.take(r) {
@@ -298,8 +314,7 @@ func (g *Gateway) holdMore(ctx context.Context, s *Session, more authz.Amounts) 
 	return nil
 }
 
-// giveBack returns what lies spare for the tree of root, so that what the database
-// tells of it is what calls use.
+// giveBack returns what lies spare for the tree of root.
 func (g *Gateway) giveBack(ctx context.Context, root uuid.UUID) error {
 	task, held := g.blocks.holds(root)
 	if !held {

@@ -46,11 +46,13 @@ const (
 	// being used, and then its calls are charged as they are recorded, or fail.
 	asyncSQL = `set local synchronous_commit = off`
 
-	// In the order of ids, so that no two transactions wait for each other.
-	lockPathsSQL = `
+	pathsSQL = `
 select id, path, state, deadline, limits, settled, reserved, coalesce(grant_id, @none), max_depth, coalesce(ended_at, deadline)
 from whence.tasks
-where id in (select unnest(path) from whence.tasks where id = any(@tasks))
+where id in (select unnest(path) from whence.tasks where id = any(@tasks))`
+
+	// In the order of ids, so that no two transactions wait for each other.
+	lockPathsSQL = pathsSQL + `
 order by id
 for no key update`
 

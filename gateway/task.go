@@ -93,13 +93,36 @@ func (g *Gateway) GetTask(ctx context.Context, id uuid.UUID) (Task, error) {
 	if err != nil {
 		return t, err
 	}
-	if _, held := g.blocks.holds(t.Root); !held {
-		return t, nil
+	if _, held := g.blocks.holds(t.Root); held {
+		t.Budget, err = g.withoutSpare(ctx, t)
 	}
-	if err := g.giveBack(ctx, t.Root); err != nil {
-		return t, err
+	return t, err
+}
+
+// withoutSpare is a task's budget with what this process has leased and no call uses
+// counted as left.
+func (g *Gateway) withoutSpare(ctx context.Context, t Task) (Budget, error) {
+	rows, err := g.pool.Query(ctx, pathsSQL, pgx.NamedArgs{"tasks": []uuid.UUID{t.ID}, "none": uuid.Nil})
+	if err != nil {
+		return t.Budget, fmt.Errorf("get a task: %w", pg.Translate(err))
 	}
-	return g.getTask(ctx, g.pool, id)
+	all, err := collectNodes(rows)
+	if err != nil {
+		return t.Budget, fmt.Errorf("get a task: %w", pg.Translate(err))
+	}
+	up, err := all.above(t.ID)
+	if err != nil {
+		return t.Budget, err
+	}
+	spare := g.blocks.spareBelow(t.Root)
+	for _, n := range up {
+		for m := range n.reserved {
+			n.reserved[m] = max(0, n.reserved[m]-spare[n.id][m])
+		}
+	}
+	b := t.Budget
+	b.Used, b.Remaining = up[0].settled.Plus(up[0].reserved), left(up)
+	return b, nil
 }
 
 // querier is a pool or a transaction.
